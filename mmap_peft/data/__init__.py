@@ -1,0 +1,1 @@
+"""From files, from the Hub, or from nothing, to tasks."""

@@ -1,0 +1,1 @@
+"""What the Hub shows of a classifier."""

@@ -1,0 +1,392 @@
+"""One frozen CLIP that classifies the images of many tasks."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel, get_peft_model
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..prompts.base import PromptConfig
+from ..tuner.routing import Route, use_routes
+from . import saving
+from .grouping import TaskGrouping
+from .images import IGNORED
+from .task import Task
+
+
+GLOBAL = "global"  # the one adapter of all tasks before they are grouped
+
+
+@dataclass
+class MultiTaskOutput(ModelOutput):
+    """What `MultiTaskClassifier` returns.
+
+    Args:
+        loss (`torch.Tensor`, *optional*): cross entropy over each image's own classes, mean over the images.
+        logits (`torch.Tensor`): (batch, classes of the task with most of them); -inf beyond an image's own classes.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class Prediction(NamedTuple):
+    """Classes of some images of one task.
+
+    Attributes:
+        labels: the most probable class name of each image.
+        probabilities: (images, classes), in the order of the task's class names.
+    """
+
+    labels: list[str]
+    probabilities: torch.Tensor
+
+
+class MultiTaskClassifier(nn.Module):
+    """A frozen CLIP, its prompt adapters, and the tasks that use them.
+
+    A task has no decoder: its class names' text features classify its image features. Whose prompts it uses is its
+    *route*. At first every task uses the adapter `"global"`; after `set_grouping` a task uses those of its group and
+    its own, in this order: `("group_0", "art")`.
+
+    Args:
+        model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Prompts are put into it.
+        processor: its processor, with `tokenizer` and `image_processor`.
+        tasks (`Sequence[Task]`): the tasks.
+        config (`PromptConfig`, *optional*): the prompts of each adapter. Without it there are none: zero-shot.
+        seed (`int`): seed of the prompts' initial values.
+
+    Raises:
+        ValueError: no task, tasks whose names collide, or a text that is longer than the text tower's positions.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        tasks: Sequence[Task],
+        config: PromptConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.processor, self.prompt_config, self.grouping = processor, config, None
+        self.tasks: dict[str, Task] = {}
+        self.routes: dict[str, Route] = {}
+        self._token_ids: dict[str, list[list[int]]] = {}
+        self._text_cache: dict[tuple, torch.Tensor] = {}
+        self._prompts_state: tuple | None = None
+        self.model = model.requires_grad_(False)
+        if config is not None:
+            with _seeded(seed):
+                self.model = get_peft_model(model, copy.deepcopy(config), adapter_name=GLOBAL)
+        if not tasks:
+            raise ValueError("A MultiTaskClassifier was given no task; give a list with one Task or more.")
+        for task in tasks:
+            self._enter(task, () if config is None else (GLOBAL,))
+
+    def _enter(self, task: Task, route: Route) -> None:
+        taken = {other.adapter: name for name, other in self.tasks.items()}
+        if task.adapter in taken:
+            raise ValueError(
+                f"Tasks {taken[task.adapter]!r} and {task.name!r} would both have the adapter {task.adapter!r}; "
+                "rename one."
+            )
+        if task.adapter == GLOBAL or task.adapter.startswith("group_"):
+            raise ValueError(
+                f"Task {task.name!r} would have the adapter {task.adapter!r}, a name that is kept for prompts of "
+                "several tasks; rename it."
+            )
+        self._token_ids[task.name] = self._tokenize(task)
+        self.tasks[task.name], self.routes[task.name] = task, route
+
+    def _tokenize(self, task: Task) -> list[list[int]]:
+        positions = self.clip.config.text_config.max_position_embeddings
+        texts = [text for texts in task.texts for text in texts]
+        found = self.processor.tokenizer(texts, verbose=False)["input_ids"]
+        for text, ids in zip(texts, found):
+            if len(ids) > positions:
+                raise ValueError(
+                    f"Text {text!r} of task {task.name!r} has {len(ids)} tokens with start and end, but the text "
+                    f"tower has {positions} positions; write a shorter template or class text."
+                )
+        return found
+
+    @property
+    def clip(self) -> PreTrainedModel:
+        """The CLIP itself."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.device
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters, those of groups first."""
+        return list(self.model.peft_config) if isinstance(self.model, PeftModel) else []
+
+    def adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        """The parameters of one adapter, by name."""
+        return dict(self.clip.mmap.mmap_generators[adapter].named_parameters())
+
+    # ---- forward
+
+    def forward(
+        self, pixel_values: torch.Tensor, task_ids: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> MultiTaskOutput:
+        """Classify images of any tasks in one pass.
+
+        Args:
+            pixel_values (`torch.Tensor`): (batch, 3, H, W).
+            task_ids (`torch.Tensor`): (batch,), number of each image's task in `tasks`.
+            labels (`torch.Tensor`, *optional*): (batch,), number of each image's class; -100 is left out of the loss.
+        """
+        present = torch.unique(task_ids).tolist()
+        names = [name for number, name in enumerate(self.tasks) if number in present]
+        place = torch.full((len(self.tasks),), -1, device=task_ids.device)
+        place[present] = torch.arange(len(present), device=task_ids.device)
+        rows = place[task_ids]  # number of each image's task among those present
+
+        text = self._text_features(names)
+        with self._routed(names, vision=rows):
+            image = F.normalize(self.clip.get_image_features(pixel_values).pooler_output, dim=-1)
+        widths = [len(task.class_names) for task in self.tasks.values()]
+        column = torch.arange(max(widths), device=rows.device)
+        counts = torch.tensor([len(self.tasks[name].class_names) for name in names], device=rows.device)
+        starts = counts.cumsum(0) - counts
+        every = self.clip.logit_scale.exp() * image @ torch.cat(text).T  # (batch, classes of all tasks present)
+        own = column < counts[rows][:, None]
+        chosen = torch.where(own, starts[rows][:, None] + column, 0)
+        logits = every.gather(1, chosen).masked_fill(~own, float("-inf"))
+        loss = None
+        if labels is not None:
+            # A sum over at least one: a batch of unreadable images only has the loss 0, not NaN.
+            losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+            loss = losses / (labels != IGNORED).sum().clamp(min=1)
+        return MultiTaskOutput(loss=loss, logits=logits)
+
+    def _routed(self, names: Sequence[str], **rows: Any):
+        if not isinstance(self.model, PeftModel):
+            return nullcontext()
+        return use_routes(self.model, [self.routes[name] for name in names], **rows)
+
+    def _text_features(self, names: Sequence[str]) -> list[torch.Tensor]:
+        """Unit text features of each task's classes, (classes, dim); from memory if nothing has changed."""
+        if self.training or torch.is_grad_enabled():
+            self._text_cache.clear()
+            return self._encode_texts(names)
+        state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        if state != self._prompts_state:
+            self._text_cache.clear()
+            self._prompts_state = state
+        kept = torch.is_autocast_enabled(self.device.type)
+        missing = [name for name in names if (name, self.routes[name], kept) not in self._text_cache]
+        if missing:
+            for name, features in zip(missing, self._encode_texts(missing)):
+                self._text_cache[name, self.routes[name], kept] = features
+        return [self._text_cache[name, self.routes[name], kept] for name in names]
+
+    def _encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
+        ids = [torch.tensor(row) for name in names for row in self._token_ids[name]]
+        rows = [number for number, name in enumerate(names) for _ in self._token_ids[name]]
+        # Padding comes after the end of a text, where a causal tower does not see it: no mask is needed.
+        padding = self.processor.tokenizer.pad_token_id
+        padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding).to(self.device)
+        with self._routed(names, text=torch.tensor(rows, device=self.device)):
+            features = F.normalize(self.clip.get_text_features(padded).pooler_output, dim=-1)
+        per_class = [len(texts) for name in names for texts in self.tasks[name].texts]
+        if max(per_class) > 1:
+            means = [part.mean(dim=0) for part in features.split(per_class)]
+            features = F.normalize(torch.stack(means), dim=-1)
+        return list(features.split([len(self.tasks[name].class_names) for name in names]))
+
+    @torch.no_grad()
+    def predict(self, images: Image.Image | Sequence[Image.Image], task: str) -> Prediction:
+        """Classify images of one task.
+
+        Args:
+            images (`PIL.Image.Image` or a list of them): the images.
+            task (`str`): name of the task.
+        """
+        if task not in self.tasks:
+            raise ValueError(f"{task!r} is none of the tasks; write one of {', '.join(self.tasks)}.")
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        processed = self.processor.image_processor(
+            images=[image.convert("RGB") for image in images], return_tensors="pt"
+        )
+        training = self.training
+        self.eval()
+        try:
+            numbers = torch.full((len(images),), list(self.tasks).index(task), device=self.device)
+            logits = self(processed["pixel_values"].to(self.device), numbers).logits
+        finally:
+            self.train(training)
+        names = self.tasks[task].class_names
+        probabilities = logits[:, : len(names)].float().softmax(-1).cpu()
+        return Prediction([names[number] for number in probabilities.argmax(-1).tolist()], probabilities)
+
+    @contextmanager
+    def zero_shot(self) -> Iterator[None]:
+        """Inside the `with` block all tasks use the plain CLIP."""
+        before, self.routes = self.routes, dict.fromkeys(self.routes, ())
+        try:
+            yield
+        finally:
+            self.routes = before
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """As CLIP's own: store less for the backward pass and compute more."""
+        self.clip.activation_checkpointing_enable(**kwargs)
+
+    # ---- adapters
+
+    def set_grouping(self, grouping: TaskGrouping, seed: int = 0) -> None:
+        """Give every group and every task an adapter of its own, in place of those that were there.
+
+        A group's prompts start as a copy of the global ones, if there are any (a choice of this library), a task's at
+        random. All of them train.
+
+        Args:
+            grouping (`TaskGrouping`): a partition of exactly these tasks.
+            seed (`int`): seed of the initial values.
+
+        Raises:
+            ValueError: the grouping is one of other tasks.
+        """
+        if sorted(grouping.tasks) != sorted(self.tasks):
+            raise ValueError(
+                f"The grouping is one of {sorted(grouping.tasks)}, but the classifier has {sorted(self.tasks)}; make "
+                "one of the same tasks."
+            )
+        shared = self.adapter_parameters(GLOBAL) if GLOBAL in self.adapters else {}
+        shared = {name: parameter.detach().clone() for name, parameter in shared.items()}
+        groups = {f"group_{number}": members for number, members in enumerate(grouping.groups)}
+        names = [*groups, *(task.adapter for task in self.tasks.values())]
+        self.fresh_adapters(names, seed)
+        for group, members in groups.items():
+            for name, parameter in self.adapter_parameters(group).items():
+                if name in shared:
+                    parameter.data.copy_(shared[name])
+            self.routes.update({task: (group, self.tasks[task].adapter) for task in members})
+        self.grouping = grouping
+
+    def share_one_adapter(self, seed: int = 0) -> None:
+        """Give all tasks one global adapter, as at the beginning, unless it is that already."""
+        if self.adapters != [GLOBAL]:
+            self.fresh_adapters([GLOBAL], seed)
+            self.routes, self.grouping = dict.fromkeys(self.tasks, (GLOBAL,)), None
+
+    def add_task(self, task: Task, group: str | None = None, seed: int = 0) -> None:
+        """Teach a trained classifier one more task: from now on only the new task's prompts train.
+
+        Args:
+            task (`Task`): the task.
+            group (`str`, *optional*): the group whose prompts it uses besides its own, or a task of that group.
+                `None`: its own alone.
+            seed (`int`): seed of the initial values.
+
+        Raises:
+            ValueError: no such group, or a name that is taken.
+        """
+        if group in self.tasks:
+            group = self.routes[group][0]
+        if group is not None and group not in self.adapters:
+            raise ValueError(
+                f"{group!r} is no group or task; write one of {', '.join([*self.adapters, *self.tasks])}."
+            )
+        if not isinstance(self.model, PeftModel):
+            raise ValueError(
+                "A classifier without a prompt config is zero-shot and cannot learn a task; give a config."
+            )
+        self._enter(task, (task.adapter,) if group is None else (group, task.adapter))
+        with _seeded(seed):
+            self.model.add_adapter(task.adapter, copy.deepcopy(self.prompt_config))
+        if self.grouping is not None:
+            groups = [list(members) for members in self.grouping.groups]
+            if group is None or group == GLOBAL:
+                groups.append([task.name])
+            else:
+                groups[int(group.removeprefix("group_"))].append(task.name)
+            self.grouping = TaskGrouping([*self.grouping.tasks, task.name], groups, mode="given")
+        self.train_adapters([task.adapter])
+
+    def train_adapters(self, adapters: Sequence[str]) -> None:
+        """Let exactly these adapters train."""
+        self.model.base_model.set_requires_grad(self.adapters, requires_grad=False)
+        self.model.base_model.set_requires_grad(list(adapters), requires_grad=True)
+
+    def fresh_adapters(self, names: Sequence[str], seed: int = 0) -> None:
+        """New adapters with these names in place of all that were there; all of them train."""
+        base = self.model.unload()
+        with _seeded(seed):
+            self.model = get_peft_model(base, copy.deepcopy(self.prompt_config), adapter_name=names[0])
+            for name in names[1:]:
+                self.model.add_adapter(name, copy.deepcopy(self.prompt_config))
+        self.model.train(self.training)
+        self.train_adapters(names)
+
+    # ---- files
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write `tasks.json`, a model card, and a folder for each adapter, which is a PEFT adapter of its own."""
+        saving.save(self, Path(folder))
+
+    def load_adapters(self, folder: str | os.PathLike) -> None:
+        """Take routes, grouping and all adapters from a folder that `save_pretrained` wrote.
+
+        Raises:
+            ValueError: the folder is of other tasks, or a file is missing or damaged; nothing has changed then.
+        """
+        saving.load(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        model: PreTrainedModel | None = None,
+        processor: Any = None,
+        **download: Any,
+    ) -> MultiTaskClassifier:
+        """Load a classifier from a folder or from the Hub.
+
+        Args:
+            name_or_path: a folder that `save_pretrained` wrote, or the id of a repository on the Hub.
+            model (`PreTrainedModel`, *optional*): the base. `None`: the one that was trained on, by its name or path.
+            processor (*optional*): the base's processor.
+            download: `revision`, `token`, `cache_dir` and the like, for the Hub.
+        """
+        folder = saving.resolve(name_or_path, **download)
+        return saving.restore(cls, folder, model, processor)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
+
+        Args:
+            repo_id (`str`): for example `"me/clip-mmap-office-home"`; made if it is not there.
+            options: `token`, `private`, `revision`, `commit_message`.
+
+        Returns:
+            Address of the commit.
+        """
+        return saving.push(self, repo_id, **options)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers from a seed inside, and as if nothing had happened outside."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

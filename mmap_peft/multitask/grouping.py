@@ -1,0 +1,208 @@
+"""A partition of the tasks into groups that share prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+
+MODES = ("gradient", "all", "none", "random", "given")
+
+
+def correlation_clustering(gains: np.ndarray, max_groups: int | None = None) -> list[list[int]]:
+    r"""The partition that maximises the sum of gains of all pairs in the same group, exactly.
+
+    $$\max \sum_{i<j} g_{ij} x_{ij}, \quad x_{ij} + x_{jk} - x_{ik} \le 1, \quad x_{ij} \in \{0, 1\}$$
+
+    where $x_{ij}$ says that i and j share a group (correlation clustering, Bansal et al., 2004). The number of groups
+    comes out of the gains; `max_groups` bounds it through $r_j \ge 1 - \sum_{i<j} x_{ij}$ (j is the first of its
+    group) and $\sum_j r_j \le$ `max_groups`. A pair that gains nothing stays apart.
+
+    Args:
+        gains (`np.ndarray`): (tasks, tasks), symmetric; the diagonal does not count.
+        max_groups (`int`, *optional*): at most so many groups.
+
+    Returns:
+        The groups, each in ascending order, ordered by their first members.
+    """
+    count = len(gains)
+    pairs = list(combinations(range(count), 2))
+    column = {pair: number for number, pair in enumerate(pairs)}
+    size = len(pairs) + count  # x, then r
+    # Solvers stop at either side of a tie: the smallest of prices makes a pair without gain stay apart.
+    price = 1e-9 * max(1.0, float(np.abs(gains).max()))
+    cost = np.zeros(size)
+    cost[: len(pairs)] = [price - gains[pair] for pair in pairs]
+    rows, upper = [], []
+    for i, j, k in combinations(range(count), 3):
+        a, b, c = column[i, j], column[j, k], column[i, k]
+        for plus, minus in (((a, b), c), ((a, c), b), ((b, c), a)):
+            row = np.zeros(size)
+            row[list(plus)], row[minus] = 1, -1
+            rows.append(row)
+            upper.append(1)
+    if max_groups is not None:
+        for j in range(count):
+            row = np.zeros(size)
+            row[[column[i, j] for i in range(j)]] = -1
+            row[len(pairs) + j] = -1
+            rows.append(row)
+            upper.append(-1)
+        row = np.zeros(size)
+        row[len(pairs) :] = 1
+        rows.append(row)
+        upper.append(max_groups)
+    constraints = [LinearConstraint(np.array(rows), ub=upper)] if rows else []
+    answer = milp(
+        cost, constraints=constraints, integrality=np.ones(size), bounds=Bounds(0, 1), options={"mip_rel_gap": 0}
+    )
+    groups: list[list[int]] = []
+    for task in range(count):
+        mates = (group for group in groups if answer.x[column[group[0], task]] > 0.5)
+        group = next(mates, None)
+        if group is None:
+            groups.append([task])
+        else:
+            group.append(task)
+    return groups
+
+
+@dataclass
+class TaskGrouping:
+    """Which tasks share a group's prompts, and why.
+
+    Args:
+        tasks (`Sequence[str]`): names of the tasks.
+        groups (`Sequence[Sequence[str]]`): the partition. The prompts of the first group are adapter `group_0`.
+        similarity (`np.ndarray`, *optional*): (tasks, tasks), mean over the snapshots of the gradients' cosines.
+        snapshots (`np.ndarray`, *optional*): (snapshots, tasks, tasks), the cosines of each snapshot.
+        steps (`Sequence[int]`): training step of each snapshot.
+        threshold (`float`, *optional*): similarity above which two tasks gain from sharing a group.
+        mode (`str`): how the groups came about: `"gradient"`, `"all"`, `"none"`, `"random"` or `"given"`.
+
+    Raises:
+        ValueError: the groups are no partition of the tasks.
+    """
+
+    tasks: Sequence[str]
+    groups: Sequence[Sequence[str]]
+    similarity: np.ndarray | None = None
+    snapshots: np.ndarray | None = None
+    steps: Sequence[int] = field(default_factory=list)
+    threshold: float | None = None
+    mode: str = "given"
+
+    def __post_init__(self) -> None:
+        self.tasks, self.groups = list(self.tasks), [list(group) for group in self.groups]
+        for name in ("similarity", "snapshots"):
+            if getattr(self, name) is not None:
+                setattr(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+        members = [task for group in self.groups for task in group]
+        if sorted(members) != sorted(self.tasks) or not all(self.groups):
+            raise ValueError(
+                f"Groups {self.groups} are no partition of the tasks {self.tasks}; put every task into exactly one "
+                "group, and leave no group empty."
+            )
+
+    @property
+    def spread(self) -> np.ndarray | None:
+        """(tasks, tasks), standard deviation of the cosines over the snapshots: how stable the similarity is."""
+        return None if self.snapshots is None else self.snapshots.std(axis=0)
+
+    def group_of(self, task: str) -> int:
+        """Number of a task's group."""
+        return next(number for number, group in enumerate(self.groups) if task in group)
+
+    @classmethod
+    def from_similarity(
+        cls,
+        tasks: Sequence[str],
+        snapshots: np.ndarray,
+        threshold: float | str = "mean",
+        max_groups: int | None = None,
+        steps: Sequence[int] = (),
+    ) -> TaskGrouping:
+        """Group tasks by the cosines of their gradients.
+
+        Args:
+            tasks: names of the tasks.
+            snapshots: (snapshots, tasks, tasks), cosines.
+            threshold: similarity above which a pair gains from sharing a group; `"mean"` is the mean over all pairs.
+            max_groups: at most so many groups.
+            steps: training step of each snapshot.
+        """
+        snapshots = np.asarray(snapshots, dtype=np.float64)
+        similarity = snapshots.mean(axis=0)
+        if threshold == "mean":
+            level = float(similarity[np.triu_indices(len(similarity), 1)].mean()) if len(tasks) > 1 else 0.0
+        else:
+            level = float(threshold)
+        groups = correlation_clustering(similarity - level, max_groups)
+        named = [[tasks[member] for member in group] for group in groups]
+        return cls(tasks, named, similarity, snapshots, list(steps), level, "gradient")
+
+    @classmethod
+    def by_mode(
+        cls, mode: str, tasks: Sequence[str], groups: Any = None, max_groups: int | None = None, seed: int = 0
+    ) -> TaskGrouping:
+        """A grouping that needs no gradients: what to compare with.
+
+        Args:
+            mode: `"all"` (one group), `"none"` (each task its own), `"random"` (`max_groups` groups, 2 if not given,
+                of about the same size) or `"given"`.
+            tasks: names of the tasks.
+            groups: the partition, for `"given"`.
+            max_groups: number of groups, for `"random"`.
+            seed: seed, for `"random"`.
+        """
+        if mode == "all":
+            parts = [list(tasks)]
+        elif mode == "none":
+            parts = [[task] for task in tasks]
+        elif mode == "random":
+            shuffled = np.random.default_rng(seed).permutation(len(tasks))
+            pieces = np.array_split(shuffled, min(max_groups or 2, len(tasks)))
+            parts = [[tasks[member] for member in sorted(piece)] for piece in pieces]
+        elif mode == "given":
+            if not groups:
+                raise ValueError("grouping='given' needs the groups; write given_groups='art+clipart,product', say.")
+            parts = groups
+        else:
+            raise ValueError(f"grouping={mode!r} is no choice; write one of {', '.join(MODES)}.")
+        return cls(tasks, parts, mode=mode)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON knows them; no digit is lost."""
+        arrays = {name: getattr(self, name) for name in ("similarity", "snapshots")}
+        return {
+            "tasks": self.tasks,
+            "groups": self.groups,
+            "steps": list(self.steps),
+            "threshold": self.threshold,
+            "mode": self.mode,
+            **{name: None if array is None else array.tolist() for name, array in arrays.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> TaskGrouping:
+        """The inverse of `to_dict`."""
+        return cls(**fields)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the grouping to a JSON file."""
+        beside = Path(f"{path}.part")
+        beside.write_text(json.dumps(self.to_dict(), indent=1))
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> TaskGrouping:
+        """Read a grouping from a JSON file."""
+        return cls.from_dict(json.loads(Path(path).read_text()))

@@ -1,0 +1,65 @@
+"""What came out of a run, as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .classifier import MultiTaskClassifier
+
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+
+
+def results(
+    classifier: MultiTaskClassifier, zero_shot: dict[str, float], trained: dict[str, float], **more: Any
+) -> dict[str, Any]:
+    """Accuracies before and after training, parameters, groups and versions.
+
+    Args:
+        classifier (`MultiTaskClassifier`): the trained classifier.
+        zero_shot, trained (`dict[str, float]`): what `MultiTaskTrainer.evaluate` returned, with these prefixes:
+            `"zero_shot"` and `"eval"`.
+        more: other fields, such as `seed` and `seconds`.
+    """
+    names = [*(task.adapter for task in classifier.tasks.values()), "mean", "worst"]
+    trainable = sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
+    base = sum(parameter.numel() for name, parameter in classifier.clip.named_parameters() if "mmap." not in name)
+    return {
+        "accuracy": {
+            name: {"zero_shot": zero_shot[f"zero_shot_{name}_accuracy"], "trained": trained[f"eval_{name}_accuracy"]}
+            for name in names
+            if f"eval_{name}_accuracy" in trained
+        },
+        "groups": None if classifier.grouping is None else classifier.grouping.groups,
+        "trainable_parameters": trainable,
+        "share_of_base": trainable / base,
+        "base_model": classifier.clip.name_or_path,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        **more,
+    }
+
+
+def save_results(found: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write results to a JSON file."""
+    beside = Path(f"{path}.part")
+    beside.write_text(json.dumps(found, indent=1))
+    beside.replace(path)
+
+
+def table(found: dict[str, Any]) -> str:
+    """Results as a Markdown table, with what else matters below."""
+    lines = ["| task | zero-shot | trained | gain |", "|---|---:|---:|---:|"]
+    for name, accuracy in found["accuracy"].items():
+        before, after = 100 * accuracy["zero_shot"], 100 * accuracy["trained"]
+        lines.append(f"| {name} | {before:.1f} % | {after:.1f} % | {after - before:+.1f} |")
+    groups = "; ".join(", ".join(group) for group in found["groups"] or [])
+    lines.append(
+        f"\nGroups: {groups}. Trained: {found['trainable_parameters']:,} parameters, "
+        f"{100 * found['share_of_base']:.2f} % of the base."
+    )
+    return "\n".join(lines)

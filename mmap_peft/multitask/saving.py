@@ -1,0 +1,178 @@
+"""A classifier's folder, on disk and on the Hub: `tasks.json`, a model card, and a PEFT adapter a folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+from ..hub.model_card import model_card
+from .grouping import TaskGrouping
+from .plots import plot_grouping
+from .task import Task
+
+
+if TYPE_CHECKING:
+    from .classifier import MultiTaskClassifier
+
+
+TASKS_FILE = "tasks.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+HEAT_MAP_FILE = "grouping.png"
+
+
+def save(classifier: MultiTaskClassifier, folder: Path) -> None:
+    """Write a classifier to a folder; other files that are there stay."""
+    if not classifier.adapters:
+        raise ValueError("A zero-shot classifier has no adapter to save; give the MultiTaskClassifier a config.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+        beside = Path(name)
+        classifier.model.save_pretrained(beside, save_embedding_layers=False)
+        grouping = classifier.grouping
+        if grouping is not None and grouping.similarity is not None:
+            plot_grouping(grouping, beside / HEAT_MAP_FILE)
+        (beside / TASKS_FILE).write_text(json.dumps(_describe(classifier), indent=1))
+        model_card(classifier).save(beside / "README.md")
+        # Each file is whole at any time; tasks.json names the others, so it comes last.
+        files = sorted(
+            (path for path in beside.rglob("*") if path.is_file()), key=lambda path: path.name == TASKS_FILE
+        )
+        for path in files:
+            target = folder / path.relative_to(beside)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
+
+
+def _describe(classifier: MultiTaskClassifier) -> dict[str, Any]:
+    return {
+        "base_model": classifier.clip.name_or_path,
+        "adapters": classifier.adapters,
+        "tasks": [
+            {
+                "name": task.name,
+                "class_names": task.class_names,
+                "template": task.template,
+                "class_texts": task.class_texts,
+                "route": classifier.routes[task.name],
+            }
+            for task in classifier.tasks.values()
+        ],
+        "grouping": None if classifier.grouping is None else classifier.grouping.to_dict(),
+    }
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((folder / TASKS_FILE).read_text())
+        adapters, tasks = description["adapters"], description["tasks"]
+        known = all(set(task["route"]) <= set(adapters) for task in tasks)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} holds no readable {TASKS_FILE} ({error}); give a folder that "
+            "MultiTaskClassifier.save_pretrained wrote."
+        ) from error
+    # The names become paths, and the file may come from anybody.
+    if not adapters or not known or not all(re.fullmatch(r"\w+", adapter) for adapter in adapters):
+        raise ValueError(f"{folder / TASKS_FILE} names adapters {adapters}, which are no names of adapter folders.")
+    return description
+
+
+def _read_weights(folder: Path, adapters: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+    weights = {}
+    for adapter in adapters:
+        path = folder / adapter / WEIGHTS_FILE
+        try:
+            weights[adapter] = load_file(path)
+        except Exception as error:  # safetensors has exceptions of its own for each way of being damaged
+            raise ValueError(f"{path} is missing or damaged ({error}); nothing was loaded from {folder}.") from error
+    return weights
+
+
+def load(classifier: MultiTaskClassifier, folder: Path) -> None:
+    """Take routes, grouping and weights from a folder, or raise a `ValueError` and change nothing."""
+    description = _read_description(folder)
+    routes = {task["name"]: tuple(task["route"]) for task in description["tasks"]}
+    if list(routes) != list(classifier.tasks):
+        raise ValueError(f"{folder} is of the tasks {list(routes)}, but the classifier has {list(classifier.tasks)}.")
+    adapters = description["adapters"]
+    weights = _read_weights(folder, adapters)
+    expected = _shapes(get_peft_model_state_dict(classifier.model, adapter_name=classifier.adapters[0]))
+    for adapter, tensors in weights.items():
+        if _shapes(tensors) != expected:
+            raise ValueError(
+                f"{folder / adapter / WEIGHTS_FILE} holds {_shapes(tensors)}, but the classifier's settings and base "
+                f"need {expected}; nothing was loaded."
+            )
+    if classifier.adapters != adapters:
+        classifier.fresh_adapters(adapters)
+    for adapter, tensors in weights.items():
+        set_peft_model_state_dict(classifier.model, tensors, adapter_name=adapter)
+    classifier.routes = routes
+    grouping = description["grouping"]
+    classifier.grouping = None if grouping is None else TaskGrouping.from_dict(grouping)
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
+
+
+def restore(
+    cls: type[MultiTaskClassifier], folder: Path, model: Any = None, processor: Any = None
+) -> MultiTaskClassifier:
+    """Make a classifier from a folder; a base or processor that is not given is loaded by its name."""
+    description = _read_description(folder)
+    tasks = [
+        Task(task["name"], task["class_names"], template=task["template"], class_texts=task["class_texts"])
+        for task in description["tasks"]
+    ]
+    config = PeftConfig.from_pretrained(str(folder / description["adapters"][0]))
+    model = AutoModel.from_pretrained(description["base_model"]) if model is None else model
+    processor = load_processor(model.name_or_path) if processor is None else processor
+    config.inference_mode = False
+    classifier = cls(model, processor, tasks, copy.deepcopy(config))
+    load(classifier, folder)
+    return classifier.eval()
+
+
+def load_processor(name_or_path: str | os.PathLike) -> Any:
+    """A CLIP's processor with images prepared by PIL, so that pixels are the same on every machine."""
+    return AutoProcessor.from_pretrained(name_or_path, backend="pil")
+
+
+def resolve(name_or_path: str | os.PathLike, **download: Any) -> Path:
+    """The folder of a classifier: a local one, or one that is fetched from the Hub."""
+    if os.path.isdir(name_or_path):
+        return Path(name_or_path)
+    patterns = ["*.json", "*.safetensors"]
+    return Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **download))
+
+
+def push(
+    classifier: MultiTaskClassifier,
+    repo_id: str,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload adapters",
+) -> str:
+    """Upload a classifier to the Hub in one commit and return the commit's address."""
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save(classifier, Path(folder))
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
+        )
+    return commit.commit_url

@@ -1,0 +1,135 @@
+"""A task: a name, class names, their texts, and images to train and to evaluate on."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+def clean_name(name: str) -> str:
+    """A class name as one would say it: `"Alarm_Clock"` becomes `"alarm clock"`."""
+    return re.sub(r"[\s_\-]+", " ", name).strip().lower()
+
+
+def adapter_name(task_name: str) -> str:
+    """The name of a task's adapter and of its folder: `"Real World"` becomes `"real_world"`."""
+    return re.sub(r"[^0-9a-z]+", "_", task_name.lower()).strip("_")
+
+
+def _tuple(texts: str | Sequence[str]) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+@dataclass
+class Task:
+    """One visual task for the frozen CLIP.
+
+    Args:
+        name (`str`): for example `"art"`. Its adapter is called like this, in lower case and with `_` for the rest.
+        class_names (`Sequence[str]`): names of the classes, in the order of the labels. They are cleaned:
+            `"Alarm_Clock"` becomes `"alarm clock"`.
+        train, eval (`datasets.Dataset`, *optional*): images with the columns `image` (an image, a path, or the
+            undecoded image of `datasets`) and `label` (number of the class). Any sequence of such rows will do.
+        template (`str` or a sequence of them): text of a class, with `{}` for its name. Several are averaged.
+        class_texts (`Mapping[str, str | Sequence[str]]`, *optional*): texts of single classes that take the place of
+            the template.
+
+    Raises:
+        ValueError: less than two classes, names that are the same after cleaning, a template without `{}`, texts for
+            a class that is not there, or labels that do not fit the class names.
+    """
+
+    name: str
+    class_names: Sequence[str]
+    train: Any = None
+    eval: Any = None
+    template: str | Sequence[str] = DEFAULT_TEMPLATE
+    class_texts: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not adapter_name(self.name):
+            raise ValueError(f"A task is named {self.name!r}, of which no adapter name is left; write letters.")
+        raw, self.class_names = list(self.class_names), [clean_name(name) for name in self.class_names]
+        if len(raw) < 2:
+            raise ValueError(
+                f"Task {self.name!r} has {len(raw)} class; give two or more, or there is nothing to tell apart."
+            )
+        repeated = [name for name, count in Counter(self.class_names).items() if count > 1]
+        if repeated or "" in self.class_names:
+            clash = [name for name in raw if clean_name(name) in [*repeated, ""]]
+            raise ValueError(
+                f"Class names of task {self.name!r} are the same or empty after cleaning: "
+                f"{', '.join(map(repr, clash))}; give each class a name of its own."
+            )
+        for template in _tuple(self.template):
+            if template.count("{}") != 1:
+                raise ValueError(
+                    f"Template {template!r} of task {self.name!r} must hold {{}} once, for the class name."
+                )
+        self.class_texts = {clean_name(name): texts for name, texts in self.class_texts.items()}
+        for name in self.class_texts:
+            if name not in self.class_names:
+                raise ValueError(f"Task {self.name!r} has texts for {name!r}, which is none of its classes.")
+        for split in ("train", "eval"):
+            if getattr(self, split) is not None:
+                self._check_labels(split)
+
+    @property
+    def adapter(self) -> str:
+        """Name of the task's adapter."""
+        return adapter_name(self.name)
+
+    @property
+    def texts(self) -> list[tuple[str, ...]]:
+        """The texts of each class."""
+        templates = _tuple(self.template)
+        return [
+            _tuple(self.class_texts[name])
+            if name in self.class_texts
+            else tuple(template.format(name) for template in templates)
+            for name in self.class_names
+        ]
+
+    def labels(self, split: str) -> np.ndarray:
+        """Labels of all images of `"train"` or `"eval"`, without decoding an image."""
+        data = getattr(self, split)
+        if isinstance(data, datasets.Dataset):
+            return np.asarray(data.with_format("numpy")["label"], dtype=np.int64)
+        return np.array([row["label"] for row in data], dtype=np.int64)
+
+    def check_training_images(self) -> None:
+        """Raise a `ValueError` if the task, or one of its classes, has no image to train on."""
+        if self.train is None or not len(self.train):
+            raise ValueError(f"Task {self.name!r} has no training images; give Task(..., train=...).")
+        counts = np.bincount(self.labels("train"), minlength=len(self.class_names))
+        missing = [name for name, count in zip(self.class_names, counts) if not count]
+        if missing:
+            raise ValueError(
+                f"Task {self.name!r} has no training image of {', '.join(map(repr, missing))}; add images, a larger "
+                "fraction, or leave the classes out of class_names."
+            )
+
+    def _check_labels(self, split: str) -> None:
+        labels = self.labels(split)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise ValueError(
+                f"Labels of task {self.name!r} run from {labels.min()} to {labels.max()}, but it has "
+                f"{len(self.class_names)} class names, numbered from 0."
+            )
+        feature = getattr(getattr(self, split), "features", {}).get("label")
+        if isinstance(feature, datasets.ClassLabel):
+            names = [clean_name(name) for name in feature.names]
+            if names != self.class_names:
+                raise ValueError(
+                    f"Labels of task {self.name!r} stand for {names[:3]}... in its {split} images, but class_names "
+                    f"begins with {self.class_names[:3]}; give them in the same order."
+                )

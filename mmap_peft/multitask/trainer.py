@@ -1,0 +1,302 @@
+"""`transformers.Trainer` for many tasks on one model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from .affinity import cosine_similarity, task_gradients
+from .arguments import MultiTaskTrainingArguments
+from .classifier import GLOBAL, MultiTaskClassifier
+from .grouping import TaskGrouping
+from .images import IGNORED, TaskImages, collate
+from .plots import plot_grouping
+from .sampler import TaskSampler
+
+
+STATE_FILE = "multitask_state.json"
+GROUPING_FOLDER = "grouping"  # inside the output folder: the checkpoints of stage 1, and what came out of it
+
+
+class TaskTrainer(Trainer):
+    """Trains the adapters of a `MultiTaskClassifier` that can be trained, on the images of all its tasks.
+
+    Every batch of every process holds every task. A checkpoint holds all adapters, routes and the grouping, and what
+    the order of images depends on; resuming gives the uninterrupted run to the bit.
+
+    Args:
+        model (`MultiTaskClassifier`): the classifier.
+        args (`MultiTaskTrainingArguments`, *optional*): the settings.
+        train_dataset, eval_dataset (`TaskImages`, *optional*): taken from the tasks if not given.
+        kwargs: as for `transformers.Trainer`.
+
+    Raises:
+        ValueError: the classifier has no prompts, or (when training begins) a task or class has no training image.
+    """
+
+    loss_is_scaled_for_ga = False  # the loss is a mean over the images of one batch
+
+    def __init__(
+        self,
+        model: MultiTaskClassifier,
+        args: MultiTaskTrainingArguments | None = None,
+        train_dataset: TaskImages | None = None,
+        eval_dataset: TaskImages | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args or MultiTaskTrainingArguments()
+        if not model.adapters:
+            raise ValueError("A zero-shot classifier has nothing to train; give the MultiTaskClassifier a config.")
+
+        def images(split: str) -> TaskImages | None:
+            found = TaskImages(model.tasks.values(), split, model.processor.image_processor, args.unreadable)
+            return found if len(found) else None
+
+        kwargs.setdefault("data_collator", collate)
+        kwargs.setdefault("compute_metrics", self.accuracy)
+        kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: logits.argmax(-1))
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=images("train") if train_dataset is None else train_dataset,
+            eval_dataset=images("eval") if eval_dataset is None else eval_dataset,
+            **kwargs,
+        )
+        self._sampler: TaskSampler | None = None
+
+    # ---- images
+
+    def _get_train_sampler(self, train_dataset: TaskImages | None = None) -> TaskSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        for task in self.model.tasks.values():
+            task.check_training_images()
+        self._sampler = TaskSampler(
+            dataset.sizes,
+            self._train_batch_size,
+            self.args.world_size * self.args.gradient_accumulation_steps,
+            self.args.sampling,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+        return self._sampler
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        # accelerate's loaders do not hand the epoch on to a sampler of our own once batches are skipped on resuming.
+        self._sampler.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    # ---- loss and metrics
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The classifier's loss.
+
+        Raises:
+            ValueError: it is not finite; the sentence names the tasks.
+        """
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if not torch.isfinite(loss):
+            valid = inputs["labels"] != IGNORED
+            own = outputs["logits"][valid].gather(1, inputs["labels"][valid][:, None])[:, 0]
+            names = list(self.model.tasks)
+            bad = sorted({names[number] for number in inputs["task_ids"][valid][~torch.isfinite(own)].tolist()})
+            raise ValueError(
+                f"The loss is {loss.item()} at step {self.state.global_step}, from task {', '.join(bad)}; "
+                "lower learning_rate, or look for images or weights that are not finite."
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Accuracy of each task, their mean, and the worst, all between 0 and 1."""
+        labels, task_ids = prediction.label_ids
+        metrics = {}
+        for number, task in enumerate(self.model.tasks.values()):
+            mine = (task_ids == number) & (labels != IGNORED)
+            if mine.any():
+                metrics[f"{task.adapter}_accuracy"] = float((prediction.predictions[mine] == labels[mine]).mean())
+        values = list(metrics.values())
+        return {**metrics, "mean_accuracy": float(np.mean(values)), "worst_accuracy": min(values)}
+
+    # ---- checkpoints
+
+    def _state(self) -> dict[str, Any]:
+        sampler = self._sampler
+        order = None if sampler is None else {"sizes": sampler.sizes, "seed": sampler.seed, "rows": len(sampler)}
+        return {"sampling": self.args.sampling, "order": order}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        self.model.save_pretrained(folder)
+        (folder / STATE_FILE).write_text(json.dumps(self._state()))
+        (folder / "training_args.json").write_text(self.args.to_json_string())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
+        self.get_train_dataloader()  # makes the sampler
+        for name, value in TaskTrainer._state(self).items():
+            if saved[name] != value:
+                raise ValueError(
+                    f"{resume_from_checkpoint} was trained with {name}={saved[name]}, but now it is {value}, so the "
+                    "images would come in another order; resume with the same images, batch size and seed."
+                )
+        self.model.load_adapters(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.model.load_adapters(self.state.best_model_checkpoint)
+
+
+class Snapshots(TrainerCallback):
+    """Takes the cosines of the tasks' gradients at evenly spread steps, the last time at the end.
+
+    Args:
+        trainer (`GlobalTrainer`): whose shared adapter the gradients are taken by.
+    """
+
+    def __init__(self, trainer: GlobalTrainer) -> None:
+        self.trainer = trainer
+        self.steps: list[int] = []
+        self.similarities: list[np.ndarray] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        count = args.grouping_snapshots
+        if state.global_step in {round((i + 1) * state.max_steps / count) for i in range(count)}:
+            self.steps.append(state.global_step)
+            self.similarities.append(self.trainer.snapshot())
+
+
+class GlobalTrainer(TaskTrainer):
+    """Stage 1: trains one global adapter on all tasks and watches how alike their gradients are."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.snapshots = Snapshots(self)
+        self.add_callback(self.snapshots)
+
+    def snapshot(self) -> np.ndarray:
+        """Cosines of the tasks' gradients by all parameters of the global adapter, (tasks, tasks)."""
+        world, rank = self.args.world_size, self.args.process_index
+        data, batches = self.train_dataset, []
+        for task, size in enumerate(data.sizes):
+            rng = np.random.default_rng([self.args.seed, self.state.global_step, task])
+            chosen = data.starts[task] + rng.permutation(size)[: self.args.snapshot_images]
+            mine = chosen[rank::world]
+            batches += [
+                mine[start : start + self._train_batch_size] for start in range(0, len(mine), self._train_batch_size)
+            ]
+        parameters = list(self.model.adapter_parameters(GLOBAL).values())
+        with self.compute_loss_context_manager():
+            loader = (collate([data[int(index)] for index in batch]) for batch in batches)
+            gradients = task_gradients(self.model, parameters, loader)
+        gradients = self.accelerator.reduce(gradients, reduction="sum")
+        return cosine_similarity(gradients, list(self.model.tasks))
+
+    def _state(self) -> dict[str, Any]:
+        similarities = [matrix.tolist() for matrix in self.snapshots.similarities]
+        return {**super()._state(), "snapshot_steps": self.snapshots.steps, "snapshots": similarities}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
+        self.snapshots.steps = saved["snapshot_steps"]
+        self.snapshots.similarities = [np.array(matrix) for matrix in saved["snapshots"]]
+
+
+class MultiTaskTrainer(TaskTrainer):
+    """Groups the tasks of a `MultiTaskClassifier`, then trains the prompts of groups and tasks.
+
+    Stage 1 (`group_tasks`) trains one global adapter and groups tasks whose gradients are alike. Stage 2 gives every
+    group and every task an adapter. A group's prompts collect the gradient of all its tasks, a task's prompts that of
+    its task alone.
+
+    ```python
+    trainer = MultiTaskTrainer(model=classifier, args=MultiTaskTrainingArguments(output_dir="out"))
+    trainer.train()
+    trainer.evaluate()  # eval_<task>_accuracy, eval_mean_accuracy, eval_worst_accuracy
+    ```
+
+    Source: Xin et al., "MmAP: Multi-modal Alignment Prompt for Cross-domain Multi-task Learning", AAAI 2024.
+
+    Args:
+        callbacks (`list[TrainerCallback]`, *optional*): take part in both stages; `EarlyStoppingCallback`, which needs
+            evaluation, in stage 2.
+        kwargs: as for `TaskTrainer`.
+    """
+
+    def __init__(self, *args: Any, callbacks: Sequence[TrainerCallback] | None = None, **kwargs: Any) -> None:
+        self._own_callbacks = list(callbacks or [])
+        super().__init__(*args, callbacks=list(self._own_callbacks), **kwargs)
+
+    def group_tasks(self, resume_from_checkpoint: str | None = None) -> TaskGrouping:
+        """Stage 1: find the groups and give the classifier the adapters of stage 2.
+
+        Args:
+            resume_from_checkpoint (`str`, *optional*): a checkpoint of stage 1.
+        """
+        args, tasks = self.args, list(self.model.tasks)
+        if args.grouping_steps:
+            stage = self._global_trainer()
+            stage.train(resume_from_checkpoint=resume_from_checkpoint)
+        if args.grouping == "gradient":
+            found = stage.snapshots
+            grouping = TaskGrouping.from_similarity(
+                tasks, np.array(found.similarities), args.threshold, args.max_groups, found.steps
+            )
+        else:
+            grouping = TaskGrouping.by_mode(args.grouping, tasks, args.parsed_groups, args.max_groups, args.seed)
+        self.model.set_grouping(grouping, seed=args.seed)
+        if args.should_save:
+            folder = Path(args.output_dir) / GROUPING_FOLDER
+            folder.mkdir(parents=True, exist_ok=True)
+            grouping.save(folder / "grouping.json")
+            if grouping.similarity is not None:
+                plot_grouping(grouping, folder / "grouping.png")
+        return grouping
+
+    def _global_trainer(self) -> GlobalTrainer:
+        args = copy.copy(self.args)
+        args.output_dir = str(Path(args.output_dir) / GROUPING_FOLDER)
+        args.max_steps = args.grouping_steps
+        args.eval_strategy, args.load_best_model_at_end, args.push_to_hub = "no", False, False
+        self.model.share_one_adapter(seed=args.seed)
+        return GlobalTrainer(
+            self.model,
+            args,
+            self.train_dataset,
+            self.eval_dataset,
+            callbacks=[call for call in self._own_callbacks if not isinstance(call, EarlyStoppingCallback)],
+        )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Group the tasks, if that is not done, and train.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint of either stage; `True`: the last one in
+                the output folder.
+            kwargs: as for `transformers.Trainer.train`.
+        """
+        checkpoint = self._last_checkpoint() if resume_from_checkpoint is True else resume_from_checkpoint
+        if checkpoint and "snapshots" in json.loads((Path(checkpoint) / STATE_FILE).read_text()):
+            self.group_tasks(resume_from_checkpoint=checkpoint)
+            checkpoint = None
+        elif checkpoint:
+            self.model.load_adapters(checkpoint)  # before an optimizer is made for other parameters
+        elif self.model.grouping is None:
+            self.group_tasks()
+        return super().train(resume_from_checkpoint=checkpoint or None, **kwargs)
+
+    def _last_checkpoint(self) -> str:
+        output = Path(self.args.output_dir)
+        for folder in (output, output / GROUPING_FOLDER):
+            found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+            if found:
+                return found
+        raise ValueError(f"{output} holds no checkpoint of either stage; write train() to begin anew.")

@@ -1,0 +1,97 @@
+"""MmAP: the prompts of all layers of both towers grow from one source prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..registration import PromptPeftType
+from .base import PromptConfig, PromptGenerator, TowerShape
+
+
+@dataclass
+class MmAPConfig(PromptConfig):
+    """Settings of MmAP, the Multi-modal Alignment Prompt (Xin et al., AAAI 2024).
+
+    The numbers of prompts, the shape of the source, and the initialisation are choices of this library, made by
+    measurement; the paper leaves them open.
+
+    Args:
+        num_prompts (`int`): b, prompts that a layer of a tower gets.
+        source_shape (`tuple[int, int]`): (m, n), shape of the source prompt. m divides b, and n divides the widths of
+            both towers. A larger source means fewer parameters.
+        init_std (`float`): standard deviation of a prompt's elements at the start.
+    """
+
+    source_shape: tuple[int, int] = field(
+        default=(2, 8), metadata={"help": "(m, n), shape of the source: m divides num_prompts, n both widths."}
+    )
+    init_std: float = field(default=0.02, metadata={"help": "Standard deviation of a prompt's elements at the start."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PromptPeftType.MMAP
+        self.source_shape = tuple(self.source_shape)  # JSON knows lists only
+        if len(self.source_shape) != 2 or min(self.source_shape) < 1:
+            raise ValueError(
+                f"source_shape={self.source_shape} is no shape of a source prompt; write two whole numbers of 1 or "
+                "more, (m, n)."
+            )
+        rows = self.source_shape[0]
+        if self.num_prompts % rows:
+            raise ValueError(
+                f"source_shape={self.source_shape} has m={rows}, which does not divide num_prompts="
+                f"{self.num_prompts}; write an m that does."
+            )
+        if not self.init_std > 0:
+            raise ValueError(
+                f"init_std={self.init_std} would start all prompts at zero, where they get no gradient; write a "
+                "number above 0."
+            )
+
+    def check(self, towers: Mapping[str, TowerShape]) -> None:
+        super().check(towers)
+        columns = self.source_shape[1]
+        for name, shape in towers.items():
+            if shape.width % columns:
+                raise ValueError(
+                    f"source_shape={self.source_shape} has n={columns}, which does not divide the {name} tower's "
+                    f"width {shape.width}; write an n that divides "
+                    f"{' and '.join(str(shape.width) for shape in towers.values())}."
+                )
+
+
+class MmAPGenerator(PromptGenerator):
+    r"""Makes MmAP prompts: layer k of tower t gets
+
+    $$P_t^k = W_t^k \otimes P_s$$
+
+    with $P_s$ = `source` (m, n), shared by all layers and towers, and $W_t^k$ = `scale_text[k]` (b/m, d_text/n) or
+    `scale_vision[k]` (b/m, d_vision/n); $\otimes$ is the Kronecker product, so that $P_t^k$ is (b, d_t). Three
+    tensors hold `m * n + b * (K_text * d_text + K_vision * d_vision) / (m * n)` parameters.
+
+    Source: Xin et al., "MmAP: Multi-modal Alignment Prompt for Cross-domain Multi-task Learning", AAAI 2024.
+
+    Args:
+        config (`MmAPConfig`): the adapter's settings.
+        towers (`Mapping[str, TowerShape]`): the towers that get prompts. A bare tower makes two tensors, not three.
+    """
+
+    def __init__(self, config: MmAPConfig, towers: Mapping[str, TowerShape]) -> None:
+        super().__init__(config, towers)
+        rows, columns = config.source_shape
+        # An element of a prompt is a product of two factors of this spread.
+        spread = config.init_std**0.5
+        self.source = nn.Parameter(torch.empty(rows, columns).normal_(std=spread))
+        for name, shape in towers.items():
+            scale = torch.empty(self.depths[name], config.num_prompts // rows, shape.width // columns)
+            self.register_parameter(f"scale_{name}", nn.Parameter(scale.normal_(std=spread)))
+
+    def layer_prompts(self, tower: str, layer: int) -> torch.Tensor:
+        return torch.kron(getattr(self, f"scale_{tower}")[layer], self.source)
+
+
+MmAPConfig.generator_class = MmAPGenerator

@@ -1,0 +1,1 @@
+"""Where prompts enter a frozen model."""

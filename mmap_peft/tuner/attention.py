@@ -1,0 +1,114 @@
+"""Attention whose keys and values are joined by prompts.
+
+A prompt whose output is dropped is nothing but one more key and value: it asks nothing itself. So instead of carrying
+prompt rows through a layer, its attention gets their keys and values.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+SUPPORTED = ("eager", "sdpa")
+
+
+class PromptStates(NamedTuple):
+    """What the prompts add to one layer's attention.
+
+    Attributes:
+        key: (batch, prompts, width).
+        value: (batch, prompts, width).
+        valid: (batch, prompts), false where a row has fewer prompts; `None` if all are real.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    valid: torch.Tensor | None
+
+
+def _joined_mask(
+    mask: torch.Tensor | None, query: torch.Tensor, tokens: int, prompts: PromptStates, causal: bool
+) -> torch.Tensor | None:
+    """Mask over [tokens, prompts]. Causal: prompts stand after the first token, which therefore does not see them."""
+    if mask is None and not causal and prompts.valid is None:
+        return None
+    length, count = query.shape[2], prompts.key.shape[1]
+    if mask is None:
+        mask = torch.ones(length, tokens, dtype=torch.bool, device=query.device)
+        mask = (mask.tril() if causal else mask)[None, None]
+    seen = torch.ones(1, 1, length, count, dtype=torch.bool, device=query.device)
+    if causal:
+        seen[:, :, 0] = False
+    if prompts.valid is not None:
+        seen = seen & prompts.valid[:, None, None, :]
+    if mask.dtype != torch.bool:
+        seen = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
+    batch = max(len(mask), len(seen))
+    return torch.cat([mask.expand(batch, *mask.shape[1:]), seen.expand(batch, mask.shape[1], -1, -1)], dim=-1)
+
+
+def _base_function(name: str, module: nn.Module) -> Callable:
+    # Every modelling file has an eager function of its own; only the others stand in the registry.
+    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, own)
+
+
+def _with_prompts(name: str) -> Callable:
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        prompt_states: PromptStates | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        base = _base_function(name, module)
+        if prompt_states is None:
+            return base(module, query, key, value, attention_mask, **kwargs)
+        causal = bool(kwargs.pop("is_causal", False))
+        mask = _joined_mask(attention_mask, query, key.shape[2], prompt_states, causal)
+        batch, heads, _, size = key.shape
+
+        def joined(states: torch.Tensor, extra: torch.Tensor) -> torch.Tensor:
+            return torch.cat([states, extra.view(batch, -1, heads, size).transpose(1, 2).to(states.dtype)], dim=2)
+
+        key, value = joined(key, prompt_states.key), joined(value, prompt_states.value)
+        return base(module, query, key, value, mask, is_causal=False, **kwargs)
+
+    return attention
+
+
+for _name in SUPPORTED:
+    AttentionInterface.register(f"mmap_{_name}", _with_prompts(_name))
+
+
+class PromptAttentionConfig:
+    """Stands in for the config of one attention module and sends it to the functions above.
+
+    The model's own config stays as it is, so that masks are still made for the implementation that the user chose and
+    `set_attn_implementation` keeps working.
+
+    Args:
+        base: the config that the attention module had.
+    """
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+
+    @property
+    def _attn_implementation(self) -> str:
+        name = self.base._attn_implementation
+        return f"mmap_{name}" if name in SUPPORTED else name
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "base" or name.startswith("__"):  # asked while a copy or a pickle is made
+            raise AttributeError(name)
+        return getattr(self.base, name)

@@ -1,0 +1,116 @@
+"""One encoder layer with prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .attention import SUPPORTED, PromptAttentionConfig, PromptStates
+from .routing import PromptContainer, RoutedPrompts
+
+
+class PromptedForward:
+    """Takes the place of an encoder layer's `forward`: same arguments, same shape of output, prompts in between.
+
+    There are two exact ways. The fast one hands the prompts to the attention as keys and values. The plain one
+    inserts them as tokens after the first and drops what comes out at their places; it is taken where the attention
+    cannot be handed anything (flash attention) or where the layer is checkpointed, whose inputs must hold all that
+    needs a gradient.
+
+    Args:
+        layer (`nn.Module`): the encoder layer, with `self_attn` and `layer_norm1`.
+        container (`PromptContainer`): where the prompts come from.
+        tower (`str`): `"text"` or `"vision"`.
+        index (`int`): number of the layer in its tower.
+    """
+
+    def __init__(self, layer: nn.Module, container: PromptContainer, tower: str, index: int) -> None:
+        self.layer, self.container, self.tower, self.index = layer, container, tower, index
+        self.plain = False
+
+    def __call__(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        routed = self.container.routed(self.tower, self.index, len(hidden_states))
+        if routed is None:
+            return self._original(hidden_states, attention_mask, **kwargs)
+        checkpointed = self.layer.training and getattr(self.layer, "gradient_checkpointing", False)
+        if self.plain or checkpointed or self.layer.self_attn.config.base._attn_implementation not in SUPPORTED:
+            return self._insert_and_strip(routed, hidden_states, attention_mask, **kwargs)
+        return self._keys_and_values(routed, hidden_states, attention_mask, **kwargs)
+
+    def _original(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return type(self.layer).forward(self.layer, *args, **kwargs)
+
+    def _keys_and_values(
+        self, routed: RoutedPrompts, hidden_states: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        attention, batch = self.layer.self_attn, len(hidden_states)
+        prompts = self.layer.layer_norm1(routed.prompts.to(hidden_states.dtype))
+        states = PromptStates(
+            routed.of_rows(attention.k_proj(prompts), batch),
+            routed.of_rows(attention.v_proj(prompts), batch),
+            None if routed.valid is None else routed.of_rows(routed.valid, batch),
+        )
+        return self._original(hidden_states, mask, prompt_states=states, **kwargs)
+
+    def _insert_and_strip(
+        self, routed: RoutedPrompts, hidden_states: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        batch, length, count = len(hidden_states), hidden_states.shape[1], routed.prompts.shape[1]
+        prompts = routed.of_rows(routed.prompts, batch).to(hidden_states.dtype)
+        widened = torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1:]], dim=1)
+        valid = None if routed.valid is None else routed.of_rows(routed.valid, batch)
+        mask = _widened_mask(mask, batch, length, count, valid, bool(kwargs.get("is_causal")), hidden_states.device)
+        if mask is not None and mask.dim() == 4:
+            kwargs.pop("is_causal", None)
+        output = self._original(widened, mask, **kwargs)
+        return torch.cat([output[:, :1], output[:, 1 + count :]], dim=1)
+
+    @staticmethod
+    def attach(layer: nn.Module, container: PromptContainer, tower: str, index: int) -> None:
+        """Hook a layer."""
+        layer.forward = PromptedForward(layer, container, tower, index)
+        layer.self_attn.config = PromptAttentionConfig(layer.self_attn.config)
+
+    @staticmethod
+    def detach(layer: nn.Module) -> None:
+        """Give a hooked layer back as it was."""
+        del layer.forward
+        layer.self_attn.config = layer.self_attn.config.base
+
+
+def _widened_mask(
+    mask: torch.Tensor | None,
+    batch: int,
+    length: int,
+    count: int,
+    valid: torch.Tensor | None,
+    causal: bool,
+    device: torch.device,
+) -> torch.Tensor | None:
+    """The mask for tokens with `count` prompts after the first of them, of the same kind as the given one."""
+    if mask is None and valid is None:
+        return None  # the implementation makes its own causal mask, for whatever length
+    if mask is not None and mask.dim() == 2:  # flash attention: which keys are real
+        seen = mask.new_ones(batch, count) if valid is None else valid.to(mask.dtype)
+        return torch.cat([mask[:, :1], seen, mask[:, 1:]], dim=1)
+    full = length + count
+    if mask is None:
+        tokens = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+        tokens = tokens.tril() if causal else tokens
+    else:
+        tokens = mask if mask.dtype == torch.bool else mask == 0
+    wide = torch.ones(batch, 1, full, full, dtype=torch.bool, device=device)
+    wide = wide.tril() if causal else wide
+    token = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(count + 1, full)]).to(device)
+    wide[:, :, token[:, None], token] = tokens.expand(batch, 1, length, length)
+    if valid is not None:
+        wide[:, :, :, 1 : count + 1] &= valid[:, None, None, :]
+        if causal:  # a prompt that is not real still needs one key, or its row would be NaN
+            wide[:, :, :, 0] = wide[:, :, :, 0] | (torch.arange(full, device=device) > 0)[None, None]
+    if mask is None or mask.dtype == torch.bool:
+        return wide
+    return torch.zeros_like(wide, dtype=mask.dtype).masked_fill(~wide, torch.finfo(mask.dtype).min)

@@ -1,0 +1,167 @@
+"""Whose prompts feed which row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+
+Route = tuple[str, ...]
+
+
+class RoutedPrompts(NamedTuple):
+    """One layer's prompts for a batch.
+
+    Attributes:
+        prompts: (routes, prompts, width); routes with fewer prompts are filled up with zeros.
+        valid: (routes, prompts), false where filled up; `None` if all routes have the same number of prompts.
+        rows: (batch,), which of the routes a row uses; `None` if there is one route.
+    """
+
+    prompts: torch.Tensor
+    valid: torch.Tensor | None
+    rows: torch.Tensor | None
+
+    def of_rows(self, tensor: torch.Tensor, batch: int) -> torch.Tensor:
+        """Spread a tensor (routes, ...) over the rows of a batch: (batch, ...)."""
+        return tensor.expand(batch, *tensor.shape[1:]) if self.rows is None else tensor[self.rows]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Routes, and for each tower the route of each row."""
+
+    routes: tuple[Route, ...]
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class PromptContainer(nn.Module, BaseTunerLayer):
+    """Child `mmap` of a model with prompts: holds the generators of all adapters and knows the current routing.
+
+    PEFT saves, loads, switches and counts what it finds in `mmap_generators`.
+
+    Args:
+        towers (`dict[str, TowerShape]`): the towers that get prompts.
+    """
+
+    adapter_layer_names = ("mmap_generators",)
+
+    def __init__(self, towers: dict) -> None:
+        super().__init__()
+        self.towers = towers
+        self.mmap_generators = nn.ModuleDict()
+        self.routing: Routing | None = None
+        self._active_adapter = []
+
+    def routed(self, tower: str, layer: int, batch: int) -> RoutedPrompts | None:
+        """The prompts that a layer gets now, or `None` if it gets none.
+
+        Args:
+            tower: `"text"` or `"vision"`.
+            layer: number of the layer.
+            batch: rows of the batch.
+
+        Raises:
+            ValueError: routes were given for another number of rows.
+        """
+        if self.disable_adapters:
+            return None
+        routing = self.routing or Routing((tuple(self.active_adapters),))
+        stacks = [self._stack(route, tower, layer) for route in routing.routes]
+        if all(stack is None for stack in stacks):
+            return None
+        rows = routing.rows.get(tower)
+        if rows is None and len(stacks) > 1:
+            raise ValueError(
+                f"{len(stacks)} routes were given, but not which row of the {tower} batch uses which; write "
+                f"use_routes(model, routes, {tower}=[...]) with a number for each of the {batch} rows."
+            )
+        if rows is not None and len(rows) != batch:
+            raise ValueError(
+                f"Routes were given for {len(rows)} rows of the {tower} batch, which has {batch}; write one number a "
+                "row."
+            )
+        counts = [0 if stack is None else len(stack) for stack in stacks]
+        most, some = max(counts), next(stack for stack in stacks if stack is not None)
+        filled = [some.new_zeros(0, some.shape[1]) if stack is None else stack for stack in stacks]
+        filled = [nn.functional.pad(stack, (0, 0, 0, most - len(stack))) for stack in filled]
+        valid = None
+        if min(counts) < most:
+            valid = torch.arange(most, device=some.device) < torch.tensor(counts, device=some.device)[:, None]
+        return RoutedPrompts(torch.stack(filled), valid, None if rows is None else rows.to(some.device))
+
+    def _stack(self, route: Route, tower: str, layer: int) -> torch.Tensor | None:
+        found = [self.mmap_generators[adapter].prompts(tower, layer) for adapter in route]
+        found = [prompts for prompts in found if prompts is not None]
+        return torch.cat(found) if found else None
+
+
+def prompt_container(model: nn.Module) -> PromptContainer:
+    """The container of a model with prompts.
+
+    Raises:
+        ValueError: the model has no prompts.
+    """
+    for module in model.modules():
+        if isinstance(module, PromptContainer):
+            return module
+    raise ValueError(f"{type(model).__name__} has no prompts; write get_peft_model(model, MmAPConfig()) first.")
+
+
+@contextmanager
+def use_routes(
+    model: nn.Module,
+    routes: Route | Sequence[Route],
+    *,
+    text: Sequence[int] | torch.Tensor | None = None,
+    vision: Sequence[int] | torch.Tensor | None = None,
+) -> Iterator[None]:
+    """Inside the `with` block, rows of a batch use the prompts of the given adapters instead of the active one's.
+
+    What can be trained stays what it was: unlike `set_adapter`, no `requires_grad` flag is touched.
+
+    ```python
+    with use_routes(model, ("group_0", "art")):  # every row uses both adapters, in this order
+        model(**inputs)
+    with use_routes(model, [("group_0", "art"), ("group_0", "clipart")], text=[0, 0, 1, 1], vision=[0, 1, 1]):
+        model(**inputs)  # four texts and three images, each with the prompts of its own route
+    ```
+
+    Args:
+        model (`nn.Module`): a `PeftModel`, or a transformers model with an adapter in it.
+        routes (`tuple[str, ...]` or a sequence of them): one route, or several. An empty route means no prompts.
+        text (`Sequence[int]`, *optional*): for each row of the text batch, which of the routes it uses.
+        vision (`Sequence[int]`, *optional*): for each row of the image batch, which of the routes it uses.
+
+    Raises:
+        ValueError: an adapter is unknown, or a row's number is not one of a route.
+    """
+    container = prompt_container(model)
+    several = not all(isinstance(name, str) for name in routes)
+    routing = Routing(tuple(tuple(route) for route in routes) if several else (tuple(routes),), {})
+    for name in {name for route in routing.routes for name in route}:
+        if name not in container.mmap_generators:
+            raise ValueError(
+                f"{name!r} is no adapter of the model; write one of {', '.join(container.mmap_generators) or 'none'}."
+            )
+    for tower, numbers in (("text", text), ("vision", vision)):
+        if numbers is None:
+            continue
+        rows = torch.as_tensor(numbers)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(routing.routes):
+            raise ValueError(
+                f"{tower}={rows.tolist()} names a route that was not given; write numbers from 0 to "
+                f"{len(routing.routes) - 1}."
+            )
+        routing.rows[tower] = rows
+    before, container.routing = container.routing, routing
+    try:
+        yield
+    finally:
+        container.routing = before
