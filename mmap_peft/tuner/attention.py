@@ -33,6 +33,11 @@ class PromptStates(NamedTuple):
     valid: torch.Tensor | None
 
 
+def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask as one that is added to the scores, which is what eager attention and a float mask need."""
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
 def _joined_mask(
     mask: torch.Tensor | None, query: torch.Tensor, tokens: int, prompts: PromptStates, causal: bool
 ) -> torch.Tensor | None:
@@ -49,7 +54,7 @@ def _joined_mask(
     if prompts.valid is not None:
         seen = seen & prompts.valid[:, None, None, :]
     if mask.dtype != torch.bool:
-        seen = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
+        seen = additive(seen, mask.dtype)
     batch = max(len(mask), len(seen))
     return torch.cat([mask.expand(batch, *mask.shape[1:]), seen.expand(batch, mask.shape[1], -1, -1)], dim=-1)
 
@@ -75,6 +80,8 @@ def _with_prompts(name: str) -> Callable:
             return base(module, query, key, value, attention_mask, **kwargs)
         causal = bool(kwargs.pop("is_causal", False))
         mask = _joined_mask(attention_mask, query, key.shape[2], prompt_states, causal)
+        if name == "eager" and mask is not None and mask.dtype == torch.bool:
+            mask = additive(mask, query.dtype)
         batch, heads, _, size = key.shape
 
         def joined(states: torch.Tensor, extra: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attention import SUPPORTED, PromptAttentionConfig, PromptStates
+from .attention import SUPPORTED, PromptAttentionConfig, PromptStates, additive
 from .routing import PromptContainer, RoutedPrompts
 
 
@@ -66,6 +66,8 @@ class PromptedForward:
         mask = _widened_mask(mask, batch, length, count, valid, bool(kwargs.get("is_causal")), hidden_states.device)
         if mask is not None and mask.dim() == 4:
             kwargs.pop("is_causal", None)
+            if self.layer.self_attn.config.base._attn_implementation == "eager":
+                mask = additive(mask, hidden_states.dtype)
         output = self._original(widened, mask, **kwargs)
         return torch.cat([output[:, :1], output[:, 1 + count :]], dim=1)
 
@@ -91,7 +93,7 @@ def _widened_mask(
     causal: bool,
     device: torch.device,
 ) -> torch.Tensor | None:
-    """The mask for tokens with `count` prompts after the first of them, of the same kind as the given one."""
+    """The mask for tokens with `count` prompts after the first of them: none, 2-D as given, or boolean 4-D."""
     if mask is None and valid is None:
         return None  # the implementation makes its own causal mask, for whatever length
     if mask is not None and mask.dim() == 2:  # flash attention: which keys are real
@@ -111,6 +113,4 @@ def _widened_mask(
         wide[:, :, :, 1 : count + 1] &= valid[:, None, None, :]
         if causal:  # a prompt that is not real still needs one key, or its row would be NaN
             wide[:, :, :, 0] = wide[:, :, :, 0] | (torch.arange(full, device=device) > 0)[None, None]
-    if mask is None or mask.dtype == torch.bool:
-        return wide
-    return torch.zeros_like(wide, dtype=mask.dtype).masked_fill(~wide, torch.finfo(mask.dtype).min)
+    return wide

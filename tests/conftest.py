@@ -1,0 +1,140 @@
+"""Small models and tasks that the tests share."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import datasets
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from mmap_peft import MultiTaskTrainingArguments, Task, load_processor
+from mmap_peft.data.pictograms import pictograms, small_clip
+
+
+datasets.disable_progress_bars()
+
+TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS = 32, 48, 3, 2
+
+
+def tiny_clip(attention: str = "sdpa", seed: int = 0) -> CLIPModel:
+    """A random CLIP whose biases and norms are no zeros and ones, so that a slip in them would show."""
+    torch.manual_seed(seed)
+    tokenizer = load_processor(small_clip()).tokenizer
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": TEXT_LAYERS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 20,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": VISION_WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": VISION_LAYERS,
+        "num_attention_heads": 4,
+        "image_size": 48,
+        "patch_size": 16,
+    }
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    model = CLIPModel._from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> str:
+    """A folder that `CLIPModel.from_pretrained` and `load_processor` read."""
+    folder = tmp_path_factory.mktemp("clip")
+    tiny_clip().save_pretrained(folder)
+    load_processor(small_clip()).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def clip(clip_folder) -> CLIPModel:
+    return CLIPModel.from_pretrained(clip_folder).eval()
+
+
+@pytest.fixture(scope="session")
+def processor():
+    return load_processor(small_clip())
+
+
+@pytest.fixture(scope="session")
+def inputs(processor) -> dict[str, torch.Tensor]:
+    """Three images and three texts of unequal length, padded, without a mask."""
+    texts = ["a photo of a sun.", "snowflake", "this is a small chess knight on a wall"]
+    ids = processor.tokenizer(texts, return_tensors="pt", padding=True)["input_ids"]
+    return {"input_ids": ids, "pixel_values": torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(1))}
+
+
+@pytest.fixture(scope="session")
+def mask(processor, inputs) -> torch.Tensor:
+    """The mask that goes with `inputs`."""
+    ids = inputs["input_ids"]
+    ends = (ids == processor.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True)
+    return (torch.arange(ids.shape[1]) <= ends).long()
+
+
+CLASSES = {"print": ["sun", "cloud", "star"], "photo": ["sun", "cloud", "star", "heart"]}
+
+
+def make_task(style: str, classes: int, per_class: int = 4, name: str | None = None, **fields) -> Task:
+    """A task of the first classes of pictograms in one style; the first half of the images train."""
+    data = pictograms(style, per_class)
+    labels, index = data.with_format("numpy")["label"], data.with_format("numpy")["index"]
+    rows = {
+        "train": [row for row in range(len(labels)) if labels[row] < classes and index[row] < per_class // 2],
+        "eval": [row for row in range(len(labels)) if labels[row] < classes and index[row] >= per_class // 2],
+    }
+    images = {split: [data[row] for row in chosen] for split, chosen in rows.items()}
+    names = data.features["label"].names[:classes]
+    return Task(name or style, names, **{**images, **fields})
+
+
+@pytest.fixture(scope="session")
+def _tasks() -> list[Task]:
+    return [make_task("print", 3), make_task("clipart", 5), make_task("photo", 4)]
+
+
+@pytest.fixture
+def tasks(_tasks) -> list[Task]:
+    """Three tasks with 3, 5 and 4 classes."""
+    return copy.deepcopy(_tasks)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Makes settings of a short run; a float32 CPU, and no progress bar."""
+
+    def make(**fields) -> MultiTaskTrainingArguments:
+        short = {
+            "output_dir": str(tmp_path / "out"),
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "per_device_train_batch_size": 6,
+            "max_steps": 6,
+            "grouping_steps": 4,
+            "grouping_snapshots": 2,
+            "snapshot_images": 6,
+            "save_steps": 2,
+            "logging_steps": 1,
+        }
+        return MultiTaskTrainingArguments(**{**short, **fields})
+
+    return make

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmap_peft import TaskGrouping, plot_grouping
+from mmap_peft.multitask.grouping import correlation_clustering
+
+
+def partitions(items):
+    """All partitions of a list."""
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for smaller in partitions(rest):
+        yield [[first], *smaller]
+        for number, group in enumerate(smaller):
+            yield [*smaller[:number], [first, *group], *smaller[number + 1 :]]
+
+
+def gain(gains, groups):
+    return sum(gains[i, j] for group in groups for i in group for j in group if i < j)
+
+
+def symmetric(count, seed):
+    matrix = np.random.default_rng(seed).uniform(-1, 1, (count, count))
+    matrix = (matrix + matrix.T) / 2
+    np.fill_diagonal(matrix, 1)
+    return matrix
+
+
+@pytest.mark.parametrize("max_groups", [None, 2, 3])
+@pytest.mark.parametrize("count", range(1, 9))
+def test_equals_the_best_of_all_partitions(count, max_groups):
+    for seed in range(3):
+        gains = symmetric(count, seed)
+        found = correlation_clustering(gains, max_groups)
+        assert sorted(member for group in found for member in group) == list(range(count))
+        allowed = [groups for groups in partitions(list(range(count))) if max_groups is None or len(groups) <= max_groups]
+        assert gain(gains, found) == pytest.approx(max(gain(gains, groups) for groups in allowed), abs=1e-6)
+        assert max_groups is None or len(found) <= max_groups
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_permuting_tasks_permutes_the_answer(seed):
+    names = [f"task {number}" for number in range(7)]
+    similarity = symmetric(7, seed)
+    order = np.random.default_rng(seed + 100).permutation(7)
+    one = TaskGrouping.from_similarity(names, similarity[None])
+    other = TaskGrouping.from_similarity([names[i] for i in order], similarity[np.ix_(order, order)][None])
+    assert {frozenset(group) for group in one.groups} == {frozenset(group) for group in other.groups}
+
+
+def test_planted_groups_are_found():
+    truth = np.array([0, 1, 0, 2, 1, 2, 0, 1])
+    noise = np.random.default_rng(0).normal(0, 0.1, (5, 8, 8))
+    similarity = 0.3 + 0.4 * (truth[:, None] == truth) + (noise + noise.transpose(0, 2, 1)) / 2
+    names = [f"{number}" for number in range(8)]
+    for threshold in ("mean", 0.5):
+        grouping = TaskGrouping.from_similarity(names, similarity, threshold)
+        assert {frozenset(group) for group in grouping.groups} == {
+            frozenset(names[task] for task in np.flatnonzero(truth == group)) for group in range(3)
+        }
+
+
+def test_a_positive_affinity_alone_does_not_make_one_group():
+    similarity = np.full((4, 4), 0.8)
+    similarity[:2, :2] = similarity[2:, 2:] = 0.9
+    assert TaskGrouping.from_similarity(list("wxyz"), similarity[None]).groups == [["w", "x"], ["y", "z"]]
+    assert TaskGrouping.from_similarity(list("wxyz"), similarity[None], 0.5).groups == [["w", "x", "y", "z"]]
+    assert TaskGrouping.from_similarity(list("wxyz"), similarity[None], 0.95).groups == [["w"], ["x"], ["y"], ["z"]]
+
+
+def test_a_pair_without_gain_stays_apart():
+    assert TaskGrouping.from_similarity(["x", "y"], np.full((1, 2, 2), 0.5)).groups == [["x"], ["y"]]
+
+
+def test_modes_to_compare_with():
+    names = list("vwxyz")
+    assert TaskGrouping.by_mode("all", names).groups == [names]
+    assert TaskGrouping.by_mode("none", names).groups == [[name] for name in names]
+    assert TaskGrouping.by_mode("given", names, [["v", "z"], ["w", "x", "y"]]).groups == [["v", "z"], ["w", "x", "y"]]
+    chances = [TaskGrouping.by_mode("random", names, max_groups=2, seed=seed).groups for seed in range(20)]
+    assert all(sorted(map(len, groups)) == [2, 3] for groups in chances)
+    assert len({str(groups) for groups in chances}) > 5
+    assert chances[3] == TaskGrouping.by_mode("random", names, max_groups=2, seed=3).groups
+
+
+@pytest.mark.parametrize("groups", [[["x"]], [["x", "y"], ["y"]], [["x", "y"], []], [["x", "z"]]])
+def test_no_partition_stops_with_a_sentence(groups):
+    with pytest.raises(ValueError, match="are no partition of the tasks"):
+        TaskGrouping(["x", "y"], groups)
+
+
+def test_unknown_and_incomplete_modes_stop_with_a_sentence():
+    with pytest.raises(ValueError, match="write one of gradient, all"):
+        TaskGrouping.by_mode("best", ["x", "y"])
+    with pytest.raises(ValueError, match="needs the groups"):
+        TaskGrouping.by_mode("given", ["x", "y"])
+
+
+def test_json_keeps_every_bit(tmp_path):
+    snapshots = np.random.default_rng(0).uniform(-1, 1, (3, 4, 4))
+    grouping = TaskGrouping.from_similarity(list("wxyz"), snapshots, 0.1, steps=[10, 20, 30])
+    grouping.save(tmp_path / "grouping.json")
+    again = TaskGrouping.load(tmp_path / "grouping.json")
+    assert np.array_equal(again.similarity, grouping.similarity)
+    assert np.array_equal(again.snapshots, snapshots)
+    assert (again.groups, again.steps, again.threshold, again.mode) == (
+        grouping.groups,
+        [10, 20, 30],
+        0.1,
+        "gradient",
+    )
+    np.testing.assert_allclose(again.spread, snapshots.std(axis=0))
+
+
+def test_the_picture_is_drawn(tmp_path):
+    snapshots = np.stack([symmetric(4, seed) for seed in range(2)])
+    path = tmp_path / "grouping.png"
+    plot_grouping(TaskGrouping.from_similarity(["art", "clipart", "product", "real world"], snapshots), path)
+    picture = Image.open(path)
+    assert min(picture.size) > 300
+    assert len(picture.convert("RGB").getcolors(2**20)) > 100
+    with pytest.raises(ValueError, match="has no similarities to draw"):
+        plot_grouping(TaskGrouping.by_mode("all", ["x", "y"]), path)

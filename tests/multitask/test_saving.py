@@ -1,0 +1,116 @@
+import json
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import CLIPModel
+
+from mmap_peft import MmAPConfig, MultiTaskClassifier, TaskGrouping, use_routes
+from mmap_peft.data.pictograms import draw
+
+
+CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5)
+IMAGES = [draw("print", "sun", number) for number in range(2)]
+
+
+@pytest.fixture
+def classifier(clip, processor, tasks):
+    made = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+    names = list(made.tasks)
+    snapshots = torch.eye(3, dtype=torch.float64).expand(2, 3, 3).numpy()
+    made.set_grouping(TaskGrouping(names, [["print", "photo"], ["clipart"]], snapshots.mean(0), snapshots))
+    return made.eval()
+
+
+@pytest.fixture
+def folder(classifier, tmp_path):
+    classifier.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def probabilities(classifier):
+    return torch.cat([classifier.predict(IMAGES, task).probabilities for task in classifier.tasks], dim=1)
+
+
+def test_a_folder_gives_the_classifier_back_to_the_bit(classifier, folder):
+    again = MultiTaskClassifier.from_pretrained(folder)
+    assert torch.equal(probabilities(again), probabilities(classifier))
+    assert again.routes == classifier.routes
+    assert again.grouping.to_dict() == classifier.grouping.to_dict()
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "tasks.json", "grouping.png", "group_0", "group_1", "print", "clipart", "photo"
+    }  # fmt: skip
+
+
+def test_each_folder_is_a_peft_adapter_of_its_own(classifier, folder, clip_folder):
+    clip = CLIPModel.from_pretrained(clip_folder)
+    model = PeftModel.from_pretrained(clip, str(folder), subfolder="print").eval()
+    pixels = {"pixel_values": torch.randn(2, 3, 48, 48)}
+    with use_routes(classifier.model, ("print",)):
+        expected = classifier.model.get_image_features(**pixels).pooler_output
+    assert torch.equal(model.get_image_features(**pixels).pooler_output, expected)
+
+
+def test_saving_again_keeps_other_files(classifier, folder):
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "note").write_text("mine")
+    classifier.save_pretrained(folder)
+    assert (folder / "checkpoint-1" / "note").read_text() == "mine"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".saving")]
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "other shape"])
+def test_a_damaged_adapter_is_refused_and_nothing_changes(damage, classifier, folder, clip, processor, tasks):
+    path = folder / "photo" / "adapter_model.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        from safetensors.torch import load_file, save_file
+
+        save_file({name: tensor[:1].clone() for name, tensor in load_file(path).items()}, path)
+    fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip.name_or_path), processor, tasks, CONFIG).eval()
+    before, adapters = probabilities(fresh), fresh.adapters
+    with pytest.raises(ValueError, match=r"photo.adapter_model\.safetensors (is missing or damaged|holds).*nothing was"):
+        fresh.load_adapters(folder)
+    assert fresh.adapters == adapters
+    assert torch.equal(probabilities(fresh), before)
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        MultiTaskClassifier.from_pretrained(folder)
+
+
+def test_other_tasks_are_refused(folder, clip_folder, processor, tasks):
+    fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks[:2], CONFIG)
+    with pytest.raises(ValueError, match="is of the tasks .* but the classifier has"):
+        fresh.load_adapters(folder)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc", "x y", ""])
+def test_names_that_are_no_folder_names_are_refused(name, folder):
+    description = json.loads((folder / "tasks.json").read_text())
+    description["adapters"].append(name)
+    (folder / "tasks.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="which are no names of adapter folders"):
+        MultiTaskClassifier.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "{"])
+def test_an_unreadable_description_is_refused(content, folder):
+    (folder / "tasks.json").write_text(content)
+    with pytest.raises(ValueError, match=r"holds no readable tasks\.json"):
+        MultiTaskClassifier.from_pretrained(folder)
+
+
+def test_the_card_names_base_tasks_and_adapters(folder, clip_folder):
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == clip_folder
+    assert card.data.library_name == "peft"
+    assert "| photo | 4 | group_0 + photo |" in card.text
+    assert "More Information Needed" not in card.text
+
+
+def test_a_zero_shot_classifier_has_nothing_to_save(clip, processor, tasks, tmp_path):
+    with pytest.raises(ValueError, match="has no adapter to save"):
+        MultiTaskClassifier(clip, processor, tasks).save_pretrained(tmp_path)
