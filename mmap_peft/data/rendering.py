@@ -110,7 +110,7 @@ def paper(colour: np.ndarray) -> np.ndarray:
 
 def draw_print(character: str, rng: np.random.Generator) -> Image.Image:
     """Black ink on white paper, worn: uneven ink, a little bleeding."""
-    mask = pose(character, rng, tilt=50, scale=(0.45, 0.9), slant=0.25)
+    mask = pose(character, rng, tilt=45, scale=(0.5, 0.9), slant=0.2)
     wear = np.clip(1.6 * clouds(rng, 24) + rng.uniform(0.1, 0.5), 0, 1)
     ink = blur(mask, rng.uniform(0.3, 1.4)) * wear
     ground = paper(np.full(3, rng.uniform(0.9, 1.0), dtype=np.float32))
@@ -119,25 +119,25 @@ def draw_print(character: str, rng: np.random.Generator) -> Image.Image:
 
 def draw_clipart(character: str, rng: np.random.Generator) -> Image.Image:
     """Flat colours, a thick outline, sometimes on a disc."""
-    mask = pose(character, rng, tilt=40, scale=(0.45, 0.85), slant=0.25)
+    mask = pose(character, rng, tilt=30, scale=(0.5, 0.85), slant=0.2)
     picture = paper(hue(rng, (0.1, 0.6), (0.8, 1.0)))
     if rng.random() < 0.6:
         y, x = np.mgrid[:CANVAS, :CANVAS] - CANVAS / 2
         disc = (np.hypot(x, y) < rng.uniform(0.38, 0.5) * CANVAS).astype(np.float32)
         picture = over(picture, disc, hue(rng, (0.4, 1.0), (0.5, 1.0)))
     outline = np.full(3, rng.choice([0.0, 1.0]), dtype=np.float32)
-    picture = over(picture, grow(mask, int(rng.integers(3, 8))), outline)
+    picture = over(picture, grow(mask, int(rng.integers(3, 6))), outline)
     return finish(over(picture, mask, hue(rng, (0.6, 1.0), (0.4, 1.0))))
 
 
 def draw_sketch(character: str, rng: np.random.Generator) -> Image.Image:
     """Broken pencil edges, drawn twice, on toned paper."""
-    mask = pose(character, rng, tilt=35, scale=(0.55, 0.9), slant=0.2)
+    mask = pose(character, rng, tilt=25, scale=(0.6, 0.95), slant=0.15)
     picture = paper(hue(rng, (0.0, 0.2), (0.8, 1.0))) - 0.08 * rng.random((CANVAS, CANVAS, 1), dtype=np.float32)
     graphite = np.full(3, rng.uniform(0.1, 0.4), dtype=np.float32)
     for _ in range(2):
         dx, dy = rng.integers(-2, 3, size=2)
-        broken = np.clip(3.0 * (clouds(rng, 14) - rng.uniform(0.2, 0.4)), 0, 1)
+        broken = np.clip(3.0 * (clouds(rng, 14) - rng.uniform(0.1, 0.3)), 0, 1)
         stroke = np.roll(edges(mask, 3), (dx, dy), axis=(0, 1)) * broken
         picture = over(picture, blur(stroke, 0.6) * rng.uniform(0.5, 0.9), graphite)
     y, x = np.mgrid[:CANVAS, :CANVAS]
@@ -148,7 +148,7 @@ def draw_sketch(character: str, rng: np.random.Generator) -> Image.Image:
 
 def draw_photo(character: str, rng: np.random.Generator) -> Image.Image:
     """An object of uneven colour with its shadow on a textured ground, lit from a side, blurred and noisy."""
-    mask = blur(pose(character, rng, tilt=30, scale=(0.5, 0.9), slant=0.25), 0.7)
+    mask = blur(pose(character, rng, tilt=30, scale=(0.55, 0.9), slant=0.2), 0.7)
     light, dark = hue(rng, (0.0, 0.5), (0.75, 1.0)), hue(rng, (0.1, 0.6), (0.45, 0.75))
     texture = 0.6 * clouds(rng, int(rng.integers(4, 10))) + 0.4 * clouds(rng, int(rng.integers(16, 40)))
     picture = dark + texture[..., None] * (light - dark)

@@ -36,7 +36,9 @@ def test_gradients_equal_a_backward_pass_a_task(classifier):
 def test_small_batches_give_the_same_gradients(classifier):
     parameters = list(classifier.adapter_parameters("global").values())
     whole = task_gradients(classifier, parameters, batches(classifier, 100))
-    torch.testing.assert_close(task_gradients(classifier, parameters, batches(classifier, 3)), whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        task_gradients(classifier, parameters, batches(classifier, 3)), whole, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_similarity_is_that_of_directions():

@@ -36,7 +36,9 @@ def test_equals_the_best_of_all_partitions(count, max_groups):
         gains = symmetric(count, seed)
         found = correlation_clustering(gains, max_groups)
         assert sorted(member for group in found for member in group) == list(range(count))
-        allowed = [groups for groups in partitions(list(range(count))) if max_groups is None or len(groups) <= max_groups]
+        allowed = [
+            groups for groups in partitions(list(range(count))) if max_groups is None or len(groups) <= max_groups
+        ]
         assert gain(gains, found) == pytest.approx(max(gain(gains, groups) for groups in allowed), abs=1e-6)
         assert max_groups is None or len(found) <= max_groups
 

@@ -73,7 +73,9 @@ def test_a_damaged_adapter_is_refused_and_nothing_changes(damage, classifier, fo
         save_file({name: tensor[:1].clone() for name, tensor in load_file(path).items()}, path)
     fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip.name_or_path), processor, tasks, CONFIG).eval()
     before, adapters = probabilities(fresh), fresh.adapters
-    with pytest.raises(ValueError, match=r"photo.adapter_model\.safetensors (is missing or damaged|holds).*nothing was"):
+    with pytest.raises(
+        ValueError, match=r"photo.adapter_model\.safetensors (is missing or damaged|holds).*nothing was"
+    ):
         fresh.load_adapters(folder)
     assert fresh.adapters == adapters
     assert torch.equal(probabilities(fresh), before)
@@ -83,7 +85,7 @@ def test_a_damaged_adapter_is_refused_and_nothing_changes(damage, classifier, fo
 
 def test_other_tasks_are_refused(folder, clip_folder, processor, tasks):
     fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks[:2], CONFIG)
-    with pytest.raises(ValueError, match="is of the tasks .* but the classifier has"):
+    with pytest.raises(ValueError, match=r"is of the tasks .* but the classifier has"):
         fresh.load_adapters(folder)
 
 

@@ -33,7 +33,10 @@ def test_the_adapter_is_named_after_the_task():
     ("fields", "sentence"),
     [
         ({"class_names": ["bed"]}, "'art' has 1 class"),
-        ({"class_names": ["Alarm_Clock", "alarm clock", "bed"]}, "'art' are the same or empty after cleaning: 'Alarm_Cl"),
+        (
+            {"class_names": ["Alarm_Clock", "alarm clock", "bed"]},
+            "'art' are the same or empty after cleaning: 'Alarm_Cl",
+        ),
         ({"class_names": ["bed", "_"]}, "empty after cleaning"),
         ({"template": "a photo"}, "of task 'art' must hold {} once"),
         ({"class_texts": {"sofa": "x"}}, "'art' has texts for 'sofa'"),

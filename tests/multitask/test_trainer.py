@@ -60,7 +60,8 @@ class Count(TrainerCallback):
 
 def test_training_groups_tasks_and_lowers_the_loss(make):
     counter = Count()
-    trainer = make(max_steps=30, learning_rate=0.03, callbacks=[counter])
+    trainer = make(max_steps=40, learning_rate=0.1, callbacks=[counter])
+    before = trainer.evaluate(trainer.train_dataset)["eval_loss"]
     trainer.train()
     grouping = trainer.model.grouping
     assert grouping.mode == "gradient"
@@ -69,9 +70,8 @@ def test_training_groups_tasks_and_lowers_the_loss(make):
     assert sorted(trainer.model.adapters) == sorted(
         [f"group_{number}" for number in range(len(grouping.groups))] + ["print", "clipart", "photo"]
     )
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
-    assert counter.steps == 34  # both stages
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] < before - 0.1
+    assert counter.steps == 44  # both stages
     written = Path(trainer.args.output_dir) / "grouping"
     assert TaskGrouping.load(written / "grouping.json").groups == grouping.groups
     assert (written / "grouping.png").stat().st_size > 10_000
@@ -91,7 +91,9 @@ def test_the_same_seed_gives_the_same_prompts_and_another_seed_others(make):
         trainer.train()
     assert_equal(prompts(first), prompts(again))
     assert np.array_equal(first.model.grouping.similarity, again.model.grouping.similarity)
-    assert not torch.equal(first.model.adapter_parameters("print")["source"], other.model.adapter_parameters("print")["source"])
+    assert not torch.equal(
+        first.model.adapter_parameters("print")["source"], other.model.adapter_parameters("print")["source"]
+    )
 
 
 def test_evaluation_names_every_task_their_mean_and_the_worst(make):

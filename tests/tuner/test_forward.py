@@ -48,7 +48,12 @@ def test_equals_the_plain_loop_over_layers(attention, padded, plain, inputs, mas
     given = mask if padded else None
     found = model(**inputs, attention_mask=given).logits_per_image
     expected = reference.logits(
-        tiny_clip(), inputs["input_ids"], inputs["pixel_values"], prompts(model, "text"), prompts(model, "vision"), given
+        tiny_clip(),
+        inputs["input_ids"],
+        inputs["pixel_values"],
+        prompts(model, "text"),
+        prompts(model, "vision"),
+        given,
     )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
@@ -130,7 +135,10 @@ def test_an_empty_route_is_the_base(inputs):
 
 def test_wrong_routes_stop_with_a_sentence(inputs):
     model = prompted(adapters=("x", "y"))
-    with pytest.raises(ValueError, match="'d' is no adapter of the model; write one of x, y"), use_routes(model, ("d",)):
+    with (
+        pytest.raises(ValueError, match="'d' is no adapter of the model; write one of x, y"),
+        use_routes(model, ("d",)),
+    ):
         pass
     with pytest.raises(ValueError, match="numbers from 0 to 1"), use_routes(model, [("x",), ("y",)], text=[0, 2, 1]):
         pass

@@ -1,0 +1,151 @@
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmap_peft.data.domains import read_domains, read_folder, read_hub
+from mmap_peft.data.splits import make_tasks, read_lists, split_at_random
+
+
+LISTS = Path(__file__).parents[3] / "shared" / "data" / "office_home_splits"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two domains of three classes; one domain lacks a class."""
+    root = tmp_path_factory.mktemp("images")
+    for domain, classes in (("Art", ["Alarm_Clock", "Bed", "TV"]), ("Real World", ["Alarm_Clock", "TV"])):
+        for number, name in enumerate(classes):
+            (root / domain / name).mkdir(parents=True)
+            for index in range(10):
+                Image.new("RGB", (8, 8), (20 * index, 80 * number, 0)).save(root / domain / name / f"{index:05}.png")
+    (root / "Art" / "Bed" / "notes.txt").write_text("no image")
+    return root
+
+
+@pytest.fixture
+def domains(folder):
+    return read_folder(folder)
+
+
+def test_a_folder_becomes_domains_with_the_same_classes(domains, folder):
+    assert list(domains) == ["Art", "Real World"]
+    assert [len(data) for data in domains.values()] == [30, 20]
+    assert all(data.features["label"].names == ["Alarm_Clock", "Bed", "TV"] for data in domains.values())
+    assert domains["Real World"][10]["label"] == 2
+    assert domains["Art"][0]["file"] == "Art/Alarm_Clock/00000.png"
+    assert read_domains(str(folder)).keys() == domains.keys()
+
+
+def test_a_folder_without_images_stops_with_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="has no images of the form domain/class/image"):
+        read_folder(tmp_path)
+
+
+def test_a_data_set_of_the_hub_becomes_domains(tmp_path):
+    """The hub's loader reads a local folder of parquet files the same way."""
+    rows = {
+        "image": [Image.new("RGB", (8, 8))] * 4,
+        "domain": ["Art", "Clipart", "Art", "Clipart"],
+        "label": [0, 1, 1, 0],
+    }
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "domain": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["Bed", "TV"]),
+        }
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "train.parquet"))
+    domains = read_hub(str(tmp_path))
+    assert {name: data["label"][:] for name, data in domains.items()} == {"Art": [0, 1], "Clipart": [1, 0]}
+    tasks = make_tasks(domains, split_at_random(domains, shots=1))
+    assert [task.name for task in tasks] == ["art", "clipart"]
+    datasets.Dataset.from_dict({"image": [1]}).to_parquet(str(tmp_path / "train.parquet"))
+    with pytest.raises(ValueError, match="but no 'domain'"):
+        read_hub(str(tmp_path))
+
+
+def counts(data, files):
+    place = {file: row for row, file in enumerate(data["file"][:])}
+    return np.bincount([data[place[file]]["label"] for file in files], minlength=3).tolist()
+
+
+def test_a_fraction_of_each_class_trains_and_the_rest_evaluates(domains):
+    split = split_at_random(domains, fraction=0.2, seed=1)
+    for name, data in domains.items():
+        assert set(split.train[name]).isdisjoint(split.eval[name])
+        assert sorted(split.train[name] + split.eval[name]) == sorted(data["file"][:])
+    assert counts(domains["Art"], split.train["Art"]) == [2, 2, 2]
+    assert counts(domains["Art"], split_at_random(domains, fraction=0.01).train["Art"]) == [1, 1, 1]
+    assert counts(domains["Art"], split_at_random(domains, shots=3).train["Art"]) == [3, 3, 3]
+
+
+def test_a_split_depends_on_its_seed_only(domains, tmp_path):
+    one, again, other = (split_at_random(domains, fraction=0.2, seed=seed) for seed in (1, 1, 2))
+    assert one == again
+    assert one.digest == again.digest != other.digest
+    one.save(tmp_path / "split.json")
+    saved = json.loads((tmp_path / "split.json").read_text())
+    assert (saved["train"], saved["digest"], saved["source"]["seed"]) == (one.train, one.digest, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({}, "either fraction or shots"),
+        ({"fraction": 0.1, "shots": 2}, "either fraction or shots"),
+        ({"fraction": 1.0}, r"write a number in \(0, 1\)"),
+        ({"shots": 0}, "write 1 or more"),
+    ],
+)
+def test_wrong_fractions_stop_with_a_sentence(fields, sentence, domains):
+    with pytest.raises(ValueError, match=sentence):
+        split_at_random(domains, **fields)
+
+
+def write_lists(root, train, test):
+    for domain in train:
+        (root / domain).mkdir(parents=True, exist_ok=True)
+        (root / domain / "train_10.txt").write_text("".join(f"{line}\n" for line in train[domain]))
+        (root / domain / "test_10.txt").write_text("".join(f"{line}\n" for line in test[domain]))
+
+
+def test_published_lists_choose_the_files(domains, tmp_path):
+    train = {"Art": ["Art/Bed/00003.png 1"], "Real_World": ["Real_World/TV/00001.png 2"]}
+    test = {"Art": ["Art/TV/00004.png 2"], "Real_World": ["Real_World/Alarm_Clock/00000.png 0"]}
+    write_lists(tmp_path, train, test)
+    tasks = make_tasks(domains, read_lists(tmp_path, 0.1), template="a {}")
+    assert [task.name for task in tasks] == ["art", "real world"]
+    assert tasks[1].train[0]["file"] == "Real World/TV/00001.png"
+    assert tasks[1].labels("eval").tolist() == [0]
+    assert tasks[0].texts[1] == ("a bed",)
+
+
+def test_lists_that_do_not_fit_stop_with_a_sentence(domains, tmp_path):
+    with pytest.raises(ValueError, match="has no lists of 10 % for each domain"):
+        read_lists(tmp_path, 0.1)
+    write_lists(tmp_path, {"Art": ["Art/Bed/00099.png 1"]}, {"Art": ["Art/Bed/00001.png 1"]})
+    with pytest.raises(ValueError, match=r"names 'Art/Bed/00099\.png' and 0 more files of 'Art' that the data lack"):
+        make_tasks(domains, read_lists(tmp_path, 0.1))
+    write_lists(tmp_path, {"Art": ["Art/Bed 1"]}, {"Art": ["Art/Bed/00001.png 1"]})
+    with pytest.raises(ValueError, match="is not of the form Domain/Class/file label"):
+        read_lists(tmp_path, 0.1)
+    write_lists(tmp_path, {"Product": ["Product/Bed/1.png 1"]}, {"Product": []})
+    (tmp_path / "Art" / "train_10.txt").unlink()
+    (tmp_path / "Art" / "test_10.txt").unlink()
+    with pytest.raises(ValueError, match="has a domain 'Product', but the data have"):
+        make_tasks(domains, read_lists(tmp_path, 0.1))
+
+
+@pytest.mark.skipif(not LISTS.is_dir(), reason="the published lists lie beside the repository, not in it")
+@pytest.mark.parametrize(("fraction", "art"), [(0.05, 121), (0.1, 243), (0.2, 485)])
+def test_the_published_lists_of_office_home_are_read(fraction, art):
+    split = read_lists(LISTS, fraction)
+    assert list(split.train) == ["Art", "Clipart", "Product", "Real_World"]
+    assert len(split.train["Art"]) == art
+    assert len(split.train["Art"]) + len(split.eval["Art"]) == 2427
+    assert all(set(split.train[name]).isdisjoint(split.eval[name]) for name in split.train)
