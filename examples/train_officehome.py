@@ -36,7 +36,7 @@ class ScriptArguments:
     split_dir: Optional[str] = field(
         default=None, metadata={"help": "Folder of published lists; needs data in a folder."}
     )
-    fraction: float = field(default=0.1, metadata={"help": "Share of the images that train."})
+    fraction: Optional[float] = field(default=None, metadata={"help": "Share of the images that train. [0.1; demo: 0.2]"})
     num_prompts: int = field(default=16, metadata={"help": "Prompts that an adapter gives a layer."})
     demo: bool = field(default=False, metadata={"help": "Pictograms and the small CLIP that ship with the package."})
 
@@ -54,6 +54,8 @@ def main() -> None:
         script.model, domains = str(small_clip()), pictogram_domains()
     else:
         domains = read_domains(script.data)
+    if script.fraction is None:
+        script.fraction = 0.2 if script.demo else 0.1
     if script.split_dir:
         split = read_lists(script.split_dir, script.fraction)
     else:

@@ -110,7 +110,7 @@ def paper(colour: np.ndarray) -> np.ndarray:
 
 def draw_print(character: str, rng: np.random.Generator) -> Image.Image:
     """Black ink on white paper, worn: uneven ink, a little bleeding."""
-    mask = pose(character, rng, tilt=45, scale=(0.5, 0.9), slant=0.2)
+    mask = pose(character, rng, tilt=60, scale=(0.45, 0.9), slant=0.2)
     wear = np.clip(1.6 * clouds(rng, 24) + rng.uniform(0.1, 0.5), 0, 1)
     ink = blur(mask, rng.uniform(0.3, 1.4)) * wear
     ground = paper(np.full(3, rng.uniform(0.9, 1.0), dtype=np.float32))
@@ -119,7 +119,7 @@ def draw_print(character: str, rng: np.random.Generator) -> Image.Image:
 
 def draw_clipart(character: str, rng: np.random.Generator) -> Image.Image:
     """Flat colours, a thick outline, sometimes on a disc."""
-    mask = pose(character, rng, tilt=30, scale=(0.5, 0.85), slant=0.2)
+    mask = pose(character, rng, tilt=18, scale=(0.6, 0.95), slant=0.14)
     picture = paper(hue(rng, (0.1, 0.6), (0.8, 1.0)))
     if rng.random() < 0.6:
         y, x = np.mgrid[:CANVAS, :CANVAS] - CANVAS / 2
@@ -132,7 +132,7 @@ def draw_clipart(character: str, rng: np.random.Generator) -> Image.Image:
 
 def draw_sketch(character: str, rng: np.random.Generator) -> Image.Image:
     """Broken pencil edges, drawn twice, on toned paper."""
-    mask = pose(character, rng, tilt=25, scale=(0.6, 0.95), slant=0.15)
+    mask = pose(character, rng, tilt=20, scale=(0.6, 0.95), slant=0.1)
     picture = paper(hue(rng, (0.0, 0.2), (0.8, 1.0))) - 0.08 * rng.random((CANVAS, CANVAS, 1), dtype=np.float32)
     graphite = np.full(3, rng.uniform(0.1, 0.4), dtype=np.float32)
     for _ in range(2):
@@ -148,7 +148,7 @@ def draw_sketch(character: str, rng: np.random.Generator) -> Image.Image:
 
 def draw_photo(character: str, rng: np.random.Generator) -> Image.Image:
     """An object of uneven colour with its shadow on a textured ground, lit from a side, blurred and noisy."""
-    mask = blur(pose(character, rng, tilt=30, scale=(0.55, 0.9), slant=0.2), 0.7)
+    mask = blur(pose(character, rng, tilt=22, scale=(0.6, 0.95), slant=0.14), 0.7)
     light, dark = hue(rng, (0.0, 0.5), (0.75, 1.0)), hue(rng, (0.1, 0.6), (0.45, 0.75))
     texture = 0.6 * clouds(rng, int(rng.integers(4, 10))) + 0.4 * clouds(rng, int(rng.integers(16, 40)))
     picture = dark + texture[..., None] * (light - dark)

@@ -86,7 +86,7 @@ class MultiTaskClassifier(nn.Module):
         self.routes: dict[str, Route] = {}
         self._token_ids: dict[str, list[list[int]]] = {}
         self._text_cache: dict[tuple, torch.Tensor] = {}
-        self._prompts_state: tuple | None = None
+        self._cached_state: tuple | None = None
         self.model = model.requires_grad_(False)
         if config is not None:
             with _seeded(seed):
@@ -187,16 +187,18 @@ class MultiTaskClassifier(nn.Module):
         if self.training or torch.is_grad_enabled():
             self._text_cache.clear()
             return self._encode_texts(names)
+        # Changed in place or replaced, a parameter shows it here.
         state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
-        if state != self._prompts_state:
+        if state != self._cached_state:
             self._text_cache.clear()
-            self._prompts_state = state
-        kept = torch.is_autocast_enabled(self.device.type)
-        missing = [name for name in names if (name, self.routes[name], kept) not in self._text_cache]
+            self._cached_state = state
+        autocast = torch.is_autocast_enabled(self.device.type)
+        keys = {name: (name, self.routes[name], autocast) for name in names}
+        missing = [name for name in names if keys[name] not in self._text_cache]
         if missing:
-            for name, features in zip(missing, self._encode_texts(missing)):
-                self._text_cache[name, self.routes[name], kept] = features
-        return [self._text_cache[name, self.routes[name], kept] for name in names]
+            found = zip(missing, self._encode_texts(missing))
+            self._text_cache.update({keys[name]: features for name, features in found})
+        return [self._text_cache[keys[name]] for name in names]
 
     def _encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
         ids = [torch.tensor(row) for name in names for row in self._token_ids[name]]

@@ -1,0 +1,109 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from mmap_peft import MultiTaskClassifier, TaskGrouping
+from mmap_peft.data.pictograms import draw
+
+
+ROOT = Path(__file__).parents[1]
+SHORT = {
+    "use_cpu": True,
+    "max_steps": 4,
+    "grouping_steps": 4,
+    "grouping_snapshots": 2,
+    "snapshot_images": 8,
+    "per_device_train_batch_size": 8,
+    "report_to": "none",
+}
+
+
+def launch(*arguments):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "examples" / "train_officehome.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert not done.returncode, done.stderr[-3000:]
+    return done.stdout
+
+
+def options(**fields):
+    return [part for name, value in {**SHORT, **fields}.items() for part in (f"--{name}", str(value))]
+
+
+def check(output, printed, tasks):
+    found = json.loads((output / "results.json").read_text())
+    assert list(found["accuracy"]) == [*tasks, "mean", "worst"]
+    for name, accuracy in found["accuracy"].items():
+        assert f"| {name} | {100 * accuracy['zero_shot']:.1f} % | {100 * accuracy['trained']:.1f} % |" in printed
+    split = json.loads((output / "split.json").read_text())
+    assert found["split"] == split["digest"]
+    assert {"seed", "seconds", "versions", "groups", "trainable_parameters", "share_of_base"} <= found.keys()
+    assert TaskGrouping.load(output / "grouping" / "grouping.json").groups == found["groups"]
+    assert (output / "grouping.png").stat().st_size > 10_000
+    return found
+
+
+def test_the_demo_runs_offline(tmp_path):
+    printed = launch("--demo", *options(output_dir=tmp_path / "out", fraction=0.1))
+    found = check(tmp_path / "out", printed, ["print", "clipart", "sketch", "photo"])
+    assert found["share_of_base"] < 0.01
+    classifier = MultiTaskClassifier.from_pretrained(tmp_path / "out")
+    assert classifier.predict([draw("photo", "sun", 0)], task="photo").probabilities.shape == (1, 60)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for domain in ("Art", "Real World"):
+        for name in ("Alarm_Clock", "Bed", "TV"):
+            (tmp_path / "images" / domain / name).mkdir(parents=True)
+            for index in range(6):
+                Image.new("RGB", (64, 50), (40 * index, 90, 10)).save(
+                    tmp_path / "images" / domain / name / f"{index:05}.jpg"
+                )
+    return tmp_path / "images"
+
+
+def test_a_folder_and_published_lists_from_a_yaml_file(folder, clip_folder, tmp_path):
+    for domain in ("Art", "Real_World"):
+        lists = tmp_path / "lists" / domain
+        lists.mkdir(parents=True)
+        for split, indices in (("train", range(2)), ("test", range(2, 6))):
+            lines = [
+                f"{domain}/{name}/{index:05}.jpg {label}\n"
+                for label, name in enumerate(("Alarm_Clock", "Bed", "TV"))
+                for index in indices
+            ]
+            (lists / f"{split}_10.txt").write_text("".join(lines))
+    settings = {
+        **SHORT,
+        "model": clip_folder,
+        "data": str(folder),
+        "split_dir": str(tmp_path / "lists"),
+        "fraction": 0.1,
+        "output_dir": str(tmp_path / "out"),
+    }
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    printed = launch(tmp_path / "settings.yaml")
+    found = check(tmp_path / "out", printed, ["art", "real_world"])
+    assert found["base_model"] == clip_folder
+    split = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert len(split["train"]["Art"]) == 6
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """Every Python block, one after the other, as a reader would: with a few steps only."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks).replace("output_dir=", f"**{SHORT!r}, output_dir=")
+    exec(compile(code, "README.md", "exec"), {})
