@@ -36,8 +36,10 @@ class ScriptArguments:
     split_dir: Optional[str] = field(
         default=None, metadata={"help": "Folder of published lists; needs data in a folder."}
     )
-    fraction: Optional[float] = field(default=None, metadata={"help": "Share of the images that train. [0.1; demo: 0.2]"})
-    num_prompts: int = field(default=16, metadata={"help": "Prompts that an adapter gives a layer."})
+    fraction: Optional[float] = field(
+        default=None, metadata={"help": "Share of the images that train. [0.1; demo: 0.3]"}
+    )
+    num_prompts: int = field(default=4, metadata={"help": "Prompts that an adapter gives a layer."})
     demo: bool = field(default=False, metadata={"help": "Pictograms and the small CLIP that ship with the package."})
 
 
@@ -55,7 +57,7 @@ def main() -> None:
     else:
         domains = read_domains(script.data)
     if script.fraction is None:
-        script.fraction = 0.2 if script.demo else 0.1
+        script.fraction = 0.3 if script.demo else 0.1
     if script.split_dir:
         split = read_lists(script.split_dir, script.fraction)
     else:

@@ -109,25 +109,31 @@ def paper(colour: np.ndarray) -> np.ndarray:
 
 
 def draw_print(character: str, rng: np.random.Generator) -> Image.Image:
-    """Black ink on white paper, worn: uneven ink, a little bleeding."""
-    mask = pose(character, rng, tilt=60, scale=(0.45, 0.9), slant=0.2)
+    """Black ink on white paper, as a coarse halftone, worn."""
+    mask = pose(character, rng, tilt=20, scale=(0.55, 0.95), slant=0.14)
+    y, x = np.mgrid[:CANVAS, :CANVAS]
+    angle, pitch = rng.uniform(0, np.pi), rng.uniform(6.0, 9.0)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    dots = np.cos(u * 2 * np.pi / pitch) + np.cos(v * 2 * np.pi / pitch)
     wear = np.clip(1.6 * clouds(rng, 24) + rng.uniform(0.1, 0.5), 0, 1)
-    ink = blur(mask, rng.uniform(0.3, 1.4)) * wear
+    ink = blur(mask * (dots > rng.uniform(-0.9, -0.4)), rng.uniform(0.3, 1.0)) * wear
     ground = paper(np.full(3, rng.uniform(0.9, 1.0), dtype=np.float32))
     return finish(over(ground, ink, np.full(3, rng.uniform(0.0, 0.25), dtype=np.float32)))
 
 
 def draw_clipart(character: str, rng: np.random.Generator) -> Image.Image:
-    """Flat colours, a thick outline, sometimes on a disc."""
-    mask = pose(character, rng, tilt=18, scale=(0.6, 0.95), slant=0.14)
+    """A sticker: flat colours, a dark outline with a white border around it, and its shadow, sometimes on a disc."""
+    mask = pose(character, rng, tilt=12, scale=(0.65, 0.95), slant=0.1)
     picture = paper(hue(rng, (0.1, 0.6), (0.8, 1.0)))
     if rng.random() < 0.6:
         y, x = np.mgrid[:CANVAS, :CANVAS] - CANVAS / 2
         disc = (np.hypot(x, y) < rng.uniform(0.38, 0.5) * CANVAS).astype(np.float32)
         picture = over(picture, disc, hue(rng, (0.4, 1.0), (0.5, 1.0)))
-    outline = np.full(3, rng.choice([0.0, 1.0]), dtype=np.float32)
-    picture = over(picture, grow(mask, int(rng.integers(3, 6))), outline)
-    return finish(over(picture, mask, hue(rng, (0.6, 1.0), (0.4, 1.0))))
+    border = grow(mask, int(rng.integers(5, 8)))
+    picture = over(picture, 0.3 * np.roll(border, (3, 3), axis=(0, 1)), np.zeros(3, dtype=np.float32))
+    picture = over(picture, border, np.ones(3, dtype=np.float32))
+    picture = over(picture, grow(mask, 3), np.full(3, 0.1, dtype=np.float32))
+    return finish(over(picture, mask, hue(rng, (0.5, 1.0), (0.2, 0.9))))
 
 
 def draw_sketch(character: str, rng: np.random.Generator) -> Image.Image:

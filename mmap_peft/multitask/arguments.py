@@ -37,7 +37,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
     """
 
     output_dir: str = field(default="out", metadata={"help": "Where checkpoints and results go."})
-    learning_rate: float = field(default=1e-2, metadata={"help": "The initial learning rate."})
+    learning_rate: float = field(default=3e-2, metadata={"help": "The initial learning rate."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images of all tasks on one device."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images of all tasks on one device."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})

@@ -34,7 +34,7 @@ class PromptConfig(PeftConfig):
 
     generator_class: ClassVar[type[PromptGenerator]]
 
-    num_prompts: int = field(default=16, metadata={"help": "Prompts that a layer of a tower gets."})
+    num_prompts: int = field(default=4, metadata={"help": "Prompts that a layer of a tower gets."})
     depth: int | None = field(
         default=None, metadata={"help": "How many layers, counted from the first, get prompts. None: all of them."}
     )

@@ -27,7 +27,7 @@ class MmAPConfig(PromptConfig):
     """
 
     source_shape: tuple[int, int] = field(
-        default=(2, 8), metadata={"help": "(m, n), shape of the source: m divides num_prompts, n both widths."}
+        default=(2, 2), metadata={"help": "(m, n), shape of the source: m divides num_prompts, n both widths."}
     )
     init_std: float = field(default=0.02, metadata={"help": "Standard deviation of a prompt's elements at the start."})
 

@@ -55,7 +55,7 @@ def test_initial_spread_of_the_prompts():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"num_prompts": 5}, "m=2, which does not divide num_prompts=5"),
+        ({"num_prompts": 5, "source_shape": (2, 8)}, "m=2, which does not divide num_prompts=5"),
         ({"num_prompts": 0}, "gives a layer no prompt"),
         ({"depth": 0}, "gives no layer a prompt"),
         ({"source_shape": (2,)}, "no shape of a source prompt"),
