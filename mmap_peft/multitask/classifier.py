@@ -252,6 +252,10 @@ class MultiTaskClassifier(nn.Module):
         """As CLIP's own: store less for the backward pass and compute more."""
         self.clip.activation_checkpointing_enable(**kwargs)
 
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """The same, by its name up to transformers 5.20, the last for Python 3.10."""
+        self.clip.gradient_checkpointing_enable(**kwargs)
+
     # ---- adapters
 
     def set_grouping(self, grouping: TaskGrouping, seed: int = 0) -> None:

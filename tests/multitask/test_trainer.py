@@ -223,6 +223,17 @@ def test_ways_to_group(fields, groups, make):
     assert trainer.model.grouping.groups == groups
 
 
+def test_activation_checkpointing_changes_nothing(make):
+    names = ("gradient_checkpointing", "activation_checkpointing")  # up to transformers 5.20, and since
+    name = names[hasattr(MultiTaskTrainingArguments, names[1])]
+    plain, checkpointed = make(max_steps=3), make(max_steps=3, **{name: True})
+    plain.train()
+    checkpointed.train()
+    assert checkpointed.model.clip.text_model.encoder.layers[0].gradient_checkpointing
+    for key, value in prompts(plain).items():
+        torch.testing.assert_close(prompts(checkpointed)[key], value, atol=1e-5, rtol=1e-4)
+
+
 def test_snapshots_leave_training_as_it_would_be(make):
     one, many = make(grouping_snapshots=1), make(grouping_snapshots=4)
     for trainer in (one, many):
