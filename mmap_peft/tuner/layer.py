@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .attention import SUPPORTED, PromptAttentionConfig, PromptStates, additive
-from .routing import PromptContainer, RoutedPrompts
+from .routing import PromptContainer, RoutedPrompts, Routing
 
 
 class PromptedForward:
@@ -31,9 +31,16 @@ class PromptedForward:
         self.plain = False
 
     def __call__(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        prompt_routing: Routing | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        routed = self.container.routed(self.tower, self.index, len(hidden_states))
+        routed = None
+        if prompt_routing is not None:
+            routed = self.container.routed(prompt_routing, self.tower, self.index, len(hidden_states))
         if routed is None:
             return self._original(hidden_states, attention_mask, **kwargs)
         checkpointed = self.layer.training and getattr(self.layer, "gradient_checkpointing", False)

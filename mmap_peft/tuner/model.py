@@ -11,27 +11,28 @@ from transformers import PreTrainedModel
 
 from ..prompts.base import PromptConfig, TowerShape
 from .layer import PromptedForward
-from .routing import PromptContainer
+from .routing import PromptContainer, RoutingHook
 
 
 RESERVED = ("base_model", "mmap", "model")
 ENCODER_LAYERS = r"(.*\.)?encoder\.layers\.\d+"
 
 
-def find_towers(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The encoder layers of a model's towers, by the tower's name (`"text"`, `"vision"`).
+def find_towers(model: nn.Module) -> dict[str, nn.Module]:
+    """The encoders of a model's towers, each with its `layers`, by the tower's name (`"text"`, `"vision"`).
 
     Raises:
         ValueError: the model has no such tower.
     """
-    towers: dict[str, nn.ModuleList] = {}
+    towers: dict[str, nn.Module] = {}
     for module in model.modules():
-        layers = getattr(getattr(module, "encoder", None), "layers", None)
+        encoder = getattr(module, "encoder", None)
         modalities = getattr(module, "input_modalities", ())
-        if isinstance(module, PreTrainedModel) and layers and modalities in (("text",), ("image",)):
-            towers["text" if modalities == ("text",) else "vision"] = layers
+        known = isinstance(module, PreTrainedModel) and modalities in (("text",), ("image",))
+        if known and getattr(encoder, "layers", None):
+            towers["text" if modalities == ("text",) else "vision"] = encoder
     attributes = ("self_attn", "layer_norm1")
-    if not towers or not all(hasattr(layers[0], name) for layers in towers.values() for name in attributes):
+    if not towers or not all(hasattr(tower.layers[0], name) for tower in towers.values() for name in attributes):
         raise ValueError(
             f"{type(model).__name__} has no CLIP-like text or vision tower to put prompts into; give a CLIPModel, "
             "CLIPTextModel or CLIPVisionModel."
@@ -89,6 +90,8 @@ class PromptTuner(BaseTuner):
         towers = find_towers(self.model)
         if not hasattr(self.model, "mmap"):
             self.model.mmap = PromptContainer(_shapes(towers))
+            for encoder in towers.values():
+                RoutingHook.attach(encoder, self.model.mmap)
         container = self.model.mmap
         if adapter_name not in container.mmap_generators:
             generator = peft_config.generator_class(peft_config, container.towers)
@@ -97,15 +100,16 @@ class PromptTuner(BaseTuner):
                 generator = generator.to(weight.device, weight.dtype)
             container.mmap_generators[adapter_name] = generator
         if not isinstance(target.__dict__.get("forward"), PromptedForward):
-            for name, layers in towers.items():
-                for index, layer in enumerate(layers):
+            for name, encoder in towers.items():
+                for index, layer in enumerate(encoder.layers):
                     if layer is target:
                         PromptedForward.attach(layer, container, name, index)
 
     def unload(self) -> nn.Module:
         """Take all prompts out and return the base, unchanged to the bit."""
-        for layers in find_towers(self.model).values():
-            for layer in layers:
+        for encoder in find_towers(self.model).values():
+            RoutingHook.detach(encoder)
+            for layer in encoder.layers:
                 if isinstance(layer.__dict__.get("forward"), PromptedForward):
                     PromptedForward.detach(layer)
         del self.model.mmap
@@ -127,10 +131,10 @@ class PromptTuner(BaseTuner):
         self.merge_and_unload()
 
 
-def _shapes(towers: dict[str, nn.ModuleList]) -> dict[str, TowerShape]:
+def _shapes(towers: dict[str, nn.Module]) -> dict[str, TowerShape]:
     def width(layer: nn.Module) -> int:
         norm: torch.Tensor = layer.layer_norm1.weight
         return norm.shape[0]
 
     # In a fixed order, so that the same seed makes the same prompts whatever the order of the model's children.
-    return {name: TowerShape(len(layers), width(layers[0])) for name, layers in sorted(towers.items())}
+    return {name: TowerShape(len(tower.layers), width(tower.layers[0])) for name, tower in sorted(towers.items())}

@@ -59,10 +59,18 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         self.routing: Routing | None = None
         self._active_adapter = []
 
-    def routed(self, tower: str, layer: int, batch: int) -> RoutedPrompts | None:
-        """The prompts that a layer gets now, or `None` if it gets none.
+    @property
+    def current(self) -> Routing | None:
+        """What `use_routes` says, or else the active adapters; `None` if adapters are switched off."""
+        if self.disable_adapters:
+            return None
+        return self.routing or Routing((tuple(self.active_adapters),))
+
+    def routed(self, routing: Routing, tower: str, layer: int, batch: int) -> RoutedPrompts | None:
+        """The prompts that a layer gets, or `None` if it gets none.
 
         Args:
+            routing: whose prompts.
             tower: `"text"` or `"vision"`.
             layer: number of the layer.
             batch: rows of the batch.
@@ -70,9 +78,6 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: routes were given for another number of rows.
         """
-        if self.disable_adapters:
-            return None
-        routing = self.routing or Routing((tuple(self.active_adapters),))
         stacks = [self._stack(route, tower, layer) for route in routing.routes]
         if all(stack is None for stack in stacks):
             return None
@@ -100,6 +105,36 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         found = [self.mmap_generators[adapter].prompts(tower, layer) for adapter in route]
         found = [prompts for prompts in found if prompts is not None]
         return torch.cat(found) if found else None
+
+
+class RoutingHook:
+    """Before an encoder runs, hands the current routing to its layers as keyword `prompt_routing`.
+
+    As an argument it is there again when a checkpointed layer is computed once more in the backward pass, by when
+    `use_routes` has long ended.
+
+    Args:
+        container (`PromptContainer`): what knows the routing.
+    """
+
+    def __init__(self, container: PromptContainer) -> None:
+        self.container = container
+
+    def __call__(self, encoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, {**kwargs, "prompt_routing": self.container.current}
+
+    @staticmethod
+    def attach(encoder: nn.Module, container: PromptContainer) -> None:
+        """Hook an encoder."""
+        encoder.register_forward_pre_hook(RoutingHook(container), with_kwargs=True)
+
+    @staticmethod
+    def detach(encoder: nn.Module) -> None:
+        """Take the hook off."""
+        for key, hook in list(encoder._forward_pre_hooks.items()):
+            if isinstance(hook, RoutingHook):
+                del encoder._forward_pre_hooks[key]
+                del encoder._forward_pre_hooks_with_kwargs[key]
 
 
 def prompt_container(model: nn.Module) -> PromptContainer:

@@ -196,7 +196,7 @@ def test_gradient_checkpointing_changes_nothing(reentrant, inputs, mask):
         model.zero_grad()
         with use_routes(model, [("x",), ("x", "y")], **routing):
             found = model(**inputs, attention_mask=mask).logits_per_image
-            found.pow(2).sum().backward()
+        found.pow(2).sum().backward()  # after the block, as a trainer does
         return found.detach(), [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
 
     found, expected = run(False), run(True)

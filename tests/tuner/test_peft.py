@@ -76,6 +76,7 @@ def test_unloading_gives_the_base_to_the_bit_and_it_can_be_wrapped_again(model, 
     assert torch.equal(logits(base, inputs), logits(untouched, inputs))
     assert base.state_dict().keys() == untouched.state_dict().keys()
     assert not any("forward" in vars(module) for module in base.modules())
+    assert not any(module._forward_pre_hooks for module in base.modules())
     assert type(base.text_model.encoder.layers[0].self_attn.config) is type(base.config.text_config)
     again = get_peft_model(base, MmAPConfig(**CONFIG))
     assert not torch.equal(logits(again, inputs), logits(untouched, inputs))
