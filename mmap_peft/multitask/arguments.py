@@ -41,7 +41,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images of all tasks on one device."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images of all tasks on one device."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
-    max_steps: int = field(default=400, metadata={"help": "Steps of stage 2. -1: num_train_epochs decides."})
+    num_train_epochs: float = field(default=6.0, metadata={"help": "Epochs of stage 2, unless max_steps is given."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: images come as they are."})
     grouping: str = field(default="gradient", metadata={"help": "How tasks are grouped.", "choices": list(MODES)})
     grouping_steps: int = field(default=100, metadata={"help": "Steps of stage 1, which trains one global adapter."})

@@ -118,6 +118,4 @@ def _widened_mask(
     wide[:, :, token[:, None], token] = tokens.expand(batch, 1, length, length)
     if valid is not None:
         wide[:, :, :, 1 : count + 1] &= valid[:, None, None, :]
-        if causal:  # a prompt that is not real still needs one key, or its row would be NaN
-            wide[:, :, :, 0] = wide[:, :, :, 0] | (torch.arange(full, device=device) > 0)[None, None]
     return wide
