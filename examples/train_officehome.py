@@ -24,7 +24,8 @@ from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTa
 from mmap_peft.data.domains import read_domains
 from mmap_peft.data.pictograms import pictogram_domains, small_clip
 from mmap_peft.data.splits import make_tasks, read_lists, split_at_random
-from mmap_peft.multitask.results import results, save_results, table
+from mmap_peft.multitask.files import write_json
+from mmap_peft.multitask.results import results, table
 
 
 @dataclass
@@ -80,7 +81,7 @@ def main() -> None:
         split.save(output / "split.json")
         seconds = round(time.perf_counter() - start, 1)
         found = results(classifier, before, after, seed=args.seed, seconds=seconds, split=split.digest)
-        save_results(found, output / "results.json")
+        write_json(found, output / "results.json")
         print(table(found), f"{seconds} s. Written to {output}.", sep="\n")
 
 

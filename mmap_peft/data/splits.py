@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from ..multitask.files import write_json
 from ..multitask.task import DEFAULT_TEMPLATE, Task
 
 
@@ -36,8 +37,7 @@ class Split:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the split to a JSON file."""
-        fields = {"source": self.source, "digest": self.digest, "train": self.train, "eval": self.eval}
-        Path(path).write_text(json.dumps(fields, indent=1))
+        write_json({"source": self.source, "digest": self.digest, "train": self.train, "eval": self.eval}, path)
 
 
 def _choose(labels: np.ndarray, count_of: Mapping[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from .files import write_json
+
 
 MODES = ("gradient", "all", "none", "random", "given")
 
@@ -198,9 +200,7 @@ class TaskGrouping:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the grouping to a JSON file."""
-        beside = Path(f"{path}.part")
-        beside.write_text(json.dumps(self.to_dict(), indent=1))
-        beside.replace(path)
+        write_json(self.to_dict(), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> TaskGrouping:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from .classifier import MultiTaskClassifier
@@ -42,13 +39,6 @@ def results(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         **more,
     }
-
-
-def save_results(found: dict[str, Any], path: str | os.PathLike) -> None:
-    """Write results to a JSON file."""
-    beside = Path(f"{path}.part")
-    beside.write_text(json.dumps(found, indent=1))
-    beside.replace(path)
 
 
 def table(found: dict[str, Any]) -> str:

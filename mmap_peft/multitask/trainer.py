@@ -141,7 +141,7 @@ class TaskTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
-        self.get_train_dataloader()  # makes the sampler
+        self._get_train_sampler()
         for name, value in TaskTrainer._state(self).items():
             if saved[name] != value:
                 raise ValueError(

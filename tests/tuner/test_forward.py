@@ -244,7 +244,6 @@ def test_bare_towers(tower, name, inputs):
 
 def test_depth_prompts_the_first_layers_only(inputs):
     model = prompted(depth=1)
-    found = model(**inputs).logits_per_image
 
     def filled(tower, layers):
         # a layer without prompts: reference with none
