@@ -72,10 +72,9 @@ def _with_prompts(name: str) -> Callable:
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        prompt_states: PromptStates | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        base = _base_function(name, module)
+        base, prompt_states = _base_function(name, module), module.config.prompt_states
         if prompt_states is None:
             return base(module, query, key, value, attention_mask, **kwargs)
         causal = bool(kwargs.pop("is_causal", False))
@@ -98,10 +97,11 @@ for _name in SUPPORTED:
 
 
 class PromptAttentionConfig:
-    """Stands in for the config of one attention module and sends it to the functions above.
+    """Stands in for the config of one attention module, sends it to the functions above, and brings them the prompts.
 
     The model's own config stays as it is, so that masks are still made for the implementation that the user chose and
-    `set_attn_implementation` keeps working.
+    `set_attn_implementation` keeps working. The prompts come this way since not every family's attention hands
+    keywords on.
 
     Args:
         base: the config that the attention module had.
@@ -109,6 +109,7 @@ class PromptAttentionConfig:
 
     def __init__(self, base: Any) -> None:
         self.base = base
+        self.prompt_states: PromptStates | None = None
 
     @property
     def _attn_implementation(self) -> str:

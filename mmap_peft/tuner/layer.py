@@ -40,7 +40,7 @@ class PromptedForward:
     ) -> torch.Tensor:
         routed = None
         if prompt_routing is not None:
-            routed = self.container.routed(prompt_routing, self.tower, self.index, len(hidden_states))
+            routed = self.container.routed(prompt_routing, self.tower, self.index, hidden_states)
         if routed is None:
             return self._original(hidden_states, attention_mask, **kwargs)
         checkpointed = self.layer.training and getattr(self.layer, "gradient_checkpointing", False)
@@ -55,19 +55,22 @@ class PromptedForward:
         self, routed: RoutedPrompts, hidden_states: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
     ) -> torch.Tensor:
         attention, batch = self.layer.self_attn, len(hidden_states)
-        prompts = self.layer.layer_norm1(routed.prompts.to(hidden_states.dtype))
-        states = PromptStates(
+        prompts = self.layer.layer_norm1(routed.prompts)
+        attention.config.prompt_states = PromptStates(
             routed.of_rows(attention.k_proj(prompts), batch),
             routed.of_rows(attention.v_proj(prompts), batch),
             None if routed.valid is None else routed.of_rows(routed.valid, batch),
         )
-        return self._original(hidden_states, mask, prompt_states=states, **kwargs)
+        try:
+            return self._original(hidden_states, mask, **kwargs)
+        finally:
+            attention.config.prompt_states = None
 
     def _insert_and_strip(
         self, routed: RoutedPrompts, hidden_states: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
     ) -> torch.Tensor:
         batch, length, count = len(hidden_states), hidden_states.shape[1], routed.prompts.shape[1]
-        prompts = routed.of_rows(routed.prompts, batch).to(hidden_states.dtype)
+        prompts = routed.of_rows(routed.prompts, batch)
         widened = torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1:]], dim=1)
         valid = None if routed.valid is None else routed.of_rows(routed.valid, batch)
         mask = _widened_mask(mask, batch, length, count, valid, bool(kwargs.get("is_causal")), hidden_states.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -11,10 +13,17 @@ from transformers import PreTrainedModel
 
 from ..prompts.base import PromptConfig, TowerShape
 from .layer import PromptedForward
-from .routing import PromptContainer, RoutingHook
+from .routing import PromptContainer, RoutingHook, use_routes
 
 
 RESERVED = ("base_model", "mmap", "model")
+FAMILIES = {  # by the towers' `model_type`, less its ending
+    "clip": "CLIP",
+    "siglip": "SigLIP",
+    "siglip2": "SigLIP 2",
+    "metaclip_2": "MetaCLIP 2",
+    "clipseg": "CLIPSeg",
+}
 ENCODER_LAYERS = r"(.*\.)?encoder\.layers\.\d+"
 
 
@@ -26,18 +35,25 @@ def find_towers(model: nn.Module) -> dict[str, nn.Module]:
     """
     towers: dict[str, nn.Module] = {}
     for module in model.modules():
-        encoder = getattr(module, "encoder", None)
-        modalities = getattr(module, "input_modalities", ())
-        known = isinstance(module, PreTrainedModel) and modalities in (("text",), ("image",))
-        if known and getattr(encoder, "layers", None):
-            towers["text" if modalities == ("text",) else "vision"] = encoder
-    attributes = ("self_attn", "layer_norm1")
-    if not towers or not all(hasattr(tower.layers[0], name) for tower in towers.values() for name in attributes):
+        if isinstance(module, PreTrainedModel) and hasattr(module, "encoder"):
+            family, _, tower = module.config.model_type.removesuffix("_model").rpartition("_")
+            if family in FAMILIES:
+                towers[tower] = module.encoder
+    if not towers:
         raise ValueError(
-            f"{type(model).__name__} has no CLIP-like text or vision tower to put prompts into; give a CLIPModel, "
-            "CLIPTextModel or CLIPVisionModel."
+            f"{type(model).__name__} has no text or vision tower that prompts are known to work with; give a model of "
+            f"{', '.join(FAMILIES.values())}, or one of its towers."
         )
     return towers
+
+
+def encoder_layers(model: nn.Module) -> dict[nn.Module, tuple[str, int]]:
+    """Tower and number of each encoder layer of a model."""
+    return {
+        layer: (tower, index)
+        for tower, encoder in find_towers(model).items()
+        for index, layer in enumerate(encoder.layers)
+    }
 
 
 class PromptTuner(BaseTuner):
@@ -50,6 +66,10 @@ class PromptTuner(BaseTuner):
     prefix = "mmap_"
     tuner_layer_cls = PromptContainer
     target_module_mapping: dict[str, Any] = {}
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
+        configs = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
+        super().__init__(model, _Configs(configs), adapter_name, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Check that name and settings fit before anything is changed, then add the adapter."""
@@ -69,11 +89,27 @@ class PromptTuner(BaseTuner):
                 f"'.' and '/' that is none of {', '.join(RESERVED)}."
             )
         config.check(_shapes(find_towers(model)))
+        self._prepare_adapter_config(config, {})
+        self._places(model, config)
 
     def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
         # A regular expression: PEFT would condense a list of 20 layers or more to patterns of its own.
         peft_config.target_modules = peft_config.target_modules or ENCODER_LAYERS
         return peft_config
+
+    def _places(self, model: nn.Module, config: PromptConfig) -> set[tuple[str, int]]:
+        """Tower and number of the encoder layers that a config hooks."""
+        layers, places = encoder_layers(model), set()
+        for name, module in model.named_modules():
+            if not self._check_target_module_exists(config, name):
+                continue
+            if module not in layers:
+                raise ValueError(
+                    f"target_modules={config.target_modules!r} matches {name!r}, which is no encoder layer; prompts "
+                    f"enter whole layers, so write a regular expression of those, such as {ENCODER_LAYERS!r}."
+                )
+            places.add(layers[module])
+        return places
 
     def _create_and_replace(
         self,
@@ -89,29 +125,39 @@ class PromptTuner(BaseTuner):
         # base was frozen before, and would leave the whole base trainable.
         towers = find_towers(self.model)
         if not hasattr(self.model, "mmap"):
-            self.model.mmap = PromptContainer(_shapes(towers))
+            self.model.mmap = PromptContainer(target.layer_norm1)
             for encoder in towers.values():
                 RoutingHook.attach(encoder, self.model.mmap)
         container = self.model.mmap
         if adapter_name not in container.mmap_generators:
-            generator = peft_config.generator_class(peft_config, container.towers)
-            weight = target.layer_norm1.weight
+            places = self._places(self.model, peft_config)
+            hooked = {tower for tower, _ in places}
+            shapes = {tower: shape for tower, shape in _shapes(towers).items() if tower in hooked}
+            generator = peft_config.generator_class(peft_config, shapes)
             if not any(parameter.is_meta for parameter in generator.parameters()):
-                generator = generator.to(weight.device, weight.dtype)
-            container.mmap_generators[adapter_name] = generator
+                generator = generator.to(container.weight.device, container.weight.dtype)
+            container.mmap_generators[adapter_name], container.places[adapter_name] = generator, places
         if not isinstance(target.__dict__.get("forward"), PromptedForward):
-            for name, encoder in towers.items():
-                for index, layer in enumerate(encoder.layers):
-                    if layer is target:
-                        PromptedForward.attach(layer, container, name, index)
+            PromptedForward.attach(target, container, *encoder_layers(self.model)[target])
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT's way to give each row of a batch an adapter of its own: model(..., adapter_names=["x", "y"]).
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        rows = list(range(len(names)))
+        with use_routes(self.model, [() if name == "__base__" else (name,) for name in names], text=rows, vision=rows):
+            yield
 
     def unload(self) -> nn.Module:
         """Take all prompts out and return the base, unchanged to the bit."""
         for encoder in find_towers(self.model).values():
             RoutingHook.detach(encoder)
-            for layer in encoder.layers:
-                if isinstance(layer.__dict__.get("forward"), PromptedForward):
-                    PromptedForward.detach(layer)
+        for layer in encoder_layers(self.model):
+            if isinstance(layer.__dict__.get("forward"), PromptedForward):
+                PromptedForward.detach(layer)
         del self.model.mmap
         return super().unload()
 
@@ -129,6 +175,37 @@ class PromptTuner(BaseTuner):
     def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         """As `merge_and_unload`."""
         self.merge_and_unload()
+
+    def unmerge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """As `merge_and_unload`."""
+        self.merge_and_unload()
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Adapters are joined, not averaged.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "Weighted sums of prompts are no prompts that anything was trained with; to use several adapters at once, "
+            "write use_routes(model, (name, other_name))."
+        )
+
+
+class _Configs(dict):
+    """Settings by adapter. When the first of several active adapters is deleted, `PeftModel` goes on asking for its
+    settings; it gets those of the first that is left."""
+
+    deleted: str | None = None
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self.deleted = name
+
+    def __missing__(self, name: str) -> PromptConfig:
+        if not self or name != self.deleted:
+            raise KeyError(name)
+        return next(iter(self.values()))
 
 
 def _shapes(towers: dict[str, nn.Module]) -> dict[str, TowerShape]:

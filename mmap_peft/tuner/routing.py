@@ -35,9 +35,18 @@ class RoutedPrompts(NamedTuple):
 
 @dataclass(frozen=True)
 class Routing:
-    """Routes, and for each tower the route of each row."""
+    """Whose prompts a batch uses, as tensors: a compiled model need not know which routes they stand for.
 
-    routes: tuple[Route, ...]
+    Attributes:
+        used: the adapters of all routes; the prompts of others are not made.
+        index: (routes, slots), number of each adapter of a route among the model's; one past the last for none.
+        full: whether no slot stands for none.
+        rows: for each tower the route of each row.
+    """
+
+    used: frozenset[str]
+    index: torch.Tensor
+    full: bool
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -47,44 +56,71 @@ class PromptContainer(nn.Module, BaseTunerLayer):
     PEFT saves, loads, switches and counts what it finds in `mmap_generators`.
 
     Args:
-        towers (`dict[str, TowerShape]`): the towers that get prompts.
+        anchor (`nn.Module`): a module of the base with a `weight`, whose device and dtype new prompts get.
     """
 
     adapter_layer_names = ("mmap_generators",)
 
-    def __init__(self, towers: dict) -> None:
+    def __init__(self, anchor: nn.Module) -> None:
         super().__init__()
-        self.towers = towers
+        self._anchor = (anchor,)  # a tuple: as a child it would be saved a second time
         self.mmap_generators = nn.ModuleDict()
+        self.places: dict[str, set[tuple[str, int]]] = {}
         self.routing: Routing | None = None
         self._active_adapter = []
+
+    def get_base_layer(self) -> nn.Module:
+        """The module whose device and dtype the prompts follow, which is where PEFT looks for them."""
+        return self._anchor[0]
 
     @property
     def current(self) -> Routing | None:
         """What `use_routes` says, or else the active adapters; `None` if adapters are switched off."""
         if self.disable_adapters:
             return None
-        return self.routing or Routing((tuple(self.active_adapters),))
+        # Adapters of other methods may be active beside these.
+        return self.routing or self.route(
+            [tuple(name for name in self.active_adapters if name in self.mmap_generators)]
+        )
 
-    def routed(self, routing: Routing, tower: str, layer: int, batch: int) -> RoutedPrompts | None:
+    def route(self, routes: Sequence[Route]) -> Routing:
+        """A routing of these routes, without rows."""
+        names = list(self.mmap_generators)
+        slots = max(map(len, routes))
+        index = [[names.index(name) for name in route] + [len(names)] * (slots - len(route)) for route in routes]
+        used = frozenset(name for route in routes for name in route)
+        index = torch.tensor(index, dtype=torch.long, device=self.weight.device).view(len(routes), slots)
+        return Routing(used, index, min(map(len, routes)) == slots)
+
+    def routed(self, routing: Routing, tower: str, layer: int, hidden_states: torch.Tensor) -> RoutedPrompts | None:
         """The prompts that a layer gets, or `None` if it gets none.
 
         Args:
             routing: whose prompts.
             tower: `"text"` or `"vision"`.
             layer: number of the layer.
-            batch: rows of the batch.
+            hidden_states: (batch, tokens, width), what the layer gets; the prompts get its device and dtype.
 
         Raises:
             ValueError: routes were given for another number of rows.
         """
-        stacks = [self._stack(route, tower, layer) for route in routing.routes]
-        if all(stack is None for stack in stacks):
+        # A compiled graph serves all routes, so it makes the prompts of all adapters.
+        batch, device = len(hidden_states), hidden_states.device
+        wanted = [
+            (torch.compiler.is_compiling() or name in routing.used) and (tower, layer) in self.places[name]
+            for name in self.mmap_generators
+        ]
+        made = [
+            generator.prompts(tower, layer) if needed else None
+            for needed, generator in zip(wanted, self.mmap_generators.values())
+        ]
+        routes, slots = routing.index.shape
+        if not slots or all(prompts is None for prompts in made):
             return None
         rows = routing.rows.get(tower)
-        if rows is None and len(stacks) > 1:
+        if rows is None and routes > 1:
             raise ValueError(
-                f"{len(stacks)} routes were given, but not which row of the {tower} batch uses which; write "
+                f"{routes} routes were given, but not which row of the {tower} batch uses which; write "
                 f"use_routes(model, routes, {tower}=[...]) with a number for each of the {batch} rows."
             )
         if rows is not None and len(rows) != batch:
@@ -92,19 +128,17 @@ class PromptContainer(nn.Module, BaseTunerLayer):
                 f"Routes were given for {len(rows)} rows of the {tower} batch, which has {batch}; write one number a "
                 "row."
             )
-        counts = [0 if stack is None else len(stack) for stack in stacks]
-        most, some = max(counts), next(stack for stack in stacks if stack is not None)
-        filled = [some.new_zeros(0, some.shape[1]) if stack is None else stack for stack in stacks]
-        filled = [nn.functional.pad(stack, (0, 0, 0, most - len(stack))) for stack in filled]
-        valid = None
-        if min(counts) < most:
-            valid = torch.arange(most, device=some.device) < torch.tensor(counts, device=some.device)[:, None]
-        return RoutedPrompts(torch.stack(filled), valid, None if rows is None else rows.to(some.device))
-
-    def _stack(self, route: Route, tower: str, layer: int) -> torch.Tensor | None:
-        found = [self.mmap_generators[adapter].prompts(tower, layer) for adapter in route]
-        found = [prompts for prompts in found if prompts is not None]
-        return torch.cat(found) if found else None
+        index, rows = routing.index.to(device), None if rows is None else rows.to(device)
+        some = next(prompts.to(hidden_states) for prompts in made if prompts is not None)
+        made = [some[:0] if prompts is None else prompts.to(hidden_states) for prompts in [*made, None]]
+        counts = [len(prompts) for prompts in made]
+        most = max(counts)
+        table = torch.stack([nn.functional.pad(prompts, (0, 0, 0, most - len(prompts))) for prompts in made])
+        prompts, valid = table[index].flatten(1, 2), None
+        if not routing.full or any(needed and count < most for needed, count in zip(wanted, counts)):
+            real = torch.arange(most, device=device) < torch.tensor(counts, device=device)[:, None]
+            valid = real[index].flatten(1, 2)
+        return RoutedPrompts(prompts, valid, rows)
 
 
 class RoutingHook:
@@ -179,22 +213,23 @@ def use_routes(
     """
     container = prompt_container(model)
     several = not all(isinstance(name, str) for name in routes)
-    routing = Routing(tuple(tuple(route) for route in routes) if several else (tuple(routes),), {})
-    for name in {name for route in routing.routes for name in route}:
+    routes = [tuple(route) for route in routes] if several else [tuple(routes)]
+    for name in {name for route in routes for name in route}:
         if name not in container.mmap_generators:
             raise ValueError(
                 f"{name!r} is no adapter of the model; write one of {', '.join(container.mmap_generators) or 'none'}."
             )
+    routing = container.route(routes)
     for tower, numbers in (("text", text), ("vision", vision)):
         if numbers is None:
             continue
         rows = torch.as_tensor(numbers)
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(routing.routes):
+        unchecked = torch.compiler.is_compiling()  # a look at the numbers would break the graph
+        if not unchecked and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(routes):
             raise ValueError(
-                f"{tower}={rows.tolist()} names a route that was not given; write numbers from 0 to "
-                f"{len(routing.routes) - 1}."
+                f"{tower}={rows.tolist()} names a route that was not given; write numbers from 0 to {len(routes) - 1}."
             )
-        routing.rows[tower] = rows
+        routing.rows[tower] = rows.to(container.weight.device)
     before, container.routing = container.routing, routing
     try:
         yield
