@@ -1,0 +1,102 @@
+"""`torch.compile`: one graph, and no other one for another route."""
+
+import functools
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from mmap_peft import MmAPConfig, MultiTaskClassifier, TaskGrouping, use_routes
+
+from ..conftest import tiny_clip
+
+
+CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def backend():
+    return CompileCounterWithBackend("aot_eager")
+
+
+def gradients(model, call):
+    model.zero_grad()
+    found = call()
+    found.square().sum().backward()
+    return found.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
+    for name, gradient in expected[1].items():
+        assert (found[1][name] - gradient).norm() <= 1e-4 * gradient.norm()
+
+
+def model_with(*adapters, attention="sdpa"):
+    model = get_peft_model(tiny_clip(attention), CONFIG, adapter_name=adapters[0])
+    for name in adapters[1:]:
+        model.add_adapter(name, CONFIG)
+    model.base_model.set_requires_grad(list(adapters), True)
+    return model.train()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_one_graph_for_all_routes_with_equal_gradients(attention, backend, inputs, mask):
+    model = model_with("x", "y", attention=attention)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for routes in ([("x",), ("y",)], [("y",), ("x",)]):
+        for rows in ([0, 1, 0], [1, 1, 0]):
+            with use_routes(model, routes, text=rows, vision=rows[::-1]):
+                found = gradients(model, lambda: compiled(**inputs, attention_mask=mask).logits_per_image)
+                expected = gradients(model, lambda: model(**inputs, attention_mask=mask).logits_per_image)
+            assert_close(found, expected)
+            assert backend.frame_count == 1
+
+
+def test_another_route_compiles_nothing(backend, inputs):
+    model = model_with("x", "y", "z").eval()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for route in (("x",), ("y",), ("z",), ("x",)):
+        with use_routes(model, route), torch.no_grad():
+            found, expected = compiled(**inputs), model(**inputs)
+        torch.testing.assert_close(found.logits_per_image, expected.logits_per_image, atol=1e-5, rtol=1e-5)
+        assert backend.frame_count == 1
+
+
+# Where a graph breaks, Dynamo asks for the gradient of what it hands on.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_checkpointing_in_a_compiled_model(backend, inputs):
+    model = model_with("x", "y")
+    expected = gradients(model, lambda: model(**inputs).logits_per_image)
+    clip = model.get_base_model()
+    enable = getattr(clip, "activation_checkpointing_enable", None) or clip.gradient_checkpointing_enable
+    enable()
+    compiled = torch.compile(model, backend=backend)  # transformers' own hook on the embeddings breaks the graph
+    assert_close(gradients(model, lambda: compiled(**inputs).logits_per_image), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_classifier_compiles_nothing_for_another_order_of_tasks(backend, clip, processor, tasks):
+    classifier = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+    classifier.set_grouping(TaskGrouping.by_mode("all", list(classifier.tasks)))
+    compiled = torch.compile(classifier.train(), backend=backend)
+    pixels = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    labels, graphs = torch.tensor([0, 1, 2, 1, 2, 0]), []
+    for ids in ([0, 1, 2, 0, 1, 2], [2, 2, 1, 1, 0, 0]):
+        batch = pixels, torch.tensor(ids), labels
+        found = gradients(classifier, functools.partial(loss, compiled, *batch))
+        assert_close(found, gradients(classifier, functools.partial(loss, classifier, *batch)))
+        graphs.append(backend.frame_count)
+    assert graphs[0] == graphs[1] > 0
+
+
+def loss(model, *batch):
+    return model(*batch).loss
