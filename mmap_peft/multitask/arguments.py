@@ -64,6 +64,12 @@ class MultiTaskTrainingArguments(TrainingArguments):
         default="refuse", metadata={"help": "What to do with files that are no images.", "choices": ["refuse", "skip"]}
     )
 
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of one process: at most one. `nn.DataParallel` copies modules without the hooks that bring prompts
+        in; `accelerate launch --multi_gpu` uses all GPUs, faster."""
+        return min(1, super().n_gpu)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.label_names = ["labels", "task_ids"]  # both reach compute_metrics

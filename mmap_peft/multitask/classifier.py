@@ -81,6 +81,11 @@ class MultiTaskClassifier(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if model.config.model_type == "siglip2":
+            raise ValueError(
+                "Siglip2Model takes images of any size as patches, which a MultiTaskClassifier does not make; give a "
+                "checkpoint of SigLIP 2 with a fixed resolution, which is a SiglipModel."
+            )
         self.processor, self.prompt_config, self.grouping = processor, config, None
         self.tasks: dict[str, Task] = {}
         self.routes: dict[str, Route] = {}
@@ -203,8 +208,11 @@ class MultiTaskClassifier(nn.Module):
     def _encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
         ids = [torch.tensor(row) for name in names for row in self._token_ids[name]]
         rows = [number for number, name in enumerate(names) for _ in self._token_ids[name]]
-        # Padding comes after the end of a text, where a causal tower does not see it: no mask is needed.
-        padding = self.processor.tokenizer.pad_token_id
+        # Padding comes after the end of a text, where a causal tower does not see it: no mask is needed. SigLIP is not
+        # causal: it was trained on texts padded to the full length and reads the last place.
+        padding, config = self.processor.tokenizer.pad_token_id, self.clip.config.text_config
+        if config.model_type.startswith("siglip"):
+            ids[0] = F.pad(ids[0], (0, config.max_position_embeddings - len(ids[0])), value=padding)
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding).to(self.device)
         with self._routed(names, text=torch.tensor(rows, device=self.device)):
             features = F.normalize(self.clip.get_text_features(padded).pooler_output, dim=-1)

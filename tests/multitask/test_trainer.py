@@ -323,3 +323,9 @@ def test_arguments_from_the_command_line_and_from_yaml(tmp_path):
 def test_wrong_arguments_stop_with_a_sentence(fields, sentence, arguments):
     with pytest.raises(ValueError, match=sentence):
         arguments(**fields)
+
+
+def test_one_process_uses_one_gpu(arguments):
+    args = arguments()
+    args._n_gpu = 4
+    assert args.n_gpu == 1

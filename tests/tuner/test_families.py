@@ -40,9 +40,10 @@ MODELS = {
 IDS = torch.tensor([[96, 3, 4, 98], [96, 5, 98, 0], [96, 6, 7, 98]])
 
 
-def build(family, attention="sdpa", part=None):
+def build(family, attention="sdpa", part=None, **fields):
     """A random model of a family, or one of its bare towers (`"Text"`, `"Vision"`)."""
     name, text, joint = MODELS[family]
+    text = {**text, **fields}
     torch.manual_seed(0)
     if part is None:
         config = getattr(transformers, f"{name}Config")(text_config={**TEXT, **text}, vision_config=VISION, **joint)
