@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,12 +97,3 @@ def test_a_folder_and_published_lists_from_a_yaml_file(folder, clip_folder, tmp_
     assert found["base_model"] == clip_folder
     split = json.loads((tmp_path / "out" / "split.json").read_text())
     assert len(split["train"]["Art"]) == 6
-
-
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    """Every Python block, one after the other, as a reader would: with a few steps only."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert blocks
-    monkeypatch.chdir(tmp_path)
-    code = "\n".join(blocks).replace("output_dir=", f"**{SHORT!r}, output_dir=")
-    exec(compile(code, "README.md", "exec"), {})
