@@ -120,7 +120,8 @@ def _size(classifier: MultiTaskClassifier) -> str:
         for name, parameter in classifier.clip.named_parameters()
         if "mmap." not in name and ".modules_to_save." not in name
     )
-    return f"The {len(states)} adapters hold {count:,} trained parameters, {100 * count / base:.3g} % of the base."
+    adapters = "One adapter holds" if len(states) == 1 else f"The {len(states)} adapters hold"
+    return f"{adapters} {count:,} trained parameters, {100 * count / base:.3g} % of the base."
 
 
 def _task_table(classifier: MultiTaskClassifier) -> str:

@@ -61,14 +61,13 @@ class Hub(ThreadingHTTPServer):
         repositories: by id, such as `"me/clip"`.
         users: the user of each token.
         cut: kind of request (`"upload"` or `"commit"`) during which connections are cut off.
-        uploads: how many requests of that kind have begun.
     """
 
     daemon_threads = True
 
     def __init__(self, users: dict[str, str]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.users, self.cut, self.uploads = users, None, 0
+        self.users, self.cut = users, None
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         port = self.server_address[1]
@@ -103,7 +102,6 @@ class Handler(BaseHTTPRequestHandler):
     def cut_off(self, kind: str) -> None:
         """Read half of what comes and hang up, if this kind of request is to be cut."""
         if self.server.cut == kind:
-            self.server.uploads += 1
             self.rfile.read(int(self.headers["Content-Length"]) // 2)
             self.close_connection = True
             raise ConnectionAbortedError
@@ -121,8 +119,8 @@ class Handler(BaseHTTPRequestHandler):
                     return
             raise Refusal(404, "EntryNotFound", f"No such address: {self.command} {path}")
         except Refusal as refusal:
-            self.send(json.dumps({"error": str(refusal)}).encode(), refusal.status, **refusal.headers)
-            self.close_connection = True  # its body may be unread
+            unread = {"Connection": "close"} if self.command in ("POST", "PUT") else {}
+            self.send(json.dumps({"error": str(refusal)}).encode(), refusal.status, **refusal.headers, **unread)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
@@ -250,7 +248,8 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, repo: str, revision: str, folder: str | None = None) -> None:
         found = self.repository(repo)
         sha = found.resolve(revision)
-        entries, recursive = {}, "recursive" in parse_qs(urlsplit(self.path).query.lower())
+        query = parse_qs(urlsplit(self.path).query.lower())
+        entries, recursive = {}, query.get("recursive") == ["true"]
         prefix = f"{folder}/" if folder else ""
         for path, content in found.commits[sha].items():
             if not path.startswith(prefix):
