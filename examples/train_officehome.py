@@ -24,6 +24,7 @@ from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTa
 from mmap_peft.data.domains import read_domains
 from mmap_peft.data.pictograms import pictogram_domains, small_clip
 from mmap_peft.data.splits import make_tasks, read_lists, split_at_random
+from mmap_peft.hub.repository import hub_id
 from mmap_peft.multitask.files import write_json
 from mmap_peft.multitask.results import results, table
 
@@ -54,7 +55,7 @@ def main() -> None:
     start = time.perf_counter()
 
     if script.demo:
-        script.model, domains = str(small_clip()), pictogram_domains()
+        script.model, script.data, domains = str(small_clip()), "Pictograms", pictogram_domains()
     else:
         domains = read_domains(script.data)
     if script.fraction is None:
@@ -63,7 +64,7 @@ def main() -> None:
         split = read_lists(script.split_dir, script.fraction)
     else:
         split = split_at_random(domains, fraction=script.fraction, seed=args.seed)
-    tasks = make_tasks(domains, split, args.template)
+    tasks = make_tasks(domains, split, args.template, dataset=hub_id(script.data) or Path(script.data).name)
 
     clip, processor = CLIPModel.from_pretrained(script.model), load_processor(script.model)
     config = MmAPConfig(num_prompts=script.num_prompts)

@@ -118,6 +118,7 @@ def make_tasks(
     domains: Mapping[str, Dataset],
     split: Split,
     template: str | Sequence[str] = DEFAULT_TEMPLATE,
+    dataset: str | None = None,
 ) -> list[Task]:
     """One task a domain of the split.
 
@@ -125,6 +126,7 @@ def make_tasks(
         domains: data sets with the columns `image`, `label` and `file`.
         split: which files train and evaluate.
         template: text of a class.
+        dataset: id on the Hub, or name, of the data set, for the model card.
 
     Raises:
         ValueError: the data lack a domain or a file of the split.
@@ -147,7 +149,7 @@ def make_tasks(
                 )
             parts[part] = data.select([place[_plain(file)] for file in files])
         names = data.features["label"].names
-        tasks.append(Task(name.replace("_", " ").lower(), names, **parts, template=template))
+        tasks.append(Task(name.replace("_", " ").lower(), names, **parts, template=template, dataset=dataset))
     return tasks
 
 

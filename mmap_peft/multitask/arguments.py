@@ -72,6 +72,11 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy.value!r} would upload the optimizer's state, which is a pickle; "
+                "write 'every_save' or 'end'."
+            )
         self.label_names = ["labels", "task_ids"]  # both reach compute_metrics
         self.grouping_threshold = str(self.grouping_threshold)
         self.threshold  # noqa: B018, raises early

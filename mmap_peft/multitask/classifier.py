@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import CommitInfo
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from torch import nn
@@ -23,6 +24,7 @@ from ..tuner.routing import Route, use_routes
 from . import saving
 from .grouping import TaskGrouping
 from .images import IGNORED
+from .record import TrainingRecord
 from .task import Task
 
 
@@ -68,6 +70,9 @@ class MultiTaskClassifier(nn.Module):
         config (`PromptConfig`, *optional*): the prompts of each adapter. Without it there are none: zero-shot.
         seed (`int`): seed of the prompts' initial values.
 
+    Attributes:
+        record (`TrainingRecord`): how it was trained and how well it does, filled by a trainer, for the model card.
+
     Raises:
         ValueError: no task, tasks whose names collide, or a text that is longer than the text tower's positions.
     """
@@ -87,6 +92,7 @@ class MultiTaskClassifier(nn.Module):
                 "checkpoint of SigLIP 2 with a fixed resolution, which is a SiglipModel."
             )
         self.processor, self.prompt_config, self.grouping = processor, config, None
+        self.record = TrainingRecord()
         self.tasks: dict[str, Task] = {}
         self.routes: dict[str, Route] = {}
         self._token_ids: dict[str, list[list[int]]] = {}
@@ -350,6 +356,7 @@ class MultiTaskClassifier(nn.Module):
                 self.model.add_adapter(name, copy.deepcopy(self.prompt_config))
         self.model.train(self.training)
         self.train_adapters(names)
+        self.record.prompted = {}
 
     # ---- files
 
@@ -379,20 +386,32 @@ class MultiTaskClassifier(nn.Module):
             name_or_path: a folder that `save_pretrained` wrote, or the id of a repository on the Hub.
             model (`PreTrainedModel`, *optional*): the base. `None`: the one that was trained on, by its name or path.
             processor (*optional*): the base's processor.
-            download: `revision`, `token`, `cache_dir` and the like, for the Hub.
-        """
-        folder = saving.resolve(name_or_path, **download)
-        return saving.restore(cls, folder, model, processor)
+            download: `subfolder` (`str`), the classifier's folder inside; `revision`, `token`, `cache_dir` and the
+                like, for the Hub. Token and cache are the base's, too.
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        Raises:
+            ValueError: a name or subfolder that can be none, a file is missing or damaged, or the base is not to be
+                found and was not given.
+            OSError: the Hub has no such repository or revision, or cannot be reached.
+        """
+        return saving.from_pretrained(cls, name_or_path, model, processor, **download)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
 
         Args:
             repo_id (`str`): for example `"me/clip-mmap-office-home"`; made if it is not there.
-            options: `token`, `private`, `revision`, `commit_message`.
+            options: `token`; `private`, for a repository that is made; `revision`, a branch, made if it is not there;
+                `subfolder`, a folder inside; `parent_commit`, the full id of the commit that the branch must still be
+                at; `commit_message`.
 
         Returns:
-            Address of the commit.
+            `CommitInfo`: its `oid` is the commit's id, its `commit_url` the address.
+
+        Raises:
+            ValueError: a name or subfolder that can be none.
+            OSError: the Hub refused, the connection broke, or the branch has moved on from `parent_commit`. Nothing
+                of the push is in the branch then.
         """
         return saving.push(self, repo_id, **options)
 

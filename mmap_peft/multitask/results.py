@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
 from typing import Any
 
 from .classifier import MultiTaskClassifier
-
-
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+from .record import versions
 
 
 def results(
@@ -36,7 +32,7 @@ def results(
         "trainable_parameters": trainable,
         "share_of_base": trainable / base,
         "base_model": classifier.clip.name_or_path,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
         **more,
     }
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
+from ..hub import repository
 from ..hub.model_card import model_card
 from .grouping import TaskGrouping
 from .plots import plot_grouping
+from .record import TrainingRecord
 from .task import Task
 
 
@@ -28,12 +30,13 @@ if TYPE_CHECKING:
 
 
 TASKS_FILE = "tasks.json"
+CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 HEAT_MAP_FILE = "grouping.png"
 
 
-def save(classifier: MultiTaskClassifier, folder: Path) -> None:
-    """Write a classifier to a folder; other files that are there stay."""
+def save(classifier: MultiTaskClassifier, folder: Path, public: bool = False) -> None:
+    """Write a classifier to a folder; other files that are there stay. If public, no path of this machine is in it."""
     if not classifier.adapters:
         raise ValueError("A zero-shot classifier has no adapter to save; give the MultiTaskClassifier a config.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,13 @@ def save(classifier: MultiTaskClassifier, folder: Path) -> None:
         grouping = classifier.grouping
         if grouping is not None and grouping.similarity is not None:
             plot_grouping(grouping, beside / HEAT_MAP_FILE)
-        (beside / TASKS_FILE).write_text(json.dumps(_describe(classifier), indent=1))
+        description = _describe(classifier)
+        if public:
+            description["base_model"] = repository.hub_id(description["base_model"])
+            for path in beside.glob(f"*/{CONFIG_FILE}"):
+                config = {**json.loads(path.read_text()), "base_model_name_or_path": description["base_model"]}
+                path.write_text(json.dumps(config, indent=2, sort_keys=True))
+        (beside / TASKS_FILE).write_text(json.dumps(description, indent=1))
         model_card(classifier).save(beside / "README.md")
         # Each file is whole at any time; tasks.json names the others, so it comes last.
         files = sorted(
@@ -66,9 +75,11 @@ def _describe(classifier: MultiTaskClassifier) -> dict[str, Any]:
                 "template": task.template,
                 "class_texts": task.class_texts,
                 "route": classifier.routes[task.name],
+                "dataset": task.dataset,
             }
             for task in classifier.tasks.values()
         ],
+        "training": classifier.record.to_dict(),
         "grouping": None if classifier.grouping is None else classifier.grouping.to_dict(),
     }
 
@@ -78,6 +89,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         description = json.loads((folder / TASKS_FILE).read_text())
         adapters, tasks = description["adapters"], description["tasks"]
         known = all(set(task["route"]) <= set(adapters) for task in tasks)
+        description["training"] = TrainingRecord.from_dict(description.get("training", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder} holds no readable {TASKS_FILE} ({error}); give a folder that "
@@ -122,6 +134,7 @@ def load(classifier: MultiTaskClassifier, folder: Path) -> None:
     classifier.routes = routes
     grouping = description["grouping"]
     classifier.grouping = None if grouping is None else TaskGrouping.from_dict(grouping)
+    classifier.record = description["training"]
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
@@ -129,34 +142,59 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
 
 
 def restore(
-    cls: type[MultiTaskClassifier], folder: Path, model: Any = None, processor: Any = None
+    cls: type[MultiTaskClassifier], folder: Path, model: Any = None, processor: Any = None, **options: Any
 ) -> MultiTaskClassifier:
-    """Make a classifier from a folder; a base or processor that is not given is loaded by its name."""
+    """Make a classifier from a folder; a base or processor that is not given is loaded by its name, with options."""
     description = _read_description(folder)
     tasks = [
-        Task(task["name"], task["class_names"], template=task["template"], class_texts=task["class_texts"])
+        Task(
+            task["name"],
+            task["class_names"],
+            template=task["template"],
+            class_texts=task["class_texts"],
+            dataset=task.get("dataset"),
+        )
         for task in description["tasks"]
     ]
     config = PeftConfig.from_pretrained(str(folder / description["adapters"][0]))
-    model = AutoModel.from_pretrained(description["base_model"]) if model is None else model
-    processor = load_processor(model.name_or_path) if processor is None else processor
+    if model is None:
+        base = description["base_model"]
+        if not base or (os.path.isabs(base) and not os.path.isdir(base)):
+            raise ValueError(
+                f"{folder} was trained on the base {base or 'of a folder'}, which is neither here nor on the Hub; "
+                "load that base and write from_pretrained(..., model=base)."
+            )
+        model = AutoModel.from_pretrained(base, **options)
+    processor = load_processor(model.name_or_path, **options) if processor is None else processor
     config.inference_mode = False
     classifier = cls(model, processor, tasks, copy.deepcopy(config))
     load(classifier, folder)
     return classifier.eval()
 
 
-def load_processor(name_or_path: str | os.PathLike) -> Any:
-    """A CLIP's processor with images prepared by PIL, so that pixels are the same on every machine."""
-    return AutoProcessor.from_pretrained(name_or_path, backend="pil")
+def load_processor(name_or_path: str | os.PathLike, **options: Any) -> Any:
+    """A CLIP's processor with images prepared by PIL, so that pixels are the same on every machine.
+
+    Args:
+        name_or_path: the CLIP's name on the Hub, or its folder.
+        options: for `AutoProcessor.from_pretrained`: `revision`, `token`, `cache_dir` and the like.
+    """
+    return AutoProcessor.from_pretrained(name_or_path, backend="pil", **options)
 
 
-def resolve(name_or_path: str | os.PathLike, **download: Any) -> Path:
-    """The folder of a classifier: a local one, or one that is fetched from the Hub."""
-    if os.path.isdir(name_or_path):
-        return Path(name_or_path)
-    patterns = ["*.json", "*.safetensors"]
-    return Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **download))
+def from_pretrained(
+    cls: type[MultiTaskClassifier],
+    name_or_path: str | os.PathLike,
+    model: Any = None,
+    processor: Any = None,
+    subfolder: str | None = None,
+    **download: Any,
+) -> MultiTaskClassifier:
+    """Make a classifier from a folder, or from one that is fetched from the Hub."""
+    patterns = [TASKS_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}"]
+    folder = repository.fetch(name_or_path, patterns, subfolder, **download)
+    shared = {name: download[name] for name in ("token", "cache_dir", "local_files_only") if name in download}
+    return restore(cls, folder, model, processor, **shared)
 
 
 def push(
@@ -165,14 +203,16 @@ def push(
     token: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
+    subfolder: str | None = None,
+    parent_commit: str | None = None,
     commit_message: str = "Upload adapters",
-) -> str:
-    """Upload a classifier to the Hub in one commit and return the commit's address."""
+) -> CommitInfo:
+    """Upload a classifier to the Hub in one commit."""
+    repository.check_subfolder(subfolder)
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        save(classifier, Path(folder))
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-        )
-    return commit.commit_url
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save(classifier, folder, public=True)
+        repo_id = repository.create(api, repo_id, private, revision)
+        model_card(classifier, repo_id, subfolder).save(folder / "README.md")
+        return repository.upload(api, repo_id, folder, revision, subfolder, parent_commit, commit_message)

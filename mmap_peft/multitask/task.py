@@ -42,6 +42,8 @@ class Task:
         template (`str` or a sequence of them): text of a class, with `{}` for its name. Several are averaged.
         class_texts (`Mapping[str, str | Sequence[str]]`, *optional*): texts of single classes that take the place of
             the template.
+        dataset (`str`, *optional*): id on the Hub of the data set that the images come from, or its name, for the
+            model card.
 
     Raises:
         ValueError: less than two classes, names that are the same after cleaning, a template without `{}`, texts for
@@ -54,6 +56,7 @@ class Task:
     eval: Any = None
     template: str | Sequence[str] = DEFAULT_TEMPLATE
     class_texts: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    dataset: str | None = None
 
     def __post_init__(self) -> None:
         if not adapter_name(self.name):

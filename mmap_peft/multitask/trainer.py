@@ -10,18 +10,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
+from transformers.utils import logging
 
+from ..hub.model_card import model_card
+from ..hub.repository import hub_errors
 from .affinity import cosine_similarity, task_gradients
 from .arguments import MultiTaskTrainingArguments
 from .classifier import GLOBAL, MultiTaskClassifier
 from .grouping import TaskGrouping
 from .images import IGNORED, TaskImages, collate
 from .plots import plot_grouping
+from .record import changed_settings, versions
 from .sampler import TaskSampler
 
+
+logger = logging.get_logger(__name__)
 
 STATE_FILE = "multitask_state.json"
 GROUPING_FOLDER = "grouping"  # inside the output folder: the checkpoints of stage 1, and what came out of it
@@ -115,6 +122,22 @@ class TaskTrainer(Trainer):
             )
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.model.record.prompted = {}  # of weights that are about to change
+        return super().training_step(*args, **kwargs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As `transformers.Trainer.evaluate`; accuracies on the trainer's own images enter the classifier's record."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if eval_dataset is None:
+            keys = {name: f"{metric_key_prefix}_{task.adapter}_accuracy" for name, task in self.model.tasks.items()}
+            found = {name: metrics[key] for name, key in keys.items() if key in metrics}
+            prompted = any(self.model.routes.values())
+            setattr(self.model.record, "prompted" if prompted else "zero_shot", found)
+        return metrics
+
     def accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
         """Accuracy of each task, their mean, and the worst, all between 0 and 1."""
         labels, task_ids = prediction.label_ids
@@ -152,6 +175,52 @@ class TaskTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self.model.load_adapters(self.state.best_model_checkpoint)
+
+    # ---- Hub
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
+            super().init_hf_repo(token, private)
+
+    def create_model_card(self) -> None:
+        """Write the classifier's model card, as `save_pretrained` does, into the output folder."""
+        if self.is_world_process_zero():
+            model_card(self.model, self.hub_model_id).save(Path(self.args.output_dir) / "README.md")
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> CommitInfo | None:
+        """Save the classifier in the output folder and push it to `hub_model_id` with its own `push_to_hub`.
+
+        Nothing else of the output folder is uploaded. All processes call this; the first one pushes.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card()
+        return self.model.push_to_hub(
+            self.hub_model_id, token=token, revision=revision or self.args.hub_revision, commit_message=commit_message
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # transformers would upload the output folder, pickles and all.
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        options = {"token": self.args.hub_token, "revision": self.args.hub_revision}
+        try:
+            message = f"Training in progress, step {self.state.global_step}"
+            self.model.push_to_hub(self.hub_model_id, commit_message=message, **options)
+        except OSError as error:
+            logger.warning(f"Training goes on, but {checkpoint_folder} was not pushed: {error}")
 
 
 class Snapshots(TrainerCallback):
@@ -291,6 +360,7 @@ class MultiTaskTrainer(TaskTrainer):
             self.model.load_adapters(checkpoint)  # before an optimizer is made for other parameters
         elif self.model.grouping is None:
             self.group_tasks()
+        self.model.record.settings, self.model.record.versions = changed_settings(self.args), versions()
         return super().train(resume_from_checkpoint=checkpoint or None, **kwargs)
 
     def _last_checkpoint(self) -> str:

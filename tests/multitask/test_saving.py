@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import CLIPModel
 
@@ -105,12 +104,34 @@ def test_an_unreadable_description_is_refused(content, folder):
         MultiTaskClassifier.from_pretrained(folder)
 
 
-def test_the_card_names_base_tasks_and_adapters(folder, clip_folder):
-    card = ModelCard.load(folder / "README.md")
-    assert card.data.base_model == clip_folder
-    assert card.data.library_name == "peft"
-    assert "| photo | 4 | group_0 + photo |" in card.text
-    assert "More Information Needed" not in card.text
+@pytest.mark.parametrize(
+    "training",
+    [None, [1], {"settings": "all"}, {"prompted": {"print": "best"}}, {"speed": {}}, {"settings": {"a": {}}}],
+)
+def test_a_record_of_training_that_is_none_is_refused(training, folder):
+    description = json.loads((folder / "tasks.json").read_text())
+    (folder / "tasks.json").write_text(json.dumps({**description, "training": training}))
+    with pytest.raises(ValueError, match=r"holds no readable tasks\.json \(The record of training"):
+        MultiTaskClassifier.from_pretrained(folder)
+
+
+def test_a_folder_of_before_there_were_records_loads(classifier, folder):
+    description = json.loads((folder / "tasks.json").read_text())
+    del description["training"]
+    for task in description["tasks"]:
+        del task["dataset"]
+    (folder / "tasks.json").write_text(json.dumps(description))
+    assert torch.equal(probabilities(MultiTaskClassifier.from_pretrained(folder)), probabilities(classifier))
+
+
+@pytest.mark.parametrize("base", [None, "/no/such/folder"])
+def test_a_base_that_is_not_here_is_asked_for(base, classifier, folder, clip_folder):
+    description = json.loads((folder / "tasks.json").read_text())
+    (folder / "tasks.json").write_text(json.dumps({**description, "base_model": base}))
+    with pytest.raises(ValueError, match=r"load that base and write from_pretrained\(\.\.\., model=base\)"):
+        MultiTaskClassifier.from_pretrained(folder)
+    again = MultiTaskClassifier.from_pretrained(folder, model=CLIPModel.from_pretrained(clip_folder))
+    assert torch.equal(probabilities(again), probabilities(classifier))
 
 
 def test_a_zero_shot_classifier_has_nothing_to_save(clip, processor, tasks, tmp_path):
