@@ -243,12 +243,13 @@ class MultiTaskClassifier(nn.Module):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside the `with` block nothing is in training mode."""
-        training = self.training
+        modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
             yield
         finally:
-            self.train(training)
+            for module, training in modes.items():
+                module.training = training
 
     @contextmanager
     def zero_shot(self) -> Iterator[None]:
@@ -387,9 +388,7 @@ class MultiTaskClassifier(nn.Module):
         folder = saving.resolve(name_or_path, **download)
         return saving.restore(cls, folder, model, processor)
 
-    def export(
-        self, task: str, format: str = "torch", path: str | os.PathLike | None = None
-    ) -> TaskClassifier | Path:
+    def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
         """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
 
         The prompts' keys and values and the texts' features become constants, so that it needs no text tower, no PEFT

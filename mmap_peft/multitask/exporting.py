@@ -74,7 +74,7 @@ class TaskClassifier(nn.Module):
                 "The base is quantised, and an exported task is float32; load the adapters onto the base as it was, "
                 "MultiTaskClassifier.from_pretrained(folder, model=CLIPModel.from_pretrained(name)), and export that."
             )
-        self.vision_model = _without_prompts(clip).float().eval()
+        self.vision_model = _without_prompts(clip).float()
         # A CLIP has it; a SigLIP's tower makes the features itself.
         projection = getattr(clip, "visual_projection", None)
         self.visual_projection = nn.Identity() if projection is None else copy.deepcopy(projection).float()
@@ -85,7 +85,7 @@ class TaskClassifier(nn.Module):
         with classifier.evaluating():
             text = classifier._text_features([task])[0]
         self.class_weight = nn.Buffer(clip.logit_scale.float().exp() * text.float())
-        self.requires_grad_(False)
+        self.requires_grad_(False).eval()
 
         self.class_names = list(classifier.tasks[task].class_names)
         self.image_size: int = self.vision_model.config.image_size
@@ -187,6 +187,8 @@ def _example(exported: TaskClassifier) -> torch.Tensor:
 def _write_torch(exported: TaskClassifier, path: Path) -> None:
     shapes = {"pixel_values": {0: torch.export.Dim("batch")}}
     program = torch.export.export(exported, (_example(exported),), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
     torch.export.save(program, path, extra_files=exported.metadata)
 
 
@@ -200,6 +202,8 @@ def _write_onnx(exported: TaskClassifier, path: Path) -> None:
         dynamic_shapes={"pixel_values": {0: "batch"}},
         verbose=False,
     )
+    for node in program.model.graph:
+        node.metadata_props.clear()  # stack traces here
     program.model.metadata_props.update(exported.metadata)
     program.save(path)
 
