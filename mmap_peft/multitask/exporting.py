@@ -71,8 +71,8 @@ class TaskClassifier(nn.Module):
         clip = classifier.clip
         if any(not _is_float(parameter) for parameter in clip.parameters()):
             raise ValueError(
-                "The base is quantised, and an exported task is float32; load the adapters onto the base as it was, "
-                "MultiTaskClassifier.from_pretrained(folder, model=CLIPModel.from_pretrained(name)), and export that."
+                "The base is quantised, but an exported task is float32; load the adapters onto float weights, for "
+                "example MultiTaskClassifier.from_pretrained(folder, model=base.dequantize()), and export that."
             )
         self.vision_model = _without_prompts(clip).float()
         # A CLIP has it; a SigLIP's tower makes the features itself.
