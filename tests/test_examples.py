@@ -100,10 +100,11 @@ def test_a_folder_and_published_lists_from_a_yaml_file(folder, clip_folder, tmp_
     assert len(split["train"]["Art"]) == 6
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     """Every Python block, one after the other, as a reader would: with a few steps only."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     assert blocks
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks).replace("output_dir=", f"**{SHORT!r}, output_dir=")
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, page, "exec"), {})
