@@ -21,7 +21,8 @@ from transformers.utils import ModelOutput
 
 from ..prompts.base import PromptConfig
 from ..tuner.routing import Route, use_routes
-from . import saving
+from . import exporting, saving
+from .exporting import TaskClassifier
 from .grouping import TaskGrouping
 from .images import IGNORED
 from .record import TrainingRecord
@@ -228,6 +229,11 @@ class MultiTaskClassifier(nn.Module):
             features = F.normalize(torch.stack(means), dim=-1)
         return list(features.split([len(self.tasks[name].class_names) for name in names]))
 
+    def check_task(self, task: str) -> None:
+        """Raise a `ValueError` if there is no task of this name."""
+        if task not in self.tasks:
+            raise ValueError(f"{task!r} is none of the tasks; write one of {', '.join(self.tasks)}.")
+
     @torch.no_grad()
     def predict(self, images: Image.Image | Sequence[Image.Image], task: str) -> Prediction:
         """Classify images of one task.
@@ -236,22 +242,28 @@ class MultiTaskClassifier(nn.Module):
             images (`PIL.Image.Image` or a list of them): the images.
             task (`str`): name of the task.
         """
-        if task not in self.tasks:
-            raise ValueError(f"{task!r} is none of the tasks; write one of {', '.join(self.tasks)}.")
+        self.check_task(task)
         images = [images] if isinstance(images, Image.Image) else list(images)
         processed = self.processor.image_processor(
             images=[image.convert("RGB") for image in images], return_tensors="pt"
         )
-        training = self.training
-        self.eval()
-        try:
+        with self.evaluating():
             numbers = torch.full((len(images),), list(self.tasks).index(task), device=self.device)
             logits = self(processed["pixel_values"].to(self.device), numbers).logits
-        finally:
-            self.train(training)
         names = self.tasks[task].class_names
         probabilities = logits[:, : len(names)].float().softmax(-1).cpu()
         return Prediction([names[number] for number in probabilities.argmax(-1).tolist()], probabilities)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside the `with` block nothing is in training mode."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     @contextmanager
     def zero_shot(self) -> Iterator[None]:
@@ -395,6 +407,34 @@ class MultiTaskClassifier(nn.Module):
             OSError: the Hub has no such repository or revision, or cannot be reached.
         """
         return saving.from_pretrained(cls, name_or_path, model, processor, **download)
+
+    def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
+        """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
+
+        The prompts' keys and values and the texts' features become constants, so that it needs no text tower, no PEFT
+        and no other task. It is float32, and a copy: what becomes of this classifier later does not reach it.
+
+        ```python
+        served = classifier.export("print")  # a module that torch alone runs
+        session = onnxruntime.InferenceSession(classifier.export("print", format="onnx"))
+        ```
+
+        Args:
+            task (`str`): name of the task.
+            format (`str`): `"torch"` returns a `TaskClassifier`, and with `path` writes it to a file for
+                `torch.export.load` besides. `"onnx"` writes a file for any ONNX runtime and returns its path; it
+                needs `pip install mmap_peft[onnx]`. In both files the batch is of any size, the input is called
+                `pixel_values`, and `TaskClassifier.metadata` is there: as an ONNX model's metadata, or as the
+                `extra_files` of `torch.export.load`.
+            path (`str`, *optional*): a file that ends in `.pt2` or `.onnx`, or a folder for one that is named after
+                the task's adapter. `None`: nothing is written for torch, and for ONNX the current folder. A file that
+                is there is replaced once the new one is whole.
+
+        Raises:
+            ValueError: no such task or format, or a path with another ending.
+            ImportError: ONNX's packages are not installed.
+        """
+        return exporting.export(self, task, format, path)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
