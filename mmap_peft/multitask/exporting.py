@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..tuner.attention import SUPPORTED, PromptAttentionConfig, PromptStates
 from ..tuner.layer import PromptedForward
 from ..tuner.model import find_towers
-from ..tuner.routing import RoutedPrompts, Routing, RoutingHook
+from ..tuner.routing import RoutedPrompts, RoutingHook
 
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class BakedLayer(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         batch = hidden_states.shape[0]  # unlike len(), open to any size when it is traced
         key, value = self.prompt_key.expand(batch, -1, -1), self.prompt_value.expand(batch, -1, -1)
-        return self.layer(hidden_states, *args, prompt_states=PromptStates(key, value, None), **kwargs)
+        with self.layer.self_attn.config.joined_by(PromptStates(key, value, None)):
+            return self.layer(hidden_states, *args, **kwargs)
 
 
 class TaskClassifier(nn.Module):
@@ -79,7 +80,7 @@ class TaskClassifier(nn.Module):
         projection = getattr(clip, "visual_projection", None)
         self.visual_projection = nn.Identity() if projection is None else copy.deepcopy(projection).float()
         layers = find_towers(self.vision_model)["vision"].layers
-        for index, routed in enumerate(_vision_prompts(classifier, task, len(layers))):
+        for index, routed in enumerate(_vision_prompts(classifier, task, layers)):
             if routed is not None:
                 layers[index] = BakedLayer(layers[index], routed.prompts.float())
         with classifier.evaluating():
@@ -123,12 +124,13 @@ def _without_prompts(clip: nn.Module) -> nn.Module:
     return tower
 
 
-def _vision_prompts(classifier: MultiTaskClassifier, task: str, layers: int) -> list[RoutedPrompts | None]:
+def _vision_prompts(classifier: MultiTaskClassifier, task: str, layers: nn.ModuleList) -> list[RoutedPrompts | None]:
     container = getattr(classifier.clip, "mmap", None)
     if container is None or container.disable_adapters:
-        return [None] * layers
-    routing = Routing((classifier.routes[task],))
-    return [container.routed(routing, "vision", index, 1) for index in range(layers)]
+        return [None] * len(layers)
+    routing = container.route([classifier.routes[task]])
+    tokens = [layer.layer_norm1.weight[None, None] for layer in layers]
+    return [container.routed(routing, "vision", index, token) for index, token in enumerate(tokens)]
 
 
 def export(

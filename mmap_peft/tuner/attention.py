@@ -7,7 +7,8 @@ prompt rows through a layer, its attention gets their keys and values.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -110,6 +111,15 @@ class PromptAttentionConfig:
     def __init__(self, base: Any) -> None:
         self.base = base
         self.prompt_states: PromptStates | None = None
+
+    @contextmanager
+    def joined_by(self, states: PromptStates) -> Iterator[None]:
+        """Inside the `with` block these keys and values join the attention's own."""
+        self.prompt_states = states
+        try:
+            yield
+        finally:
+            self.prompt_states = None
 
     @property
     def _attn_implementation(self) -> str:

@@ -56,15 +56,13 @@ class PromptedForward:
     ) -> torch.Tensor:
         attention, batch = self.layer.self_attn, len(hidden_states)
         prompts = self.layer.layer_norm1(routed.prompts)
-        attention.config.prompt_states = PromptStates(
+        states = PromptStates(
             routed.of_rows(attention.k_proj(prompts), batch),
             routed.of_rows(attention.v_proj(prompts), batch),
             None if routed.valid is None else routed.of_rows(routed.valid, batch),
         )
-        try:
+        with attention.config.joined_by(states):
             return self._original(hidden_states, mask, **kwargs)
-        finally:
-            attention.config.prompt_states = None
 
     def _insert_and_strip(
         self, routed: RoutedPrompts, hidden_states: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
