@@ -354,6 +354,16 @@ class MultiTaskClassifier(nn.Module):
             self.grouping = TaskGrouping([*self.grouping.tasks, task.name], groups, mode="given")
         self.train_adapters([task.adapter])
 
+    @property
+    def training_tasks(self) -> list[str]:
+        """Names of the tasks that use an adapter which trains."""
+        training = {
+            adapter
+            for adapter in self.adapters
+            if any(parameter.requires_grad for parameter in self.adapter_parameters(adapter).values())
+        }
+        return [name for name, route in self.routes.items() if training & set(route)]
+
     def train_adapters(self, adapters: Sequence[str]) -> None:
         """Let exactly these adapters train."""
         self.model.base_model.set_requires_grad(self.adapters, requires_grad=False)

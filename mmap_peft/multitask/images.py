@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class TaskImages(Dataset):
         image_processor: CLIP's image processor.
         unreadable (`str`): what to do with a file that is no image: `"refuse"` raises an error with its name,
             `"skip"` names it in a warning and leaves it out of loss and accuracy.
+        only (`Collection[str]`, *optional*): names of the tasks whose images there are; the others keep their numbers.
         cache_bytes (`int`): processed images are kept in memory if all of them fit into this many bytes.
     """
 
@@ -42,12 +43,14 @@ class TaskImages(Dataset):
         split: str,
         image_processor: Any,
         unreadable: str = "refuse",
+        only: Collection[str] | None = None,
         cache_bytes: int = 2**30,
     ) -> None:
         if unreadable not in ("refuse", "skip"):
             raise ValueError(f"unreadable={unreadable!r} is no choice; write 'refuse' or 'skip'.")
         self.tasks, self.image_processor, self.unreadable = list(tasks), image_processor, unreadable
-        self.data = [_undecoded(getattr(task, split)) for task in self.tasks]
+        chosen = [only is None or task.name in only for task in self.tasks]
+        self.data = [_undecoded(getattr(task, split)) if here else None for task, here in zip(self.tasks, chosen)]
         self.sizes = [0 if data is None else len(data) for data in self.data]
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self.cache_bytes = cache_bytes

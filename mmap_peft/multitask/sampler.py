@@ -34,7 +34,8 @@ class TaskSampler(Sampler[int]):
     on seed and epoch only.
 
     Args:
-        sizes (`Sequence[int]`): images of each task; images are numbered one task after the other.
+        sizes (`Sequence[int]`): images of each task; images are numbered one task after the other. A task without
+            images takes no part.
         batch_size (`int`): images of one batch on one process.
         batches_per_step (`int`): batches of one step over all processes and accumulation.
         sampling (`str`): `"uniform"` gives every task the same share of the rows, so that images of small tasks come
@@ -58,13 +59,15 @@ class TaskSampler(Sampler[int]):
         self.sizes, self.seed, self.epoch = list(sizes), seed, 0
         step = batch_size * batches_per_step
         rows = max(sum(sizes) // step, 1) * step
-        shares = np.full(len(sizes), 1 / len(sizes)) if sampling == "uniform" else np.array(sizes) / sum(sizes)
+        tasks = np.flatnonzero(sizes)
+        weights = np.minimum(sizes, 1) if sampling == "uniform" else np.array(sizes)
+        shares = weights / weights.sum()
         self.order = interleave(shares, rows)
         for start in range(0, rows, batch_size):
-            missing = set(range(len(sizes))) - set(self.order[start : start + batch_size].tolist())
+            missing = set(tasks.tolist()) - set(self.order[start : start + batch_size].tolist())
             if missing:
                 raise ValueError(
-                    f"A batch of {batch_size} images does not hold every one of {len(sizes)} tasks with "
+                    f"A batch of {batch_size} images does not hold every one of {len(tasks)} tasks with "
                     f"{sampling} sampling of {self.sizes} images; raise per_device_train_batch_size"
                     + ("." if sampling == "uniform" else " or choose sampling='uniform'.")
                 )

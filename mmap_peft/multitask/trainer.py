@@ -35,9 +35,9 @@ GROUPING_FOLDER = "grouping"  # inside the output folder: the checkpoints of sta
 
 
 class TaskTrainer(Trainer):
-    """Trains the adapters of a `MultiTaskClassifier` that can be trained, on the images of all its tasks.
+    """Trains the adapters of a `MultiTaskClassifier` that can be trained, on the images of the tasks that use them.
 
-    Every batch of every process holds every task. A checkpoint holds all adapters, routes and the grouping, and what
+    Every batch of every process holds every such task. A checkpoint holds all adapters, routes and the grouping, and what
     the order of images depends on; resuming gives the uninterrupted run to the bit.
 
     Args:
@@ -64,8 +64,8 @@ class TaskTrainer(Trainer):
         if not model.adapters:
             raise ValueError("A zero-shot classifier has nothing to train; give the MultiTaskClassifier a config.")
 
-        def images(split: str) -> TaskImages | None:
-            found = TaskImages(model.tasks.values(), split, model.processor.image_processor, args.unreadable)
+        def images(split: str, only: Sequence[str] | None = None) -> TaskImages | None:
+            found = TaskImages(model.tasks.values(), split, model.processor.image_processor, args.unreadable, only)
             return found if len(found) else None
 
         kwargs.setdefault("data_collator", collate)
@@ -74,7 +74,7 @@ class TaskTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=images("train") if train_dataset is None else train_dataset,
+            train_dataset=images("train", model.training_tasks) if train_dataset is None else train_dataset,
             eval_dataset=images("eval") if eval_dataset is None else eval_dataset,
             **kwargs,
         )
@@ -84,8 +84,8 @@ class TaskTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: TaskImages | None = None) -> TaskSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        for task in self.model.tasks.values():
-            task.check_training_images()
+        for name in self.model.training_tasks:
+            self.model.tasks[name].check_training_images()
         self._sampler = TaskSampler(
             dataset.sizes,
             self._train_batch_size,

@@ -73,3 +73,8 @@ def test_order_depends_on_seed_and_epoch_only():
 def test_settings_that_leave_a_task_out_stop_with_a_sentence(batch, sampling, sentence):
     with pytest.raises(ValueError, match=sentence):
         TaskSampler([100, 100, 2], batch, 1, sampling)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "proportional"])
+def test_a_task_without_images_takes_no_part(sampling):
+    assert sorted(TaskSampler([3, 0, 3], 2, sampling=sampling)) == [0, 1, 2, 3, 4, 5]

@@ -329,3 +329,20 @@ def test_one_process_uses_one_gpu(arguments):
     args = arguments()
     args._n_gpu = 4
     assert args.n_gpu == 1
+
+
+def test_a_task_is_added_to_a_loaded_classifier_that_has_no_images(clip, processor, tasks, arguments, tmp_path):
+    trained = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+    trained.set_grouping(TaskGrouping.by_mode("all", list(trained.tasks)))
+    trained.save_pretrained(tmp_path / "saved")
+    classifier = MultiTaskClassifier.from_pretrained(tmp_path / "saved")
+    assert classifier.training_tasks == ["print", "clipart", "photo"]
+    image = tasks[0].train[0]["image"]
+    before = {name: classifier.predict(image, name).probabilities for name in classifier.tasks}
+    classifier.add_task(make_task("sketch", 3), group="print")
+    assert classifier.training_tasks == ["sketch"]
+    new = classifier.predict(image, "sketch").probabilities
+    MultiTaskTrainer(model=classifier, args=arguments()).train()
+    for name, probabilities in before.items():
+        assert torch.equal(classifier.predict(image, name).probabilities, probabilities)
+    assert not torch.equal(classifier.predict(image, "sketch").probabilities, new)
