@@ -91,6 +91,9 @@ class TaskTrainer(Trainer):
             return super().evaluation_loop(*args, **kwargs)
         finally:
             self.is_deepspeed_enabled = enabled
+            if not self.is_in_train:
+                # accelerate would take the model for prepared, and each process would then train alone.
+                self.model._is_accelerate_prepared = False
 
     # ---- images
 

@@ -1,4 +1,4 @@
-"""Trains a tiny classifier on as many processes as there are: `train_tiny.py CLIP OUTPUT IMAGES_A_STEP`.
+"""Trains a tiny classifier on as many processes as there are: `train_tiny.py CLIP OUTPUT ACCUMULATION`.
 
 Then goes on once more from the checkpoint in the middle of stage 2, into `OUTPUT/resumed`.
 """
@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 from transformers import CLIPModel
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, load_processor
@@ -29,7 +29,7 @@ def count_as_gpus() -> None:
     PartialState.__init__ = init
 
 
-def make_trainer(clip: str, output: str, images: int) -> MultiTaskTrainer:
+def make_trainer(clip: str, output: str, accumulation: int) -> MultiTaskTrainer:
     tasks = [make_task("print", 3), make_task("clipart", 5), make_task("photo", 4)]
     config = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
     classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip), load_processor(clip), tasks, config)
@@ -38,7 +38,8 @@ def make_trainer(clip: str, output: str, images: int) -> MultiTaskTrainer:
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
-        per_device_train_batch_size=images // int(os.environ.get("WORLD_SIZE", "1")),
+        per_device_train_batch_size=12 // int(os.environ.get("WORLD_SIZE", "1")) // accumulation,
+        gradient_accumulation_steps=accumulation,
         max_steps=5,
         grouping_steps=4,
         grouping_snapshots=2,
@@ -49,21 +50,24 @@ def make_trainer(clip: str, output: str, images: int) -> MultiTaskTrainer:
 
 
 if __name__ == "__main__":
-    clip, output, images = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    clip, output, accumulation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         count_as_gpus()
-    trainer = make_trainer(clip, str(output), images)
+    trainer = make_trainer(clip, str(output), accumulation)
     with trainer.model.zero_shot():
         trainer.evaluate()
     trainer.train()
     metrics = trainer.evaluate()
-    resumed = make_trainer(clip, str(output / "resumed"), images)
+    resumed = make_trainer(clip, str(output / "resumed"), accumulation)
     resumed.train(resume_from_checkpoint=str(output / "checkpoint-3"))
     if trainer.is_world_process_zero():
         trainer.model.save_pretrained(output)
         resumed.model.save_pretrained(output / "resumed")
         trainer.save_metrics("eval", metrics)
-        sharded = [name for name, p in trainer.model.named_parameters() if isinstance(p, torch.distributed.tensor.DTensor)]
-        kind = str(trainer.accelerator.state.distributed_type)
-        found = {"processes": trainer.args.world_size, "kind": kind, "sharded": sharded}
+        weight = trainer.model.clip.vision_model.encoder.layers[0].mlp.fc1.weight
+        found = {
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "kind": trainer.accelerator.distributed_type.value,
+            "sharded": isinstance(weight, DTensor) and weight.to_local().numel() < weight.numel(),
+        }
         (output / "launch.json").write_text(json.dumps(found))
