@@ -73,7 +73,7 @@ def main() -> None:
 
     with classifier.zero_shot():
         before = trainer.evaluate(metric_key_prefix="zero_shot")
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     after = trainer.evaluate()
 
     if trainer.is_world_process_zero():

@@ -25,6 +25,7 @@ from . import exporting, saving
 from .exporting import TaskClassifier
 from .grouping import TaskGrouping
 from .images import IGNORED
+from .processes import is_sharded
 from .record import TrainingRecord
 from .task import Task
 
@@ -196,7 +197,8 @@ class MultiTaskClassifier(nn.Module):
 
     def _text_features(self, names: Sequence[str]) -> list[torch.Tensor]:
         """Unit text features of each task's classes, (classes, dim); from memory if nothing has changed."""
-        if self.training or torch.is_grad_enabled():
+        # A sharded tower runs on all processes at once or on none, whatever tasks are present on each.
+        if self.training or torch.is_grad_enabled() or is_sharded(self):
             self._text_cache.clear()
             return self._encode_texts(names)
         # Changed in place or replaced, a parameter shows it here.

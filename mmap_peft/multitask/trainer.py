@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, get_last_checkpoint
 from transformers.utils import logging
 
 from ..hub.model_card import model_card
 from ..hub.repository import hub_errors
+from . import processes
 from .affinity import cosine_similarity, task_gradients
 from .arguments import MultiTaskTrainingArguments
 from .classifier import GLOBAL, MultiTaskClassifier
@@ -79,6 +80,27 @@ class TaskTrainer(Trainer):
             **kwargs,
         )
         self._sampler: TaskSampler | None = None
+        processes.set_up(self)
+
+    # ---- processes
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if processes.is_sharded(self.model) and self.accelerator.sync_gradients:
+            processes.average_gradients(self)
+        return loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        enabled = self.is_deepspeed_enabled
+        # Before training there is no engine, and none is needed: up to ZeRO-2 every process has all weights.
+        self.is_deepspeed_enabled = enabled and self.deepspeed is not None
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.is_deepspeed_enabled = enabled
+            if not self.is_in_train:
+                # accelerate would take the model for prepared, and each process would then train alone.
+                self.model._is_accelerate_prepared = False
 
     # ---- images
 
@@ -157,10 +179,18 @@ class TaskTrainer(Trainer):
         return {"sampling": self.args.sampling, "order": order}
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         self.model.save_pretrained(folder)
         (folder / STATE_FILE).write_text(json.dumps(self._state()))
         (folder / "training_args.json").write_text(self.args.to_json_string())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """As `transformers.Trainer.train`."""
+        if self.is_deepspeed_enabled and isinstance(resume_from_checkpoint, str):
+            self._load_from_checkpoint(resume_from_checkpoint)  # the engine's checkpoint knows weights only
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
@@ -252,21 +282,22 @@ class GlobalTrainer(TaskTrainer):
 
     def snapshot(self) -> np.ndarray:
         """Cosines of the tasks' gradients by all parameters of the global adapter, (tasks, tasks)."""
-        world, rank = self.args.world_size, self.args.process_index
-        data, batches = self.train_dataset, []
+        parameters = list(self.model.adapter_parameters(GLOBAL).values())
+        with self.compute_loss_context_manager():
+            gradients = task_gradients(self.model, parameters, self._snapshot_batches())
+        gradients = self.accelerator.reduce(gradients, reduction="sum")
+        return cosine_similarity(gradients, list(self.model.tasks))
+
+    def _snapshot_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        data, world, rank = self.train_dataset, self.args.world_size, self.args.process_index
         for task, size in enumerate(data.sizes):
             rng = np.random.default_rng([self.args.seed, self.state.global_step, task])
             chosen = data.starts[task] + rng.permutation(size)[: self.args.snapshot_images]
-            mine = chosen[rank::world]
-            batches += [
-                mine[start : start + self._train_batch_size] for start in range(0, len(mine), self._train_batch_size)
-            ]
-        parameters = list(self.model.adapter_parameters(GLOBAL).values())
-        with self.compute_loss_context_manager():
-            loader = (collate([data[int(index)] for index in batch]) for batch in batches)
-            gradients = task_gradients(self.model, parameters, loader)
-        gradients = self.accelerator.reduce(gradients, reduction="sum")
-        return cosine_similarity(gradients, list(self.model.tasks))
+            for rows in processes.share(chosen, self._train_batch_size, rank, world):
+                batch = collate([data[int(row)] for row in (rows if len(rows) else chosen[:1])])
+                if not len(rows):  # fewer images than processes: this one takes part and counts for nothing
+                    batch["labels"].fill_(IGNORED)
+                yield batch
 
     def _state(self) -> dict[str, Any]:
         similarities = [matrix.tolist() for matrix in self.snapshots.similarities]
@@ -335,6 +366,7 @@ class MultiTaskTrainer(TaskTrainer):
         args.output_dir = str(Path(args.output_dir) / GROUPING_FOLDER)
         args.max_steps = args.grouping_steps
         args.eval_strategy, args.load_best_model_at_end, args.push_to_hub = "no", False, False
+        args.deepspeed_plugin = None  # of a second Accelerator: it takes that of the first, and is to be given none
         self.model.share_one_adapter(seed=args.seed)
         return GlobalTrainer(
             self.model,

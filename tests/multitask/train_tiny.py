@@ -1,16 +1,35 @@
-"""Trains a tiny classifier on as many processes as there are: `train_tiny.py CLIP OUTPUT IMAGES_A_STEP`."""
+"""Trains a tiny classifier on as many processes as there are: `train_tiny.py CLIP OUTPUT ACCUMULATION`.
 
+Then goes on once more from the checkpoint in the middle of stage 2, into `OUTPUT/resumed`.
+"""
+
+import json
 import os
 import sys
+from pathlib import Path
 
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 from transformers import CLIPModel
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, load_processor
 from tests.conftest import make_task
 
 
-if __name__ == "__main__":
-    clip, output, images = sys.argv[1:]
+def count_as_gpus() -> None:
+    """accelerate offers FSDP to processes with GPUs only, though torch shards on a CPU as well."""
+    original = PartialState.__init__
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = init
+
+
+def make_trainer(clip: str, output: str, accumulation: int) -> MultiTaskTrainer:
     tasks = [make_task("print", 3), make_task("clipart", 5), make_task("photo", 4)]
     config = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
     classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip), load_processor(clip), tasks, config)
@@ -19,16 +38,36 @@ if __name__ == "__main__":
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
-        per_device_train_batch_size=int(images) // int(os.environ.get("WORLD_SIZE", "1")),
+        per_device_train_batch_size=12 // int(os.environ.get("WORLD_SIZE", "1")) // accumulation,
+        gradient_accumulation_steps=accumulation,
         max_steps=5,
         grouping_steps=4,
         grouping_snapshots=2,
         snapshot_images=5,
-        save_strategy="no",
+        save_steps=3,
     )
-    trainer = MultiTaskTrainer(model=classifier, args=args)
+    return MultiTaskTrainer(model=classifier, args=args)
+
+
+if __name__ == "__main__":
+    clip, output, accumulation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        count_as_gpus()
+    trainer = make_trainer(clip, str(output), accumulation)
+    with trainer.model.zero_shot():
+        trainer.evaluate()
     trainer.train()
     metrics = trainer.evaluate()
+    resumed = make_trainer(clip, str(output / "resumed"), accumulation)
+    resumed.train(resume_from_checkpoint=str(output / "checkpoint-3"))
     if trainer.is_world_process_zero():
-        classifier.save_pretrained(output)
+        trainer.model.save_pretrained(output)
+        resumed.model.save_pretrained(output / "resumed")
         trainer.save_metrics("eval", metrics)
+        weight = trainer.model.clip.vision_model.encoder.layers[0].mlp.fc1.weight
+        found = {
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "kind": trainer.accelerator.distributed_type.value,
+            "sharded": isinstance(weight, DTensor) and weight.to_local().numel() < weight.numel(),
+        }
+        (output / "launch.json").write_text(json.dumps(found))

@@ -1,0 +1,75 @@
+"""What training small prompts in a large frozen model needs on several processes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from accelerate.utils import fsdp2_prepare_model
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+
+if TYPE_CHECKING:
+    from .trainer import TaskTrainer
+
+
+def set_up(trainer: TaskTrainer) -> None:
+    """Fit a trainer's model to the way in which its processes were launched.
+
+    Under FSDP only the frozen base is sharded. The prompts come and go between the stages and are small, so every
+    process keeps all of them, and checkpoints are those of an unsharded run.
+
+    Raises:
+        ValueError: processes that know nothing of each other, FSDP of the first version, or ZeRO of the third stage.
+    """
+    state, model = trainer.accelerator.state, trainer.model
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != trainer.args.world_size:
+        raise ValueError(
+            f"{launched} processes were launched, but each would train alone, as there is no GPU for it; write "
+            "use_cpu=True (--use_cpu) to let them train together on the CPU."
+        )
+    if trainer.is_fsdp_enabled:
+        if state.fsdp_plugin.fsdp_version != 2:
+            raise ValueError(
+                "FSDP was asked for in version 1, which cannot leave the prompts whole; write fsdp_version: 2, or use "
+                "DDP, which is enough for prompts this small."
+            )
+        whole = [parameter for parameter in model.parameters() if parameter.requires_grad or not parameter.dim()]
+        state.fsdp_plugin.ignored_modules = [nn.ParameterList(whole).to(trainer.args.device)]
+        fsdp2_prepare_model(trainer.accelerator, model)
+        trainer.is_fsdp_enabled = False  # nothing that is trained or saved is sharded
+    elif trainer.is_deepspeed_enabled:
+        if state.deepspeed_plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed was asked for with zero_stage 3, which would take the prompts apart between the stages; "
+                "write zero_stage: 2, or shard the frozen base with FSDP (fsdp_version: 2)."
+            )
+        for parameter in model.parameters():
+            if not parameter.dim():
+                parameter.ds_optim_param = True  # "do not broadcast": DeepSpeed 0.19 cannot broadcast a scalar
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a forward pass needs all processes at once."""
+    return isinstance(model, FSDPModule)
+
+
+def average_gradients(trainer: TaskTrainer) -> None:
+    """Average the prompts' gradients over processes, which FSDP does for nothing that it does not shard."""
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = trainer.accelerator.reduce(found, reduction="mean")
+
+
+def share(rows: np.ndarray, size: int, rank: int, world: int) -> list[np.ndarray]:
+    """One process's share of rows in batches of at most `size`: on every process the same number of batches.
+
+    A process without a row has one empty batch.
+    """
+    most = -(-len(rows) // world)
+    return np.array_split(rows[rank::world], -(-most // size))
