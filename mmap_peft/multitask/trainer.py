@@ -85,6 +85,7 @@ class TaskTrainer(Trainer):
     # ---- processes
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.model.record.prompted = {}  # of weights that are about to change
         loss = super().training_step(*args, **kwargs)
         if processes.is_sharded(self.model) and self.accelerator.sync_gradients:
             processes.average_gradients(self)
@@ -143,10 +144,6 @@ class TaskTrainer(Trainer):
                 "lower learning_rate, or look for images or weights that are not finite."
             )
         return (loss, outputs) if return_outputs else loss
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.model.record.prompted = {}  # of weights that are about to change
-        return super().training_step(*args, **kwargs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
