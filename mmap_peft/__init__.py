@@ -7,7 +7,11 @@ from .multitask.plots import plot_grouping
 from .multitask.saving import load_processor
 from .multitask.task import Task
 from .multitask.trainer import MultiTaskTrainer
+from .prompts.coop import CoOpConfig
+from .prompts.ivlp import IVLPConfig
+from .prompts.maple import MaPLeConfig
 from .prompts.mmap import MmAPConfig
+from .prompts.vpt import VPTConfig
 from .registration import PromptPeftType, register
 from .tuner.model import PromptTuner
 from .tuner.routing import use_routes
@@ -16,8 +20,15 @@ from .tuner.routing import use_routes
 __version__ = "0.1.0"
 
 register(PromptPeftType.MMAP, MmAPConfig, PromptTuner)
+register(PromptPeftType.COOP, CoOpConfig, PromptTuner)
+register(PromptPeftType.VPT, VPTConfig, PromptTuner)
+register(PromptPeftType.IVLP, IVLPConfig, PromptTuner)
+register(PromptPeftType.MAPLE, MaPLeConfig, PromptTuner)
 
 __all__ = [
+    "CoOpConfig",
+    "IVLPConfig",
+    "MaPLeConfig",
     "MmAPConfig",
     "MultiTaskClassifier",
     "MultiTaskOutput",
@@ -27,6 +38,7 @@ __all__ = [
     "PromptTuner",
     "Task",
     "TaskGrouping",
+    "VPTConfig",
     "load_processor",
     "plot_grouping",
     "use_routes",

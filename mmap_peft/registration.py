@@ -15,6 +15,10 @@ class PromptPeftType(str, Enum):
     """The prompt methods' `peft_type`. Compares and hashes as the plain string, as PEFT's own enum does."""
 
     MMAP = "MMAP"
+    COOP = "COOP"
+    VPT = "VPT"
+    IVLP = "IVLP"
+    MAPLE = "MAPLE"
 
 
 def register(peft_type: PromptPeftType, config_class: type, tuner_class: type) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..tuner import inputs
 from ..tuner.attention import SUPPORTED, PromptAttentionConfig, PromptStates
 from ..tuner.layer import PromptedForward
 from ..tuner.model import find_towers
@@ -79,7 +80,7 @@ class TaskClassifier(nn.Module):
         # A CLIP has it; a SigLIP's tower makes the features itself.
         projection = getattr(clip, "visual_projection", None)
         self.visual_projection = nn.Identity() if projection is None else copy.deepcopy(projection).float()
-        layers = find_towers(self.vision_model)["vision"].layers
+        layers = find_towers(self.vision_model)["vision"].encoder.layers
         for index, routed in enumerate(_vision_prompts(classifier, task, layers)):
             if routed is not None:
                 layers[index] = BakedLayer(layers[index], routed.prompts.float())
@@ -114,7 +115,8 @@ def _without_prompts(clip: nn.Module) -> nn.Module:
     """A copy of the vision tower as it was before it got prompts."""
     container = getattr(clip, "mmap", None)
     tower = copy.deepcopy(clip.vision_model, {id(container): container})  # the hooks' container is not copied along
-    encoder = find_towers(tower)["vision"]
+    encoder = find_towers(tower)["vision"].encoder
+    inputs.detach(tower)
     RoutingHook.detach(encoder)
     for layer in encoder.layers:
         if isinstance(layer.__dict__.get("forward"), PromptedForward):

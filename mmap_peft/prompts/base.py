@@ -33,6 +33,8 @@ class PromptConfig(PeftConfig):
     """
 
     generator_class: ClassVar[type[PromptGenerator]]
+    towers: ClassVar[tuple[str, ...]] = ("text", "vision")  # which of them a model may have prompts in
+    rides: ClassVar[bool] = False  # whether prompts take places among the tokens and ride on from layer to layer
 
     num_prompts: int = field(default=4, metadata={"help": "Prompts that a layer of a tower gets."})
     depth: int | None = field(
@@ -55,8 +57,18 @@ class PromptConfig(PeftConfig):
         if self.depth is not None and self.depth < 1:
             raise ValueError(f"depth={self.depth} gives no layer a prompt; write 1 or more, or None for all layers.")
 
+    @property
+    def placeholders(self) -> int:
+        """How many tokens after the first of a text give their places to prompts."""
+        return self.num_prompts if self.rides and "text" in self.towers else 0
+
     def check(self, towers: Mapping[str, TowerShape]) -> None:
         """Raise a `ValueError` if the settings do not fit a model with these towers."""
+        if not set(self.towers) & set(towers):
+            raise ValueError(
+                f"{type(self).__name__} puts prompts into the {' and '.join(self.towers)} tower, but the model has "
+                f"only {' and '.join(towers)}; give a model that has it, or another method."
+            )
         deepest = max(shape.layers for shape in towers.values())
         if self.depth is not None and self.depth > deepest:
             raise ValueError(
@@ -68,6 +80,9 @@ class PromptConfig(PeftConfig):
 class PromptGenerator(nn.Module, ABC):
     """Holds the parameters of one adapter and makes its prompts. Knows nothing of CLIP or of tasks.
 
+    Prompts of layer l stand beside the tokens that enter layer l. Those of a method that `rides` enter before the
+    positions of the text and the first norm of the images, if l is 0, and are still there after layer l.
+
     Args:
         config (`PromptConfig`): the adapter's settings, which fit `towers`.
         towers (`Mapping[str, TowerShape]`): the towers that get prompts, by name (`"text"`, `"vision"`).
@@ -76,11 +91,20 @@ class PromptGenerator(nn.Module, ABC):
     def __init__(self, config: PromptConfig, towers: Mapping[str, TowerShape]) -> None:
         super().__init__()
         # Plain numbers, not the config: a saved or copied module must not drag a config along.
-        self.depths = {name: min(config.depth or shape.layers, shape.layers) for name, shape in towers.items()}
+        self.rides = config.rides
+        self.depths = {
+            name: min(self._depth(config, name) or shape.layers, shape.layers) for name, shape in towers.items()
+        }
+
+    def _depth(self, config: PromptConfig, tower: str) -> int | None:
+        return config.depth
 
     @abstractmethod
     def layer_prompts(self, tower: str, layer: int) -> torch.Tensor:
-        """Prompts of one layer, shape (prompts, width), for a layer below the tower's depth."""
+        """Prompts of one layer, shape (prompts, width), for a layer below the tower's depth.
+
+        Those of text may differ from class to class: (classes, prompts, width).
+        """
 
     def prompts(self, tower: str, layer: int) -> torch.Tensor | None:
         """Prompts of one layer, shape (prompts, width), or `None` if that layer of that tower has none."""

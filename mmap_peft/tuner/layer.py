@@ -14,10 +14,11 @@ from .routing import PromptContainer, RoutedPrompts, Routing
 class PromptedForward:
     """Takes the place of an encoder layer's `forward`: same arguments, same shape of output, prompts in between.
 
-    There are two exact ways. The fast one hands the prompts to the attention as keys and values. The plain one
-    inserts them as tokens after the first and drops what comes out at their places; it is taken where the attention
-    cannot be handed anything (flash attention) or where the layer is checkpointed, whose inputs must hold all that
-    needs a gradient.
+    Prompts that ride on are among the tokens: they are replaced, and the layer does the rest. For others, which stand
+    beside the tokens, there are two exact ways. The fast one hands the prompts to the attention as keys and values.
+    The plain one inserts them as tokens after the first and drops what comes out at their places; it is taken where
+    the attention cannot be handed anything (flash attention) or where the layer is checkpointed, whose inputs must
+    hold all that needs a gradient.
 
     Args:
         layer (`nn.Module`): the encoder layer, with `self_attn` and `layer_norm1`.
@@ -42,6 +43,10 @@ class PromptedForward:
         if prompt_routing is not None:
             routed = self.container.routed(prompt_routing, self.tower, self.index, hidden_states)
         if routed is None:
+            return self._original(hidden_states, attention_mask, **kwargs)
+        if self.container.rides(prompt_routing):
+            if self.index:  # the first layer's prompts are among the tokens already
+                hidden_states = _replaced(hidden_states, routed)
             return self._original(hidden_states, attention_mask, **kwargs)
         checkpointed = self.layer.training and getattr(self.layer, "gradient_checkpointing", False)
         if self.plain or checkpointed or self.layer.self_attn.config.base._attn_implementation not in SUPPORTED:
@@ -90,6 +95,16 @@ class PromptedForward:
         """Give a hooked layer back as it was."""
         del layer.forward
         layer.self_attn.config = layer.self_attn.config.base
+
+
+def _replaced(hidden_states: torch.Tensor, routed: RoutedPrompts) -> torch.Tensor:
+    """Prompts in the places of those that came out of the layer before; where there are none, those ride on."""
+    batch, count = len(hidden_states), routed.prompts.shape[1]
+    prompts = routed.of_rows(routed.prompts, batch)
+    if routed.valid is not None:
+        valid = routed.of_rows(routed.valid, batch)[..., None]
+        prompts = torch.where(valid, prompts, hidden_states[:, 1 : count + 1])
+    return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, count + 1 :]], dim=1)
 
 
 def _widened_mask(

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..prompts.base import PromptConfig, TowerShape
+from . import inputs
 from .layer import PromptedForward
 from .routing import PromptContainer, RoutingHook, use_routes
 
@@ -28,7 +29,7 @@ ENCODER_LAYERS = r"(.*\.)?encoder\.layers\.\d+"
 
 
 def find_towers(model: nn.Module) -> dict[str, nn.Module]:
-    """The encoders of a model's towers, each with its `layers`, by the tower's name (`"text"`, `"vision"`).
+    """A model's towers, each with its `encoder.layers`, by their names (`"text"`, `"vision"`).
 
     Raises:
         ValueError: the model has no such tower.
@@ -38,7 +39,7 @@ def find_towers(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, PreTrainedModel) and hasattr(module, "encoder"):
             family, _, tower = module.config.model_type.removesuffix("_model").rpartition("_")
             if family in FAMILIES:
-                towers[tower] = module.encoder
+                towers[tower] = module
     if not towers:
         raise ValueError(
             f"{type(model).__name__} has no text or vision tower that prompts are known to work with; give a model of "
@@ -51,8 +52,8 @@ def encoder_layers(model: nn.Module) -> dict[nn.Module, tuple[str, int]]:
     """Tower and number of each encoder layer of a model."""
     return {
         layer: (tower, index)
-        for tower, encoder in find_towers(model).items()
-        for index, layer in enumerate(encoder.layers)
+        for tower, module in find_towers(model).items()
+        for index, layer in enumerate(module.encoder.layers)
     }
 
 
@@ -88,7 +89,14 @@ class PromptTuner(BaseTuner):
                 f"{adapter_name!r} cannot name an adapter, since names become keys and folders; write one without "
                 f"'.' and '/' that is none of {', '.join(RESERVED)}."
             )
-        config.check(_shapes(find_towers(model)))
+        towers = find_towers(model)
+        config.check(_shapes(towers))
+        widened = config.rides and "vision" in config.towers and towers.get("vision")
+        if widened and widened.config.model_type == "siglip2_vision_model":
+            raise ValueError(
+                f"{type(config).__name__} adds tokens to images, but a {type(widened).__name__} masks images of any "
+                "size; give a SigLIP 2 of a fixed resolution, which is a SiglipModel, or use MmAPConfig."
+            )
         self._prepare_adapter_config(config, {})
         self._places(model, config)
 
@@ -108,7 +116,8 @@ class PromptTuner(BaseTuner):
                     f"target_modules={config.target_modules!r} matches {name!r}, which is no encoder layer; prompts "
                     f"enter whole layers, so write a regular expression of those, such as {ENCODER_LAYERS!r}."
                 )
-            places.add(layers[module])
+            if layers[module][0] in config.towers:
+                places.add(layers[module])
         return places
 
     def _create_and_replace(
@@ -126,14 +135,17 @@ class PromptTuner(BaseTuner):
         towers = find_towers(self.model)
         if not hasattr(self.model, "mmap"):
             self.model.mmap = PromptContainer(target.layer_norm1)
-            for encoder in towers.values():
-                RoutingHook.attach(encoder, self.model.mmap)
+            inputs.attach(towers, self.model.mmap)
+            for tower in towers.values():
+                RoutingHook.attach(tower.encoder, self.model.mmap)
         container = self.model.mmap
         if adapter_name not in container.mmap_generators:
             places = self._places(self.model, peft_config)
             hooked = {tower for tower, _ in places}
             shapes = {tower: shape for tower, shape in _shapes(towers).items() if tower in hooked}
             generator = peft_config.generator_class(peft_config, shapes)
+            if peft_config.rides and "text" in shapes and not towers["text"].embeddings.token_embedding.weight.is_meta:
+                generator.start_from_words(towers["text"].embeddings.token_embedding)
             if not any(parameter.is_meta for parameter in generator.parameters()):
                 generator = generator.to(container.weight.device, container.weight.dtype)
             container.mmap_generators[adapter_name], container.places[adapter_name] = generator, places
@@ -153,8 +165,9 @@ class PromptTuner(BaseTuner):
 
     def unload(self) -> nn.Module:
         """Take all prompts out and return the base, unchanged to the bit."""
-        for encoder in find_towers(self.model).values():
-            RoutingHook.detach(encoder)
+        for tower in find_towers(self.model).values():
+            inputs.detach(tower)
+            RoutingHook.detach(tower.encoder)
         for layer in encoder_layers(self.model):
             if isinstance(layer.__dict__.get("forward"), PromptedForward):
                 PromptedForward.detach(layer)
@@ -214,4 +227,7 @@ def _shapes(towers: dict[str, nn.Module]) -> dict[str, TowerShape]:
         return norm.shape[0]
 
     # In a fixed order, so that the same seed makes the same prompts whatever the order of the model's children.
-    return {name: TowerShape(len(tower.layers), width(tower.layers[0])) for name, tower in sorted(towers.items())}
+    return {
+        name: TowerShape(len(tower.encoder.layers), width(tower.encoder.layers[0]))
+        for name, tower in sorted(towers.items())
+    }

@@ -41,7 +41,7 @@ class Routing:
         used: the adapters of all routes; the prompts of others are not made.
         index: (routes, slots), number of each adapter of a route among the model's; one past the last for none.
         full: whether no slot stands for none.
-        rows: for each tower the route of each row.
+        rows: for each tower the route of each row; under `"classes"`, the class of each row of the text batch.
     """
 
     used: frozenset[str]
@@ -92,6 +92,42 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         index = torch.tensor(index, dtype=torch.long, device=self.weight.device).view(len(routes), slots)
         return Routing(used, index, min(map(len, routes)) == slots)
 
+    def generators(self, routing: Routing) -> list[nn.Module]:
+        """The generators that a routing may use. A compiled graph serves all routes, so it is all of them then."""
+        everything = torch.compiler.is_compiling()
+        return [made for name, made in self.mmap_generators.items() if everything or name in routing.used]
+
+    def rides(self, routing: Routing | None) -> bool:
+        """Whether the prompts in use ride on from layer to layer."""
+        kinds = set() if routing is None else {generator.rides for generator in self.generators(routing)}
+        if len(kinds) > 1:
+            raise ValueError(
+                "Adapters whose prompts ride on (CoOp, VPT, IVLP, MaPLe) and others (MmAP) are active together; "
+                "activate those of one kind only."
+            )
+        return True in kinds
+
+    def entering(self, tower: str, hidden_states: torch.Tensor) -> RoutedPrompts | None:
+        """Prompts that ride on from the first layer, or `None` if there are none."""
+        routing = self.current
+        if not self.rides(routing):
+            return None
+        routed = self.routed(routing, tower, 0, hidden_states)
+        if routed is not None and routed.valid is not None:
+            raise ValueError(
+                f"Routes of one batch have different numbers of prompts in the {tower} tower, but prompts that ride "
+                "on need the same in every row; give each route as many."
+            )
+        return routed
+
+    @property
+    def position(self) -> str:
+        """Where class names stand beside the prompts in use: at the `"end"`, in the `"middle"` or in `"front"`."""
+        found = {generator.position for generator in self.generators(self.current)}
+        if len(found) > 1:
+            raise ValueError(f"Adapters with names at {', '.join(sorted(found))} are active together; use one alone.")
+        return found.pop()
+
     def routed(self, routing: Routing, tower: str, layer: int, hidden_states: torch.Tensor) -> RoutedPrompts | None:
         """The prompts that a layer gets, or `None` if it gets none.
 
@@ -104,11 +140,9 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: routes were given for another number of rows.
         """
-        # A compiled graph serves all routes, so it makes the prompts of all adapters.
-        batch, device = len(hidden_states), hidden_states.device
+        batch, device, usable = len(hidden_states), hidden_states.device, self.generators(routing)
         wanted = [
-            (torch.compiler.is_compiling() or name in routing.used) and (tower, layer) in self.places[name]
-            for name in self.mmap_generators
+            made in usable and (tower, layer) in self.places[name] for name, made in self.mmap_generators.items()
         ]
         made = [
             generator.prompts(tower, layer) if needed else None
@@ -130,6 +164,8 @@ class PromptContainer(nn.Module, BaseTunerLayer):
             )
         index, rows = routing.index.to(device), None if rows is None else rows.to(device)
         some = next(prompts.to(hidden_states) for prompts in made if prompts is not None)
+        if any(prompts is not None and prompts.dim() == 3 for prompts in made):
+            return self._of_classes(made, index, rows, routing.rows.get("classes"), some, batch)
         made = [some[:0] if prompts is None else prompts.to(hidden_states) for prompts in [*made, None]]
         counts = [len(prompts) for prompts in made]
         most = max(counts)
@@ -139,6 +175,33 @@ class PromptContainer(nn.Module, BaseTunerLayer):
             real = torch.arange(most, device=device) < torch.tensor(counts, device=device)[:, None]
             valid = real[index].flatten(1, 2)
         return RoutedPrompts(prompts, valid, rows)
+
+    def _of_classes(
+        self,
+        made: list[torch.Tensor | None],
+        index: torch.Tensor,
+        rows: torch.Tensor | None,
+        classes: torch.Tensor | None,
+        some: torch.Tensor,
+        batch: int,
+    ) -> RoutedPrompts:
+        """As `routed`, where prompts differ from class to class: they are chosen for each row."""
+        sizes = {prompts.shape[:-1] for prompts in made if prompts is not None}
+        if len(sizes) > 1 or index.max() == len(made):
+            raise ValueError(
+                "Class-specific prompts are used together with others of another number of prompts or classes, or "
+                "routes differ in length; give all adapters the same num_prompts and num_classes."
+            )
+        if classes is None:
+            classes = torch.arange(batch)
+        if len(classes) != batch or classes.max() >= len(some):
+            raise ValueError(
+                f"The text batch has {batch} rows for {len(some)} class-specific contexts; give one text a class in "
+                "their order, or write use_routes(model, routes, classes=[...]) with the class of each row."
+            )
+        table = torch.stack([torch.zeros_like(some) if prompts is None else prompts.to(some) for prompts in made])
+        routes = index.expand(batch, -1) if rows is None else index[rows]
+        return RoutedPrompts(table[routes, classes.to(some.device)[:, None]].flatten(1, 2), None, None)
 
 
 class RoutingHook:
@@ -190,6 +253,7 @@ def use_routes(
     *,
     text: Sequence[int] | torch.Tensor | None = None,
     vision: Sequence[int] | torch.Tensor | None = None,
+    classes: Sequence[int] | torch.Tensor | None = None,
 ) -> Iterator[None]:
     """Inside the `with` block, rows of a batch use the prompts of the given adapters instead of the active one's.
 
@@ -207,6 +271,8 @@ def use_routes(
         routes (`tuple[str, ...]` or a sequence of them): one route, or several. An empty route means no prompts.
         text (`Sequence[int]`, *optional*): for each row of the text batch, which of the routes it uses.
         vision (`Sequence[int]`, *optional*): for each row of the image batch, which of the routes it uses.
+        classes (`Sequence[int]`, *optional*): for each row of the text batch, its class, for prompts that are
+            class-specific. `None`: row i is of class i.
 
     Raises:
         ValueError: an adapter is unknown, or a row's number is not one of a route.
@@ -230,6 +296,8 @@ def use_routes(
                 f"{tower}={rows.tolist()} names a route that was not given; write numbers from 0 to {len(routes) - 1}."
             )
         routing.rows[tower] = rows.to(container.weight.device)
+    if classes is not None:
+        routing.rows["classes"] = torch.as_tensor(classes).to(container.weight.device)
     before, container.routing = container.routing, routing
     try:
         yield

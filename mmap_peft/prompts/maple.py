@@ -1,0 +1,73 @@
+"""MaPLe: vision prompts are linear images of text prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..registration import PromptPeftType
+from .base import PromptGenerator, TowerShape
+from .riding import RidingConfig, RidingGenerator
+
+
+@dataclass
+class MaPLeConfig(RidingConfig):
+    """Settings of MaPLe, Multi-modal Prompt Learning (Khattak et al., CVPR 2023).
+
+    Args:
+        num_prompts (`int`): prompts of a layer of each tower.
+        depth (`int`, *optional*): layers of each tower that get prompts. `None`: as many as the shallower tower has.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PromptPeftType.MAPLE
+
+    def check(self, towers: Mapping[str, TowerShape]) -> None:
+        super().check(towers)
+        if len(towers) < 2:
+            raise ValueError(
+                f"MaPLeConfig couples the prompts of two towers, but the model has only {next(iter(towers))}; give a "
+                "whole CLIP, or use VPTConfig or CoOpConfig."
+            )
+        shallower = min(shape.layers for shape in towers.values())
+        if self.depth is not None and self.depth > shallower:
+            raise ValueError(
+                f"depth={self.depth} is more than the {shallower} layers of the shallower tower; write at most that."
+            )
+
+
+class MaPLeGenerator(RidingGenerator):
+    r"""Makes MaPLe prompts: those of text are parameters, and those of images are made of them by one linear map a
+    layer, the coupling function:
+
+    $$\tilde P_l = W_l P_l + b_l$$
+
+    with $P_l$ = `text_prompts[l]` (prompts, d_text), $W_l$ = `proj_weight[l]` (d_vision, d_text) and $b_l$ =
+    `proj_bias[l]` (d_vision). Both enter before layer $l$ below the depth, and ride on from there. As in the authors'
+    code, the couplings of all layers but the first start as copies of one.
+
+    Source: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, equations 5 to 9.
+    """
+
+    def __init__(self, config: MaPLeConfig, towers: Mapping[str, TowerShape]) -> None:
+        PromptGenerator.__init__(self, config, towers)
+        self.init_ids, depth = config.init_ids, min(self.depths.values())
+        self.depths = dict.fromkeys(towers, depth)
+        text, vision = towers["text"].width, towers["vision"].width
+        self.text_prompts = nn.Parameter(torch.empty(depth, config.num_prompts, text).normal_(std=config.init_std))
+        first, deeper = nn.Linear(text, vision), nn.Linear(text, vision)
+        couplings = [first, *[deeper] * (depth - 1)]
+        self.proj_weight = nn.Parameter(torch.stack([coupling.weight.detach() for coupling in couplings]))
+        self.proj_bias = nn.Parameter(torch.stack([coupling.bias.detach() for coupling in couplings]))
+
+    def layer_prompts(self, tower: str, layer: int) -> torch.Tensor:
+        prompts = self.text_prompts[layer]
+        return prompts if tower == "text" else F.linear(prompts, self.proj_weight[layer], self.proj_bias[layer])
+
+
+MaPLeConfig.generator_class = MaPLeGenerator
