@@ -28,6 +28,7 @@ from .images import IGNORED
 from .processes import is_sharded
 from .record import TrainingRecord
 from .task import Task
+from .texts import Texts
 
 
 GLOBAL = "global"  # the one adapter of all tasks before they are grouped
@@ -93,17 +94,19 @@ class MultiTaskClassifier(nn.Module):
                 "Siglip2Model takes images of any size as patches, which a MultiTaskClassifier does not make; give a "
                 "checkpoint of SigLIP 2 with a fixed resolution, which is a SiglipModel."
             )
-        self.processor, self.prompt_config, self.grouping = processor, config, None
+        self.processor, self.prompt_config, self.grouping = processor, copy.deepcopy(config), None
         self.record = TrainingRecord()
         self.tasks: dict[str, Task] = {}
         self.routes: dict[str, Route] = {}
-        self._token_ids: dict[str, list[list[int]]] = {}
+        self.texts = Texts(processor.tokenizer, model.config.text_config, config)
         self._text_cache: dict[tuple, torch.Tensor] = {}
         self._cached_state: tuple | None = None
+        if self.texts.placeholders and config.init_ids is None:
+            self.prompt_config.init_ids = self.texts.first_words(config.num_prompts)
         self.model = model.requires_grad_(False)
         if config is not None:
             with _seeded(seed):
-                self.model = get_peft_model(model, copy.deepcopy(config), adapter_name=GLOBAL)
+                self.model = get_peft_model(model, copy.deepcopy(self.prompt_config), adapter_name=GLOBAL)
         if not tasks:
             raise ValueError("A MultiTaskClassifier was given no task; give a list with one Task or more.")
         for task in tasks:
@@ -121,20 +124,14 @@ class MultiTaskClassifier(nn.Module):
                 f"Task {task.name!r} would have the adapter {task.adapter!r}, a name that is kept for prompts of "
                 "several tasks; rename it."
             )
-        self._token_ids[task.name] = self._tokenize(task)
+        contexts = getattr(self.prompt_config, "num_classes", None)
+        if contexts not in (None, len(task.class_names)):
+            raise ValueError(
+                f"Task {task.name!r} has {len(task.class_names)} classes, but num_classes={contexts} contexts were "
+                "asked for; give tasks with as many classes, or leave num_classes out."
+            )
+        self.texts.of(task, route)
         self.tasks[task.name], self.routes[task.name] = task, route
-
-    def _tokenize(self, task: Task) -> list[list[int]]:
-        positions = self.clip.config.text_config.max_position_embeddings
-        texts = [text for texts in task.texts for text in texts]
-        found = self.processor.tokenizer(texts, verbose=False)["input_ids"]
-        for text, ids in zip(texts, found):
-            if len(ids) > positions:
-                raise ValueError(
-                    f"Text {text!r} of task {task.name!r} has {len(ids)} tokens with start and end, but the text "
-                    f"tower has {positions} positions; write a shorter template or class text."
-                )
-        return found
 
     @property
     def clip(self) -> PreTrainedModel:
@@ -215,19 +212,11 @@ class MultiTaskClassifier(nn.Module):
         return [self._text_cache[keys[name]] for name in names]
 
     def _encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
-        ids = [torch.tensor(row) for name in names for row in self._token_ids[name]]
-        rows = [number for number, name in enumerate(names) for _ in self._token_ids[name]]
-        # Padding comes after the end of a text, where a causal tower does not see it: no mask is needed. SigLIP is not
-        # causal: it was trained on texts padded to the full length and reads the last place.
-        padding, config = self.processor.tokenizer.pad_token_id, self.clip.config.text_config
-        if config.model_type.startswith("siglip"):
-            ids[0] = F.pad(ids[0], (0, config.max_position_embeddings - len(ids[0])), value=padding)
-        padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding).to(self.device)
-        with self._routed(names, text=torch.tensor(rows, device=self.device)):
-            features = F.normalize(self.clip.get_text_features(padded).pooler_output, dim=-1)
-        per_class = [len(texts) for name in names for texts in self.tasks[name].texts]
-        if max(per_class) > 1:
-            means = [part.mean(dim=0) for part in features.split(per_class)]
+        batch = self.texts.batch([self.tasks[name] for name in names], [self.routes[name] for name in names])
+        with self._routed(names, text=batch.tasks, classes=batch.classes):
+            features = F.normalize(self.clip.get_text_features(batch.ids.to(self.device)).pooler_output, dim=-1)
+        if max(batch.counts) > 1:
+            means = [part.mean(dim=0) for part in features.split(batch.counts)]
             features = F.normalize(torch.stack(means), dim=-1)
         return list(features.split([len(self.tasks[name].class_names) for name in names]))
 

@@ -18,7 +18,7 @@ from ..tuner import inputs
 from ..tuner.attention import SUPPORTED, PromptAttentionConfig, PromptStates
 from ..tuner.layer import PromptedForward
 from ..tuner.model import find_towers
-from ..tuner.routing import RoutedPrompts, RoutingHook
+from ..tuner.routing import RoutingHook
 
 
 if TYPE_CHECKING:
@@ -45,6 +45,35 @@ class BakedLayer(nn.Module):
         key, value = self.prompt_key.expand(batch, -1, -1), self.prompt_value.expand(batch, -1, -1)
         with self.layer.self_attn.config.joined_by(PromptStates(key, value, None)):
             return self.layer(hidden_states, *args, **kwargs)
+
+
+class BakedTokens(nn.Module):
+    """Puts fixed prompts among the tokens that a module gets, or takes them out again.
+
+    Args:
+        module (`nn.Module`): the embeddings, an encoder layer, or the encoder.
+        prompts (`torch.Tensor`): (1, prompts, width).
+        where (`str`): `"after"` the embeddings; `"instead"` of those that enter a layer; `"until"` the encoder ends.
+    """
+
+    def __init__(self, module: nn.Module, prompts: torch.Tensor, where: str) -> None:
+        super().__init__()
+        self.module, self.where, self.prompts = module, where, nn.Buffer(prompts)
+
+    def _placed(self, tokens: torch.Tensor, skipped: int) -> torch.Tensor:
+        prompts = self.prompts.expand(tokens.shape[0], -1, -1)
+        return torch.cat([tokens[:, :1], prompts, tokens[:, 1 + skipped :]], dim=1)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        count = self.prompts.shape[1]
+        if self.where == "after":
+            return self._placed(self.module(*args, **kwargs), 0)
+        if self.where == "instead":
+            return self.module(self._placed(args[0], count), *args[1:], **kwargs)
+        output = self.module(*args, **kwargs)
+        hidden = output.last_hidden_state
+        output.last_hidden_state = torch.cat([hidden[:, :1], hidden[:, 1 + count :]], dim=1)
+        return output
 
 
 class TaskClassifier(nn.Module):
@@ -80,10 +109,7 @@ class TaskClassifier(nn.Module):
         # A CLIP has it; a SigLIP's tower makes the features itself.
         projection = getattr(clip, "visual_projection", None)
         self.visual_projection = nn.Identity() if projection is None else copy.deepcopy(projection).float()
-        layers = find_towers(self.vision_model)["vision"].encoder.layers
-        for index, routed in enumerate(_vision_prompts(classifier, task, layers)):
-            if routed is not None:
-                layers[index] = BakedLayer(layers[index], routed.prompts.float())
+        _bake(find_towers(self.vision_model)["vision"], classifier, task)
         with classifier.evaluating():
             text = classifier._text_features([task])[0]
         self.class_weight = nn.Buffer(clip.logit_scale.float().exp() * text.float())
@@ -126,13 +152,27 @@ def _without_prompts(clip: nn.Module) -> nn.Module:
     return tower
 
 
-def _vision_prompts(classifier: MultiTaskClassifier, task: str, layers: nn.ModuleList) -> list[RoutedPrompts | None]:
+def _bake(tower: nn.Module, classifier: MultiTaskClassifier, task: str) -> None:
+    """Put a task's prompts into a copy of the vision tower."""
     container = getattr(classifier.clip, "mmap", None)
     if container is None or container.disable_adapters:
-        return [None] * len(layers)
-    routing = container.route([classifier.routes[task]])
+        return
+    routing, layers = container.route([classifier.routes[task]]), tower.encoder.layers
     tokens = [layer.layer_norm1.weight[None, None] for layer in layers]
-    return [container.routed(routing, "vision", index, token) for index, token in enumerate(tokens)]
+    found = [container.routed(routing, "vision", index, token) for index, token in enumerate(tokens)]
+    rides = container.rides(routing)
+    for index, routed in enumerate(found):
+        if routed is None:
+            continue
+        prompts = routed.prompts.float()
+        if not rides:
+            layers[index] = BakedLayer(layers[index], prompts)
+        elif index:
+            layers[index] = BakedTokens(layers[index], prompts, "instead")
+        else:
+            tower.embeddings = BakedTokens(tower.embeddings, prompts, "after")
+    if rides and found[0] is not None:
+        tower.encoder = BakedTokens(tower.encoder, found[0].prompts.float(), "until")
 
 
 def export(

@@ -71,5 +71,4 @@ class RidingGenerator(PromptGenerator):
     def start_from_words(self, embedding: nn.Embedding) -> None:
         """Let the first layer's text prompts be the embeddings of `init_ids`, if there are any."""
         if self.init_ids and "text" in self.depths:
-            words = torch.tensor(self.init_ids, device=embedding.weight.device)
-            self.layer_prompts("text", 0).copy_(embedding(words))
+            self.layer_prompts("text", 0).copy_(embedding.weight[self.init_ids])

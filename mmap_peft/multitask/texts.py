@@ -1,0 +1,111 @@
+"""From class names to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..prompts.base import PromptConfig
+from ..tuner.routing import Route
+from .task import Task
+
+
+INIT_WORDS = "a photo of a"  # CoOp and MaPLe start from these if they have no more than four prompts
+
+
+class TextBatch(NamedTuple):
+    """The texts of some tasks.
+
+    Attributes:
+        ids: (rows, tokens), padded.
+        tasks: for each row, number of its task.
+        classes: for each row, number of its class.
+        counts: for each class of each task, how many rows it has.
+    """
+
+    ids: torch.Tensor
+    tasks: list[int]
+    classes: list[int]
+    counts: list[int]
+
+
+class Texts:
+    """Tokenizes each task's texts once.
+
+    Where prompts take the places of words (CoOp, IVLP, MaPLe), a text has as many before the class name: those of the
+    task's template if they suffice, or else placeholders, as in CoOp: `"X X X X cat."`.
+
+    Args:
+        tokenizer: CLIP's tokenizer.
+        config: config of its text tower.
+        prompts (`PromptConfig`, *optional*): the prompts of each adapter.
+    """
+
+    def __init__(self, tokenizer: Any, config: Any, prompts: PromptConfig | None) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        self.placeholders = getattr(prompts, "placeholders", 0)
+        self.names_last = getattr(prompts, "position", "end") == "end"
+        self._ids: dict[tuple[str, int], list[list[list[int]]]] = {}
+
+    def first_words(self, count: int) -> list[int]:
+        """Token ids that so many prompts start from; none if they are more than the words are."""
+        words = self._words(INIT_WORDS)
+        return words[:count] if count <= len(words) else []
+
+    def of(self, task: Task, route: Route) -> list[list[list[int]]]:
+        """Token ids of the texts of each class.
+
+        Raises:
+            ValueError: a text is longer than the tower's positions.
+        """
+        key = task.name, len(route) * self.placeholders
+        if key not in self._ids:
+            self._ids[key] = [self._tokenize(task, texts) for texts in self._worded(task, key[1])]
+        return self._ids[key]
+
+    def batch(self, tasks: Sequence[Task], routes: Sequence[Route]) -> TextBatch:
+        """The texts of some tasks in one batch."""
+        found = [self.of(task, route) for task, route in zip(tasks, routes)]
+        rows = [
+            (torch.tensor(ids), number, label)
+            for number, classes in enumerate(found)
+            for label, texts in enumerate(classes)
+            for ids in texts
+        ]
+        ids, numbers, labels = (list(column) for column in zip(*rows))
+        # Padding comes after the end of a text, where a causal tower does not see it: no mask is needed. SigLIP is not
+        # causal: it was trained on texts padded to the full length and reads the last place.
+        padding = self.tokenizer.pad_token_id
+        if self.config.model_type.startswith("siglip"):
+            ids[0] = F.pad(ids[0], (0, self.config.max_position_embeddings - len(ids[0])), value=padding)
+        padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding)
+        return TextBatch(padded, numbers, labels, [len(texts) for classes in found for texts in classes])
+
+    def _words(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _worded(self, task: Task, prompts: int) -> list[tuple[str, ...]]:
+        templates = (task.template,) if isinstance(task.template, str) else task.template
+        before = min(len(self._words(template.partition("{}")[0].strip())) for template in templates)
+        if not prompts or (before >= prompts and self.names_last and not task.class_texts):
+            return task.texts
+        words = " ".join(["X"] * prompts)
+        return [
+            tuple(f"{words} {text}" for text in texts) if name in task.class_texts else (f"{words} {name}.",)
+            for name, texts in zip(task.class_names, task.texts)
+        ]
+
+    def _tokenize(self, task: Task, texts: Sequence[str]) -> list[list[int]]:
+        found = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        positions = self.config.max_position_embeddings
+        for text, ids in zip(texts, found):
+            if len(ids) > positions:
+                raise ValueError(
+                    f"Text {text!r} of task {task.name!r} has {len(ids)} tokens with start and end, but the text "
+                    f"tower has {positions} positions; write a shorter template or class text."
+                )
+        return found
