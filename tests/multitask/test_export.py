@@ -11,10 +11,19 @@ import torch
 from PIL import Image
 from transformers import SiglipConfig, SiglipModel
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, TaskGrouping
+from mmap_peft import (
+    CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    MmAPConfig,
+    MultiTaskClassifier,
+    TaskGrouping,
+    VPTConfig,
+)
 from mmap_peft.data.pictograms import draw
 
 from ..conftest import tiny_clip
+from ..tuner.test_families import build
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5)
@@ -64,6 +73,30 @@ def test_onnx_needs_its_file_only_and_agrees(task, classes, classifier, tmp_path
         found = session.run(None, {"pixel_values": pixels(metadata)[:count]})[0]
         assert found.dtype == np.float32 and found.shape == (count, classes)
         close(found, expected[:count])
+
+
+RIDING = {
+    "coop": CoOpConfig(num_prompts=2, init_std=0.5),
+    "vpt": VPTConfig(num_prompts=2, init_std=0.5),
+    "ivlp": IVLPConfig(num_prompts=2, num_vision_prompts=3, vision_depth=1, init_std=0.5),
+    "maple": MaPLeConfig(num_prompts=2, init_std=0.5),
+}
+
+
+@pytest.mark.parametrize("method", RIDING)
+def test_prompts_that_ride_on_are_baked_too(method, clip, processor, tasks):
+    classifier = make(clip, processor, tasks, RIDING[method])
+    close(run_torch(classifier.export("photo")), classifier.predict(IMAGES, "photo").probabilities)
+
+
+def test_prompts_that_ride_on_in_onnx_and_siglip(processor, tasks, tmp_path):
+    special = {name: getattr(processor.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = build("siglip", vocab_size=len(processor.tokenizer), **special)
+    classifier = make(model, processor, tasks, RIDING["ivlp"])
+    path = classifier.export("photo", format="onnx", path=tmp_path)
+    session = onnxruntime.InferenceSession(path)
+    found = session.run(None, {"pixel_values": pixels(session.get_modelmeta().custom_metadata_map)})[0]
+    close(found, classifier.predict(IMAGES, "photo").probabilities)
 
 
 @pytest.mark.parametrize("task", ["clipart", "photo"])

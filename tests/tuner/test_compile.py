@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, TaskGrouping, use_routes
+from mmap_peft import MaPLeConfig, MmAPConfig, MultiTaskClassifier, TaskGrouping, use_routes
 
 from ..conftest import tiny_clip
 
@@ -40,10 +40,10 @@ def assert_close(found, expected):
         assert (found[1][name] - gradient).norm() <= 1e-4 * gradient.norm()
 
 
-def model_with(*adapters, attention="sdpa"):
-    model = get_peft_model(tiny_clip(attention), CONFIG, adapter_name=adapters[0])
+def model_with(*adapters, attention="sdpa", config=CONFIG):
+    model = get_peft_model(tiny_clip(attention), config, adapter_name=adapters[0])
     for name in adapters[1:]:
-        model.add_adapter(name, CONFIG)
+        model.add_adapter(name, config)
     model.base_model.set_requires_grad(list(adapters), True)
     return model.train()
 
@@ -61,8 +61,9 @@ def test_one_graph_for_all_routes_with_equal_gradients(attention, backend, input
             assert backend.frame_count == 1
 
 
-def test_another_route_compiles_nothing(backend, inputs):
-    model = model_with("x", "y", "z").eval()
+@pytest.mark.parametrize("config", [CONFIG, MaPLeConfig(num_prompts=2, init_std=0.5)], ids=["mmap", "maple"])
+def test_another_route_compiles_nothing(config, backend, inputs):
+    model = model_with("x", "y", "z", config=config).eval()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for route in (("x",), ("y",), ("z",), ("x",)):
         with use_routes(model, route), torch.no_grad():

@@ -1,11 +1,13 @@
 """Every family that is said to work: prompts in, gradients to all of them, both paths equal, saved and loaded."""
 
+import copy
+
 import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
 
-from mmap_peft import MmAPConfig, use_routes
+from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, VPTConfig, use_routes
 from mmap_peft.tuner.model import FAMILIES, encoder_layers
 
 
@@ -94,6 +96,34 @@ def test_both_paths_agree_and_every_parameter_gets_a_gradient(family, attention)
     text, vision = inputs(family)
     base = build(family, attention)(**text, **vision).logits_per_image
     assert (fast - base).abs().max() > 1e-2
+
+
+RIDING = {
+    "coop": CoOpConfig(num_prompts=1, init_std=0.5),
+    "vpt": VPTConfig(num_prompts=2, init_std=0.5),
+    "ivlp": IVLPConfig(num_prompts=1, num_vision_prompts=2, init_std=0.5),
+    "maple": MaPLeConfig(num_prompts=1, init_std=0.5),
+}
+
+
+@pytest.mark.parametrize("method", RIDING)
+@pytest.mark.parametrize("family", MODELS)
+def test_prompts_that_ride_on(family, method, tmp_path):
+    text, vision = inputs(family)
+    if family == "siglip2" and method != "coop":
+        with pytest.raises(ValueError, match="adds tokens to images, but a Siglip2VisionModel masks images"):
+            get_peft_model(build(family), copy.deepcopy(RIDING[method]))
+        return
+    model = get_peft_model(build(family), copy.deepcopy(RIDING[method])).eval()
+    output = model(**text, **vision)
+    assert output.vision_model_output.last_hidden_state.shape[1] == (9 if family.startswith("siglip") else 10)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for gradient in torch.autograd.grad(output.logits_per_image.pow(2).sum(), list(parameters.values())):
+        assert gradient.abs().max() > 0
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(build(family), str(tmp_path)).eval()
+    found = again(**text, **vision).logits_per_image
+    torch.testing.assert_close(found, output.logits_per_image, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", MODELS)
