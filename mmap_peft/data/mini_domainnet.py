@@ -34,7 +34,6 @@ CLASS_NAMES = [
     "truck", "umbrella", "vase", "watermelon", "whale", "zebra",
 ]
 # fmt: on
-AT_MOST = 60  # images a class and domain of our own subset: 5, 10 and 20 % of them are 3, 6 and 12
 
 
 def read_mini_domainnet(data: str) -> dict[str, Dataset]:

@@ -74,8 +74,8 @@ def split_at_random(
         fraction: share of each class's images that train, between 0 and 1; at least one image.
         shots: instead, so many images of each class.
         seed: seed of the choice.
-        at_most (`int`, *optional*): a smaller data set, the same for every seed: of each class of each domain only
-            the `at_most` images whose `file` has the smallest SHA-256 train or evaluate.
+        at_most (`int`, *optional*): take and evaluate on a subset only, the same for every seed: of each class of each
+            domain the `at_most` images whose `file` has the smallest SHA-256.
 
     Raises:
         ValueError: neither or both of `fraction` and `shots`, or one out of range.
@@ -92,7 +92,9 @@ def split_at_random(
         chosen, others = _choose(labels, fraction, shots, np.random.default_rng([seed, number]))
         train[name], held_out[name] = [files[row] for row in chosen], [files[row] for row in others]
     source = {"fraction": fraction, "shots": shots, "seed": seed}
-    return Split(train, held_out, source if at_most is None else {**source, "at_most": at_most, "of": "SHA-256"})
+    if at_most is not None:
+        source["subset"] = f"of each class of each domain the {at_most} images whose file has the smallest SHA-256"
+    return Split(train, held_out, source)
 
 
 def _smallest(labels: np.ndarray, files: Sequence[str], count: int) -> list[int]:
@@ -165,7 +167,7 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
                 name = _class(file)
                 if label_of.setdefault(name, label) != label or class_of.setdefault(label, name) != name:
                     raise ValueError(
-                        f"Line {line!r} of {path} says that {name!r} has the label {label}, but elsewhere its label is "
+                        f"Line {line!r} of {path} gives {name!r} the label {label}, but elsewhere its label is "
                         f"{label_of[name]}, and {label} is the label of {class_of.get(label)!r}; give lists that "
                         "number their classes alike."
                     )
