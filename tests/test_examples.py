@@ -2,6 +2,7 @@ import difflib
 import hashlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,21 @@ def test_a_folder_and_published_lists_from_a_yaml_file(folder, clip_folder, tmp_
     assert found["base_model"] == clip_folder
     split = json.loads((tmp_path / "out" / "split.json").read_text())
     assert len(split["train"]["Art"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--fraction", "0.1"], "Give either fraction or shots"),
+        (["--split_dir", "lists"], "write --fraction with --split_dir, not --shots"),
+    ],
+)
+def test_two_ways_to_choose_images_stop_with_a_sentence(more, sentence, folder, tmp_path, monkeypatch):
+    script = str(ROOT / "examples" / "train_officehome.py")
+    fields = options(output_dir=tmp_path / "out", data=folder, shots=2)
+    monkeypatch.setattr(sys, "argv", [script, *fields, *more])
+    with pytest.raises(ValueError, match=sentence):
+        runpy.run_path(script, run_name="__main__")
 
 
 @pytest.fixture
