@@ -3,9 +3,10 @@
     accelerate launch examples/train_officehome.py --model openai/clip-vit-base-patch16 \
         --data flwrlabs/office-home --fraction 0.1 --output_dir out
 
-`--data` takes the usual folder (`PATH/Art/Alarm_Clock/00001.jpg`) as well, `--split_dir` published lists. Settings
-can also come from one YAML file: `accelerate launch examples/train_officehome.py settings.yaml`. Offline, on
-pictograms and a small CLIP that ship with the package:
+`--data` takes the usual folder (`PATH/Art/Alarm_Clock/00001.jpg`) as well, or any other of `domain/class/image`;
+`--split_dir` takes published lists, `--shots 4` trains on four images of each class. Settings can also come from one
+YAML file: `accelerate launch examples/train_officehome.py settings.yaml`. Offline, on pictograms and a small CLIP that
+ship with the package:
 
     accelerate launch examples/train_officehome.py --demo
 """
@@ -41,6 +42,7 @@ class ScriptArguments:
     fraction: Optional[float] = field(
         default=None, metadata={"help": "Share of the images that train. [0.1; demo: 0.3]"}
     )
+    shots: Optional[int] = field(default=None, metadata={"help": "Instead, so many images of each class train."})
     num_prompts: int = field(default=4, metadata={"help": "Prompts that an adapter gives a layer."})
     demo: bool = field(default=False, metadata={"help": "Pictograms and the small CLIP that ship with the package."})
 
@@ -58,12 +60,14 @@ def main() -> None:
         script.model, script.data, domains = str(small_clip()), "Pictograms", pictogram_domains()
     else:
         domains = read_domains(script.data)
-    if script.fraction is None:
+    if script.fraction is None and script.shots is None:
         script.fraction = 0.3 if script.demo else 0.1
+    if script.split_dir and script.shots:
+        raise ValueError("Published lists say which images train; write --fraction with --split_dir, not --shots.")
     if script.split_dir:
         split = read_lists(script.split_dir, script.fraction)
     else:
-        split = split_at_random(domains, fraction=script.fraction, seed=args.seed)
+        split = split_at_random(domains, script.fraction, script.shots, args.seed)
     tasks = make_tasks(domains, split, args.template, dataset=hub_id(script.data) or Path(script.data).name)
 
     clip, processor = CLIPModel.from_pretrained(script.model), load_processor(script.model)

@@ -1,5 +1,8 @@
+import difflib
+import hashlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ import yaml
 from PIL import Image
 
 from mmap_peft import MultiTaskClassifier, TaskGrouping
+from mmap_peft.data.mini_domainnet import CLASS_NAMES, DOMAINS
 from mmap_peft.data.pictograms import draw
 
 
@@ -24,9 +28,9 @@ SHORT = {
 }
 
 
-def launch(*arguments):
+def launch(*arguments, example="train_officehome.py"):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "examples" / "train_officehome.py")]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "examples" / example)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=400
@@ -45,7 +49,8 @@ def check(output, printed, tasks):
     for name, accuracy in found["accuracy"].items():
         assert f"| {name} | {100 * accuracy['zero_shot']:.1f} % | {100 * accuracy['trained']:.1f} % |" in printed
     split = json.loads((output / "split.json").read_text())
-    assert found["split"] == split["digest"]
+    chosen = json.dumps([split["train"], split["eval"]], sort_keys=True)
+    assert found["split"] == split["digest"] == hashlib.sha256(chosen.encode()).hexdigest()
     assert {"seed", "seconds", "versions", "groups", "trainable_parameters", "share_of_base"} <= found.keys()
     assert TaskGrouping.load(output / "grouping" / "grouping.json").groups == found["groups"]
     assert (output / "grouping.png").stat().st_size > 10_000
@@ -97,3 +102,55 @@ def test_a_folder_and_published_lists_from_a_yaml_file(folder, clip_folder, tmp_
     assert found["base_model"] == clip_folder
     split = json.loads((tmp_path / "out" / "split.json").read_text())
     assert len(split["train"]["Art"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--fraction", "0.1"], "Give either fraction or shots"),
+        (["--split_dir", "lists"], "write --fraction with --split_dir, not --shots"),
+    ],
+)
+def test_two_ways_to_choose_images_stop_with_a_sentence(more, sentence, folder, tmp_path, monkeypatch):
+    script = str(ROOT / "examples" / "train_officehome.py")
+    fields = options(output_dir=tmp_path / "out", data=folder, shots=2)
+    monkeypatch.setattr(sys, "argv", [script, *fields, *more])
+    with pytest.raises(ValueError, match=sentence):
+        runpy.run_path(script, run_name="__main__")
+
+
+@pytest.fixture
+def domainnet(tmp_path):
+    """A DomainNet of tiny pictures, with a class and a domain that are not MiniDomainNet's, and lists."""
+    (tmp_path / "splits_mini").mkdir()
+    for domain in [*DOMAINS, "quickdraw"]:
+        lines = {"train": [], "test": []}
+        for label, name in enumerate([*CLASS_NAMES, "zigzag"]):
+            (tmp_path / domain / name).mkdir(parents=True)
+            for index in range(3):
+                file = f"{domain}/{name}/{index}.jpg"
+                Image.new("RGB", (8, 8), (label, 80 * index, 0)).save(tmp_path / file)
+                if name in CLASS_NAMES:
+                    lines["test" if index == 2 else "train"].append(f"{file} {label}\n")
+        for part in lines:
+            (tmp_path / "splits_mini" / f"{domain}_{part}.txt").write_text("".join(lines[part]))
+    return tmp_path
+
+
+def test_mini_domainnet_with_its_lists_and_with_a_subset_of_our_own(domainnet, clip_folder, tmp_path):
+    arguments = ("--model", clip_folder, "--data", domainnet, "--shots", 1)
+    lists = ("--split_dir", domainnet / "splits_mini")
+    for name, more, evaluated in (("lists", lists, 1), ("subset", ("--at_most", 3), 2)):
+        output = tmp_path / "out" / name
+        printed = launch(*arguments, *more, *options(output_dir=output), example="train_minidomainnet.py")
+        check(output, printed, DOMAINS)
+        split = json.loads((output / "split.json").read_text())
+        assert [len(split["train"][domain]) for domain in DOMAINS] == 4 * [126]
+        assert [len(split["eval"][domain]) for domain in DOMAINS] == 4 * [126 * evaluated]
+
+
+def test_the_examples_differ_in_a_few_lines():
+    texts = [(ROOT / "examples" / f"train_{name}.py").read_text() for name in ("officehome", "minidomainnet")]
+    code = [text.split('"""', 2)[2].splitlines() for text in texts]  # without the docstring at the head
+    lines = [line for line in difflib.ndiff(*code) if line[0] in "+-"]
+    assert 0 < len(lines) < 25

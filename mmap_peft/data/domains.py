@@ -3,56 +3,75 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets, load_dataset
 from PIL import Image as PILImage
 
+from ..multitask.task import clean_name
 
-def read_folder(path: str | os.PathLike) -> dict[str, Dataset]:
+
+def read_folder(
+    path: str | os.PathLike, domains: Sequence[str] | None = None, classes: Sequence[str] | None = None
+) -> dict[str, Dataset]:
     """Domains from a folder of images `path/domain/class/image`, such as `path/Art/Alarm_Clock/00001.jpg`.
 
     Args:
         path: the folder.
+        domains, classes (`Sequence[str]`, *optional*): only these, in this order. Case, `_`, `-` and spaces make no
+            difference.
 
     Returns:
         For each domain a data set with the columns `image` (undecoded), `label` and `file` (the path inside the
-        folder). All domains have the classes of all of them, in alphabetical order.
+        folder). All domains have the same classes: those asked for, or those of all of them in alphabetical order.
 
     Raises:
-        ValueError: the folder has no images in such places.
+        ValueError: the folder has no images in such places, or lacks a domain or class that is asked for.
     """
     root = Path(path)
     endings = set(PILImage.registered_extensions())
-    found = sorted(file for file in root.glob("*/*/*") if file.suffix.lower() in endings)
+    places = sorted(root.glob("*/*"))
+    domain_of = _match({place.parent.name for place in places}, domains, root)
+    class_of = _match({place.name for place in places}, classes, root)
+    places = [place for place in places if place.parent.name in domain_of and place.name in class_of]
+    found = [file for place in places for file in sorted(place.glob("*")) if file.suffix.lower() in endings]
     if not found:
         raise ValueError(
             f"{root} has no images of the form domain/class/image.jpg, such as {root}/Art/Alarm_Clock/00001.jpg; give "
             "the folder that holds the domains."
         )
-    classes = sorted({file.parent.name for file in found})
-    features = Features({"image": Image(decode=False), "label": ClassLabel(names=classes), "file": Value("string")})
-    domains = {}
-    for domain in sorted({file.parent.parent.name for file in found}):
-        files = [file for file in found if file.parent.parent.name == domain]
+    names = list(classes or sorted({file.parent.name for file in found}))
+    features = Features({"image": Image(decode=False), "label": ClassLabel(names=names), "file": Value("string")})
+    read = {}
+    for domain in domains or sorted({file.parent.parent.name for file in found}):
+        files = [file for file in found if domain_of[file.parent.parent.name] == domain]
         table = {
             "image": [str(file) for file in files],
-            "label": [file.parent.name for file in files],
+            "label": [class_of[file.parent.name] for file in files],
             "file": [file.relative_to(root).as_posix() for file in files],
         }
-        domains[domain] = Dataset.from_dict(table, features=features)
-    return domains
+        read[domain] = Dataset.from_dict(table, features=features)
+    return read
 
 
-def read_hub(name: str, **options: str) -> dict[str, Dataset]:
+def read_hub(
+    name: str, domains: Sequence[str] | None = None, classes: Sequence[str] | None = None, **options: str
+) -> dict[str, Dataset]:
     """Domains from a data set on the Hub with the columns `image`, `domain` and `label`, all splits together.
 
     Args:
         name: for example `"flwrlabs/office-home"`.
+        domains, classes (`Sequence[str]`, *optional*): only these, as in `read_folder`.
         options: for `datasets.load_dataset`: `revision`, `token`, `cache_dir`.
 
+    Returns:
+        What `read_folder` returns; `file` is the column `image_path`, or the row's number where the data set has no
+        such column.
+
     Raises:
-        ValueError: a column is missing.
+        ValueError: a column is missing, the labels have no names, or a domain or class that is asked for is missing.
     """
     everything = concatenate_datasets(list(load_dataset(name, **options).values()))
     for column in ("image", "domain", "label"):
@@ -61,16 +80,56 @@ def read_hub(name: str, **options: str) -> dict[str, Dataset]:
                 f"Data set {name!r} has the columns {everything.column_names}, but no {column!r}; give one with "
                 "image, domain and label."
             )
+    if not isinstance(everything.features["label"], ClassLabel):
+        raise ValueError(
+            f"The labels of data set {name!r} are of type {everything.features['label']}, so its classes have no "
+            "names; give one whose label is a ClassLabel."
+        )
+    if "image_path" in everything.column_names:
+        everything = everything.rename_column("image_path", "file")
+    else:
+        everything = everything.add_column("file", [str(number) for number in range(len(everything))])
+    everything, kept = _restrict(everything, classes, name)
     feature = everything.features["domain"]
     numbers = everything.with_format("numpy")["domain"]
     values = [feature.int2str(int(value)) if isinstance(feature, ClassLabel) else str(value) for value in numbers]
-    everything = everything.add_column("file", [str(number) for number in range(len(everything))])
+    domain_of = _match(set(values), domains, name)
+    values = np.array([domain_of.get(value) for value in values], dtype=object)
     return {
-        domain: everything.select([row for row, value in enumerate(values) if value == domain])
-        for domain in sorted(set(values))
+        domain: everything.select(np.flatnonzero(kept & (values == domain))) for domain in domains or sorted(domain_of)
     }
 
 
-def read_domains(data: str) -> dict[str, Dataset]:
-    """Domains from a folder, if there is one of this name, or else from the Hub."""
-    return read_folder(data) if os.path.isdir(data) else read_hub(data)
+def read_domains(
+    data: str, domains: Sequence[str] | None = None, classes: Sequence[str] | None = None
+) -> dict[str, Dataset]:
+    """Domains from a folder, if there is one of this name, or else from the Hub: `read_folder`, `read_hub`."""
+    return (read_folder if os.path.isdir(data) else read_hub)(data, domains, classes)
+
+
+def _match(names: set[str], wanted: Sequence[str] | None, source: object) -> dict[str, str]:
+    """The wanted name that each name stands for; every name stands for itself where none is wanted."""
+    if wanted is None:
+        return {name: name for name in names}
+    plain = {clean_name(name): name for name in wanted}
+    found = {name: plain[clean_name(name)] for name in names if clean_name(name) in plain}
+    missing = [name for name in wanted if name not in found.values()]
+    if missing:
+        raise ValueError(
+            f"{source} lacks {missing[0]!r} and {len(missing) - 1} more of {len(wanted)} names; it has "
+            f"{', '.join(sorted(names)[:6]) or 'none'} and so on. Give the data set that has them all."
+        )
+    return found
+
+
+def _restrict(data: Dataset, classes: Sequence[str] | None, source: str) -> tuple[Dataset, np.ndarray]:
+    """The data with labels that number `classes`, and which rows are of one of them."""
+    if classes is None:
+        return data, np.ones(len(data), dtype=bool)
+    names = data.features["label"].names
+    class_of = _match(set(names), classes, source)
+    number_of = np.array([classes.index(class_of[name]) if name in class_of else -1 for name in names])
+    labels = number_of[data.with_format("numpy")["label"][:]]
+    # a new column before any row is selected: afterwards it would write all images once more
+    data = data.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=list(classes)))
+    return data, labels >= 0

@@ -40,14 +40,32 @@ class Split:
         write_json({"source": self.source, "digest": self.digest, "train": self.train, "eval": self.eval}, path)
 
 
-def _choose(labels: np.ndarray, count_of: Mapping[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Rows of `count_of[label]` random images of each class, in ascending order."""
-    chosen = [rng.permutation(np.flatnonzero(labels == label))[:count] for label, count in sorted(count_of.items())]
-    return np.sort(np.concatenate(chosen))
+def _choose(
+    labels: np.ndarray, fraction: float | None, shots: int | None, rng: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """Rows of a fraction or of so many random images of each class, and the other rows, both in ascending order."""
+    chosen = []
+    for value in np.unique(labels):
+        rows = np.flatnonzero(labels == value)
+        chosen.extend(rng.permutation(rows)[: shots or max(1, round(fraction * len(rows)))].tolist())
+    return sorted(chosen), sorted(set(range(len(labels))) - set(chosen))
+
+
+def _check_amount(fraction: float | None, shots: int | None) -> None:
+    if (fraction is None) == (shots is None):
+        raise ValueError(f"Give either fraction or shots, not fraction={fraction} and shots={shots}.")
+    if fraction is not None and not 0 < fraction < 1:
+        raise ValueError(f"fraction={fraction} leaves nothing to train or to evaluate on; write a number in (0, 1).")
+    if shots is not None and shots < 1:
+        raise ValueError(f"shots={shots} leaves nothing to train on; write 1 or more.")
 
 
 def split_at_random(
-    domains: Mapping[str, Dataset], fraction: float | None = None, shots: int | None = None, seed: int = 0
+    domains: Mapping[str, Dataset],
+    fraction: float | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    at_most: int | None = None,
 ) -> Split:
     """Take some images of each class of each domain to train on, and evaluate on all the others.
 
@@ -56,28 +74,53 @@ def split_at_random(
         fraction: share of each class's images that train, between 0 and 1; at least one image.
         shots: instead, so many images of each class.
         seed: seed of the choice.
+        at_most (`int`, *optional*): take and evaluate on a subset only, the same for every seed: of each class of each
+            domain the `at_most` images whose `file` has the smallest SHA-256.
 
     Raises:
         ValueError: neither or both of `fraction` and `shots`, or one out of range.
     """
-    if (fraction is None) == (shots is None):
-        raise ValueError(f"Give either fraction or shots, not fraction={fraction} and shots={shots}.")
-    if fraction is not None and not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction} leaves nothing to train or to evaluate on; write a number in (0, 1).")
-    if shots is not None and shots < 1:
-        raise ValueError(f"shots={shots} leaves nothing to train on; write 1 or more.")
+    _check_amount(fraction, shots)
+    if at_most is not None and at_most < 2:
+        raise ValueError(f"at_most={at_most} leaves nothing to train or to evaluate on; write 2 or more.")
     train, held_out = {}, {}
     for number, (name, data) in enumerate(domains.items()):
-        labels, files = np.asarray(data.with_format("numpy")["label"]), data.with_format(None)["file"]
-        values, counts = np.unique(labels, return_counts=True)
-        wanted = {
-            int(value): shots if shots is not None else max(1, round(fraction * count))
-            for value, count in zip(values, counts)
-        }
-        chosen = set(_choose(labels, wanted, np.random.default_rng([seed, number])).tolist())
-        train[name] = [file for row, file in enumerate(files) if row in chosen]
-        held_out[name] = [file for row, file in enumerate(files) if row not in chosen]
-    return Split(train, held_out, {"fraction": fraction, "shots": shots, "seed": seed})
+        labels, files = np.asarray(data.with_format("numpy")["label"]), data.with_format(None)["file"][:]
+        if at_most is not None:
+            rows = _smallest(labels, files, at_most)
+            labels, files = labels[rows], [files[row] for row in rows]
+        chosen, others = _choose(labels, fraction, shots, np.random.default_rng([seed, number]))
+        train[name], held_out[name] = [files[row] for row in chosen], [files[row] for row in others]
+    source = {"fraction": fraction, "shots": shots, "seed": seed}
+    if at_most is not None:
+        source["subset"] = f"of each class of each domain the {at_most} images whose file has the smallest SHA-256"
+    return Split(train, held_out, source)
+
+
+def _smallest(labels: np.ndarray, files: Sequence[str], count: int) -> list[int]:
+    """Rows of the `count` files of each class with the smallest SHA-256, in ascending order."""
+    by_hash = sorted(range(len(files)), key=lambda row: hashlib.sha256(files[row].encode()).digest())
+    by_hash = np.array(by_hash, dtype=np.int64)
+    return sorted(row for value in np.unique(labels) for row in by_hash[labels[by_hash] == value][:count].tolist())
+
+
+def draw(split: Split, fraction: float | None = None, shots: int | None = None, seed: int = 0) -> Split:
+    """Train on some of a split's training images of each class, and evaluate on what it evaluates on.
+
+    Args:
+        split: its files are of the form `domain/class/image`.
+        fraction, shots, seed: as in `split_at_random`.
+
+    Raises:
+        ValueError: neither or both of `fraction` and `shots`, or one out of range.
+    """
+    _check_amount(fraction, shots)
+    train = {}
+    for number, (name, files) in enumerate(split.train.items()):
+        labels = np.array([_class(file) for file in files])
+        chosen, _ = _choose(labels, fraction, shots, np.random.default_rng([seed, number]))
+        train[name] = [files[row] for row in chosen]
+    return Split(train, split.eval, {**split.source, "fraction": fraction, "shots": shots, "seed": seed})
 
 
 def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
@@ -88,7 +131,7 @@ def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
         fraction: 0.1 stands for the lists of 10 %.
 
     Raises:
-        ValueError: there are no such lists, or a line is not of this form.
+        ValueError: there are no such lists, a line is not of this form, or lines number the classes differently.
     """
     percent = f"{100 * fraction:g}"
     lists = {split: sorted(Path(folder).glob(f"*/{split}_{percent}.txt")) for split in ("train", "test")}
@@ -97,21 +140,50 @@ def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
             f"{folder} has no lists of {percent} % for each domain; look for files such as "
             f"{folder}/Art/train_{percent}.txt and test_{percent}.txt."
         )
-    chosen = {
-        split: {
-            path.parent.name: [_file(line, path) for line in path.read_text().splitlines() if line.strip()]
-            for path in paths
-        }
-        for split, paths in lists.items()
-    }
-    return Split(chosen["train"], chosen["test"], {"lists": f"{percent} %"})
+    train, test = ({path.parent.name: path for path in paths} for paths in lists.values())
+    return split_of_lists(train, test, {"lists": f"{percent} %"})
 
 
-def _file(line: str, path: Path) -> str:
-    file, _, label = line.strip().rpartition(" ")
-    if not label.isdigit() or file.count("/") != 2:
-        raise ValueError(f"Line {line!r} of {path} is not of the form Domain/Class/file label.")
-    return file
+def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: dict) -> Split:
+    """Read the lists of each domain, with lines `Art/Alarm_Clock/00001.jpg 0`.
+
+    Args:
+        train, test: file of the list, by domain.
+        source: how the split came about.
+
+    Raises:
+        ValueError: a line is not of this form, lines number the classes differently, or an image of a training list
+            is in the test list as well.
+    """
+    label_of, class_of = {}, {}
+    chosen = {"train": {}, "test": {}}
+    for split, paths in (("train", train), ("test", test)):
+        for domain, path in paths.items():
+            files = chosen[split][domain] = []
+            for line in filter(str.strip, path.read_text().splitlines()):
+                file, _, label = line.strip().rpartition(" ")
+                if not label.isdigit() or file.count("/") != 2:
+                    raise ValueError(f"Line {line!r} of {path} is not of the form Domain/Class/file label.")
+                name = _class(file)
+                if label_of.setdefault(name, label) != label or class_of.setdefault(label, name) != name:
+                    raise ValueError(
+                        f"Line {line!r} of {path} gives {name!r} the label {label}, but elsewhere its label is "
+                        f"{label_of[name]}, and {label} is the label of {class_of.get(label)!r}; give lists that "
+                        "number their classes alike."
+                    )
+                files.append(file)
+    for domain, files in chosen["train"].items():
+        both = set(files).intersection(chosen["test"][domain])
+        if both:
+            raise ValueError(
+                f"{min(both)!r} and {len(both) - 1} more images are in {train[domain]} and in {test[domain]} as well; "
+                "give lists whose test images do not train."
+            )
+    return Split(chosen["train"], chosen["test"], source)
+
+
+def _class(file: str) -> str:
+    return file.split("/")[-2]
 
 
 def make_tasks(

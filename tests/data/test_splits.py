@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -45,6 +46,19 @@ def test_a_folder_without_images_stops_with_a_sentence(tmp_path):
         read_folder(tmp_path)
 
 
+def test_only_some_domains_and_classes_of_a_folder(folder):
+    domains = read_folder(folder, ["Real_World"], ["tv", "alarm-clock"])
+    assert list(domains) == ["Real_World"]
+    assert domains["Real_World"].features["label"].names == ["tv", "alarm-clock"]
+    place = {file: row for row, file in enumerate(domains["Real_World"]["file"][:])}
+    assert len(place) == 20
+    assert domains["Real_World"][place["Real World/Alarm_Clock/00003.png"]]["label"] == 1
+    with pytest.raises(ValueError, match="lacks 'Product' and 0 more of 2 names; it has Art, Real World"):
+        read_folder(folder, ["Art", "Product"])
+    with pytest.raises(ValueError, match="lacks 'Sofa' and 0 more of 2 names; it has Alarm_Clock, Bed, TV"):
+        read_folder(folder, classes=["TV", "Sofa"])
+
+
 def test_a_data_set_of_the_hub_becomes_domains(tmp_path):
     """The hub's loader reads a local folder of parquet files the same way."""
     rows = {
@@ -66,6 +80,11 @@ def test_a_data_set_of_the_hub_becomes_domains(tmp_path):
     assert [task.name for task in tasks] == ["art", "clipart"]
     datasets.Dataset.from_dict({"image": [1]}).to_parquet(str(tmp_path / "train.parquet"))
     with pytest.raises(ValueError, match="but no 'domain'"):
+        read_hub(str(tmp_path))
+    datasets.Dataset.from_dict({"image": [1], "domain": ["Art"], "label": [0]}).to_parquet(
+        str(tmp_path / "train.parquet")
+    )
+    with pytest.raises(ValueError, match="so its classes have no names"):
         read_hub(str(tmp_path))
 
 
@@ -107,6 +126,33 @@ def test_wrong_fractions_stop_with_a_sentence(fields, sentence, domains):
         split_at_random(domains, **fields)
 
 
+def test_the_digest_is_of_the_chosen_files(domains):
+    split = split_at_random(domains, fraction=0.2)
+    chosen = json.dumps([split.train, split.eval], sort_keys=True)
+    assert split.digest == hashlib.sha256(chosen.encode()).hexdigest()
+    split.eval["Art"].pop()
+    assert split.digest != hashlib.sha256(chosen.encode()).hexdigest()
+
+
+def test_a_subset_is_the_same_for_every_seed(domains):
+    one, two = (split_at_random(domains, fraction=0.5, seed=seed, at_most=4) for seed in (1, 2))
+    for name, data in domains.items():
+        used = sorted(one.train[name] + one.eval[name])
+        assert used == sorted(two.train[name] + two.eval[name])
+        by_hash = sorted(data["file"][:], key=lambda file: hashlib.sha256(file.encode()).hexdigest())
+        folders = {file.rsplit("/", 1)[0] for file in by_hash}
+        for folder in folders:
+            smallest = [file for file in by_hash if file.startswith(f"{folder}/")][:4]
+            assert sorted(smallest) == [file for file in used if file.startswith(f"{folder}/")]
+        assert len(used) == 4 * len(folders)
+        assert len(one.train[name]) == len(one.eval[name]) == len(used) / 2
+    assert one.train != two.train
+    assert "the 4 images whose file has the smallest SHA-256" in one.source["subset"]
+    assert split_at_random(domains, shots=3, at_most=10).digest == split_at_random(domains, shots=3).digest
+    with pytest.raises(ValueError, match="at_most=1 leaves nothing"):
+        split_at_random(domains, fraction=0.5, at_most=1)
+
+
 def write_lists(root, train, test):
     for domain in train:
         (root / domain).mkdir(parents=True, exist_ok=True)
@@ -133,6 +179,15 @@ def test_lists_that_do_not_fit_stop_with_a_sentence(domains, tmp_path):
         make_tasks(domains, read_lists(tmp_path, 0.1))
     write_lists(tmp_path, {"Art": ["Art/Bed 1"]}, {"Art": ["Art/Bed/00001.png 1"]})
     with pytest.raises(ValueError, match="is not of the form Domain/Class/file label"):
+        read_lists(tmp_path, 0.1)
+    write_lists(tmp_path, {"Art": ["Art/Bed/00001.png 1"]}, {"Art": ["Art/TV/00001.png 1"]})
+    with pytest.raises(ValueError, match=r"gives 'TV' the label 1, but elsewhere .* 1 is the label of 'Bed'"):
+        read_lists(tmp_path, 0.1)
+    write_lists(tmp_path, {"Art": ["Art/Bed/00001.png 1"]}, {"Art": ["Art/Bed/00002.png 2"]})
+    with pytest.raises(ValueError, match="gives 'Bed' the label 2, but elsewhere its label is 1"):
+        read_lists(tmp_path, 0.1)
+    write_lists(tmp_path, {"Art": ["Art/Bed/00001.png 1"]}, {"Art": ["Art/Bed/00001.png 1"]})
+    with pytest.raises(ValueError, match=r"'Art/Bed/00001\.png' and 0 more images are in .*train_10\.txt and in "):
         read_lists(tmp_path, 0.1)
     write_lists(tmp_path, {"Product": ["Product/Bed/1.png 1"]}, {"Product": []})
     (tmp_path / "Art" / "train_10.txt").unlink()
