@@ -1,5 +1,10 @@
 """MmAP for CLIP: one frozen CLIP, many visual tasks, a few thousand learned numbers a task."""
 
+from .methods.bottleneck import BottleneckAdapterConfig, BottleneckTuner
+from .methods.catalogue import starting_learning_rate
+from .methods.linear_probe import LinearProbeConfig, LinearProbeTuner
+from .methods.parameters import BitFitConfig, FullFineTuningConfig, ParameterTuner
+from .methods.peft_configs import ia3_config, ln_tuning_config, lora_config
 from .multitask.arguments import MultiTaskTrainingArguments
 from .multitask.classifier import MultiTaskClassifier, MultiTaskOutput, Prediction
 from .multitask.grouping import TaskGrouping
@@ -8,7 +13,7 @@ from .multitask.saving import load_processor
 from .multitask.task import Task
 from .multitask.trainer import MultiTaskTrainer
 from .prompts.mmap import MmAPConfig
-from .registration import PromptPeftType, register
+from .registration import MethodPeftType, PromptPeftType, register
 from .tuner.model import PromptTuner
 from .tuner.routing import use_routes
 
@@ -16,8 +21,16 @@ from .tuner.routing import use_routes
 __version__ = "0.1.0"
 
 register(PromptPeftType.MMAP, MmAPConfig, PromptTuner)
+register(MethodPeftType.LINEAR_PROBE, LinearProbeConfig, LinearProbeTuner)
+register(MethodPeftType.FULL_FINE_TUNING, FullFineTuningConfig, ParameterTuner)
+register(MethodPeftType.BITFIT, BitFitConfig, ParameterTuner)
+register(MethodPeftType.BOTTLENECK_ADAPTER, BottleneckAdapterConfig, BottleneckTuner)
 
 __all__ = [
+    "BitFitConfig",
+    "BottleneckAdapterConfig",
+    "FullFineTuningConfig",
+    "LinearProbeConfig",
     "MmAPConfig",
     "MultiTaskClassifier",
     "MultiTaskOutput",
@@ -27,7 +40,11 @@ __all__ = [
     "PromptTuner",
     "Task",
     "TaskGrouping",
+    "ia3_config",
+    "ln_tuning_config",
     "load_processor",
+    "lora_config",
     "plot_grouping",
+    "starting_learning_rate",
     "use_routes",
 ]
