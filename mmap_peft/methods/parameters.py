@@ -91,9 +91,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
         self._active_adapter = []
         self._base = (model,)  # a tuple: as a child it would be saved a second time
         # Parameters may be replaced (by loading, by moving), and a CLIP's towers may be run without the CLIP.
-        self._hooks = [
-            module.register_forward_pre_hook(self.refresh) for module in (model, *model.children())
-        ]  # fmt: skip
+        self._hooks = [module.register_forward_pre_hook(self.refresh) for module in (model, *model.children())]
 
     def get_base_layer(self) -> nn.Module:
         return self._base[0]
@@ -180,22 +178,18 @@ class ParameterTuner(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _places(self, config: ParameterConfig) -> dict[str, Place]:
-        container = getattr(self.model, "tuned", None)
-        own = set() if container is None else set(container.modules())
         places = {
-            f"{path}.{name}".removeprefix("."): (module, name)
-            for path, module in self.model.named_modules()
-            for name in module._parameters
-            if module not in own and module._parameters[name] is not None
+            name: (self.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+            for name, _ in self.model.named_parameters()
+            if not name.startswith("tuned.") and re.fullmatch(config.parameters, name)
         }
-        places = {name: place for name, place in places.items() if re.fullmatch(config.parameters, name)}
         if not places:
             raise ValueError(
                 f"parameters={config.parameters!r} matches none of the base's parameters; write a regular expression "
                 "of whole names, such as '.*bias'."
             )
-        for name, (module, own_name) in places.items():
-            if not torch.is_floating_point(module._parameters[name.rpartition(".")[2] or own_name]):
+        for name, (module, own) in places.items():
+            if not torch.is_floating_point(module._parameters[own]):
                 raise ValueError(
                     f"{name!r} is quantised, and whole numbers have no gradient; give a base in float, or a method "
                     "that leaves it frozen."

@@ -69,7 +69,7 @@ class TaskClassifier(nn.Module):
     @torch.no_grad()
     def __init__(self, classifier: MultiTaskClassifier, task: str) -> None:
         super().__init__()
-        clip = classifier.clip
+        clip = _merged(classifier)
         if any(not _is_float(parameter) for parameter in clip.parameters()):
             raise ValueError(
                 "The base is quantised, but an exported task is float32; load the adapters onto float weights, for "
@@ -84,8 +84,9 @@ class TaskClassifier(nn.Module):
             if routed is not None:
                 layers[index] = BakedLayer(layers[index], routed.prompts.float())
         with classifier.evaluating():
-            text = classifier._text_features([task])[0]
-        self.class_weight = nn.Buffer(clip.logit_scale.float().exp() * text.float())
+            weight, bias = classifier._class_weights([task])
+        self.class_weight = nn.Buffer(clip.logit_scale.float().exp() * weight.float())
+        self.class_bias = nn.Buffer(bias.float().clone()) if isinstance(bias, torch.Tensor) else None
         self.requires_grad_(False).eval()
 
         self.class_names = list(classifier.tasks[task].class_names)
@@ -102,12 +103,25 @@ class TaskClassifier(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         image = self.visual_projection(self.vision_model(pixel_values).pooler_output)
-        return (F.normalize(image, dim=-1) @ self.class_weight.T).softmax(dim=-1)
+        return F.linear(F.normalize(image, dim=-1), self.class_weight, self.class_bias).softmax(dim=-1)
 
 
 def _is_float(parameter: torch.Tensor) -> bool:
     # Quantised weights are whole numbers, or a tensor class of their own that calls itself float.
     return parameter.is_floating_point() and type(parameter.data) is torch.Tensor
+
+
+def _merged(classifier: MultiTaskClassifier) -> nn.Module:
+    """The CLIP; if it has adapters that are no prompts, a copy of it in which they are part of the weights."""
+    if classifier.prompted or classifier.model is classifier.clip:
+        return classifier.clip
+    model = copy.deepcopy(classifier.model)
+    if not any(classifier.routes.values()):  # zero-shot
+        return model.unload()
+    try:
+        return model.merge_and_unload()
+    except NotImplementedError:  # a nonlinearity
+        return model.get_base_model()
 
 
 def _without_prompts(clip: nn.Module) -> nn.Module:
