@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -180,12 +180,12 @@ def _usage(classifier: MultiTaskClassifier, repo_id: str, subfolder: str | None)
 
 
 def _settings(classifier: MultiTaskClassifier) -> list[str]:
-    """A method's own settings, without PEFT's and without what was not set."""
+    """A method's own settings, without PEFT's and without what was not set or is switched off."""
     config = classifier.adapter_config
     own = {known.name for known in fields(config)} - {known.name for known in fields(PeftConfig)}
     values = {name: getattr(config, name) for name in sorted(own)}
-    unset = (None, ENCODER_LAYERS, [], {}, "")
-    rows = [(name, value) for name, value in values.items() if value not in unset]
+    unset = (None, False, ENCODER_LAYERS, [], {}, "", "none")
+    rows = [(name, value) for name, value in values.items() if value not in unset and not is_dataclass(value)]
     head = "## Prompts" if classifier.prompted else "## Settings"
     return [head, _table(("setting", "value"), rows)] if rows else []
 
