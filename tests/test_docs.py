@@ -27,7 +27,9 @@ def python(*pages: str) -> str:
     return code.replace("output_dir=", f"**{SHORT!r}, output_dir=")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/peft.md", "docs/multitask.md", "docs/serving.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/peft.md", "docs/multitask.md", "docs/methods.md", "docs/serving.md"]
+)
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")  # as for two LoRA adapters
 def test_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -73,10 +73,10 @@ Place = tuple[nn.Module, str]  # where a parameter is: its module, and its name 
 
 
 class ParameterContainer(nn.Module, BaseTunerLayer):
-    """Child `tuned` of a model: holds each adapter's copies of parameters, and puts the active one's before the base's.
+    """Child `tuned` of a model: holds each adapter's copies of parameters, of which the active one's are computed with.
 
-    An attribute of an instance goes before a parameter of the same name, so a module computes with what is set there,
-    while its parameters, and with them the base's state, stay what they were.
+    An attribute of an instance goes before a parameter of the same name. So the copies are set as attributes of the
+    modules, whose parameters, and with them the base's state, stay what they were.
 
     Args:
         model (`nn.Module`): the base.
@@ -94,6 +94,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
         self._hooks = [module.register_forward_pre_hook(self.refresh) for module in (model, *model.children())]
 
     def get_base_layer(self) -> nn.Module:
+        """The base, which has no `weight` whose device and type all copies would have to take."""
         return self._base[0]
 
     def add(self, adapter_name: str, places: dict[str, Place]) -> None:
@@ -199,9 +200,7 @@ class ParameterTuner(BaseTuner):
     def _prepare_adapter_config(self, peft_config: ParameterConfig, model_config: dict) -> ParameterConfig:
         return peft_config
 
-    def _create_and_replace(
-        self, peft_config: ParameterConfig, adapter_name: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _create_and_replace(self, peft_config: ParameterConfig, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # The container is made here and no earlier: PEFT takes a model that has a tuner layer already for one whose
         # base was frozen before, and would leave the whole base trainable.
         if not hasattr(self.model, "tuned"):

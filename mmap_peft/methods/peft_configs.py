@@ -48,6 +48,4 @@ def ia3_config(**fields: Any) -> IA3Config:
     Args:
         fields: for `peft.IA3Config`, `target_modules` and `feedforward_modules` too.
     """
-    return IA3Config(
-        **{"target_modules": KEYS_VALUES_AND_FEEDFORWARD, "feedforward_modules": FEEDFORWARD, **fields}
-    )
+    return IA3Config(**{"target_modules": KEYS_VALUES_AND_FEEDFORWARD, "feedforward_modules": FEEDFORWARD, **fields})

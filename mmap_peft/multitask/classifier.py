@@ -367,9 +367,10 @@ class MultiTaskClassifier(nn.Module):
     def check_grouping(self) -> None:
         """Raise a `ValueError` if the method can have no groups."""
         if not self.prompted:
+            method = "zero-shot" if self.adapter_config is None else type(self.adapter_config).__name__
             raise ValueError(
-                f"A task joins its group's prompts to its own, but {type(self.adapter_config).__name__} has no prompts "
-                "to join; train without groups, with MultiTaskTrainer.train() and grouping as it is by default."
+                f"A task joins its group's prompts to its own, but {method} has no prompts to join; train without "
+                "groups, by MultiTaskTrainer.train() with the default of grouping."
             )
 
     def share_one_adapter(self, seed: int = 0) -> None:
@@ -392,6 +393,8 @@ class MultiTaskClassifier(nn.Module):
         Raises:
             ValueError: no such group, or a name that is taken.
         """
+        if self.adapter_config is None:
+            raise ValueError("A classifier without a config is zero-shot and cannot learn a task; give a config.")
         if group is not None:
             self.check_grouping()
         if group in self.tasks:
@@ -400,8 +403,6 @@ class MultiTaskClassifier(nn.Module):
             raise ValueError(
                 f"{group!r} is no group or task; write one of {', '.join([*self.adapters, *self.tasks])}."
             )
-        if self.adapter_config is None:
-            raise ValueError("A classifier without a config is zero-shot and cannot learn a task; give a config.")
         if not self.prompted:
             self._enter(task, self._first_route(task))
             self.train_adapters(self.routes[task.name])

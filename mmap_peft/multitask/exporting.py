@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
@@ -120,8 +121,19 @@ def _merged(classifier: MultiTaskClassifier) -> nn.Module:
         return model.unload()
     try:
         return model.merge_and_unload()
-    except NotImplementedError:  # a nonlinearity
+    except NotImplementedError:  # a nonlinearity: its layers stay
+        for layer in model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                _rename(layer, model.active_adapter, "tuned")
         return model.get_base_model()
+
+
+def _rename(layer: BaseTunerLayer, adapter: str, name: str) -> None:
+    """Name an adapter anew: `global` is a word of Python's, which the code that torch.export writes cannot use."""
+    for attribute in layer.adapter_layer_names:
+        modules = getattr(layer, attribute)
+        modules[name] = modules.pop(adapter)
+    layer.set_adapter(name)
 
 
 def _without_prompts(clip: nn.Module) -> nn.Module:

@@ -37,8 +37,8 @@ GROUPING_FOLDER = "grouping"  # inside the output folder: the checkpoints of sta
 class TaskTrainer(Trainer):
     """Trains the adapters of a `MultiTaskClassifier` that can be trained, on the images of the tasks that use them.
 
-    Every batch of every process holds every such task. A checkpoint holds all adapters, routes and the grouping, and what
-    the order of images depends on; resuming gives the uninterrupted run to the bit.
+    Every batch of every process holds every such task. A checkpoint holds all adapters, routes and the grouping, and
+    what the order of images depends on; resuming gives the uninterrupted run to the bit.
 
     Args:
         model (`MultiTaskClassifier`): the classifier.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, VeraConfig, get_peft_model
+from peft import LoHaConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, TrainerCallback
 
@@ -15,7 +15,6 @@ from mmap_peft import (
     BottleneckAdapterConfig,
     FullFineTuningConfig,
     LinearProbeConfig,
-    MmAPConfig,
     MultiTaskClassifier,
     MultiTaskTrainer,
     TaskGrouping,
@@ -31,9 +30,7 @@ from ..conftest import make_task
 from ..tuner.test_families import build
 
 
-# By name: the settings, a learning rate that shows in a few steps, and how many parameters an encoder layer of width d
-# and inner width f adds, a layer norm elsewhere, and the whole model besides.
-METHODS = {
+METHODS = {  # by name: the settings, and a learning rate that shows in a few steps
     "linear probe": (LinearProbeConfig, 1e-2),
     "full": (FullFineTuningConfig, 1e-3),
     "bitfit": (BitFitConfig, 1e-2),
@@ -42,7 +39,6 @@ METHODS = {
     "ln-tuning": (ln_tuning_config, 1e-2),
     "ia3": (ia3_config, 1e-2),
 }
-BASE = "ViT-B/16"
 
 
 @pytest.fixture(params=METHODS)
@@ -201,7 +197,7 @@ def test_resuming_equals_the_uninterrupted_run(method, make, train, tmp_path):
 def test_saving_and_loading_gives_equal_logits(method, make, batch, tmp_path):
     classifier = make(method)
     disturb(classifier)
-    classifier.record.prompted = {name: 0.5 for name in classifier.tasks}
+    classifier.record.prompted = dict.fromkeys(classifier.tasks, 0.5)
     classifier.save_pretrained(tmp_path)
     again = MultiTaskClassifier.from_pretrained(tmp_path)
     assert torch.equal(logits(again, batch), logits(classifier, batch))
@@ -246,8 +242,8 @@ def test_a_folder_of_another_shape_changes_nothing(method, make, batch, tmp_path
 
 def test_a_card_names_the_method_and_no_prompts(method, make, tmp_path):
     classifier = make(method)
-    classifier.record.zero_shot = {name: 0.25 for name in classifier.tasks}
-    classifier.record.prompted = {name: 0.5 for name in classifier.tasks}
+    classifier.record.zero_shot = dict.fromkeys(classifier.tasks, 0.25)
+    classifier.record.prompted = dict.fromkeys(classifier.tasks, 0.5)
     classifier.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "prompt" not in card.split("---", 2)[2].replace("mmap", "")
@@ -307,10 +303,15 @@ def test_one_more_task(method, make, batch):
     assert {a for a, _, p in parameters(classifier) if p.grad is not None} == {"sketch" if probe else "global"}
 
 
-def test_any_tuner_of_peft_will_do(make, clip_folder, processor, tasks, batch, tmp_path):
-    config = VeraConfig(target_modules=["q_proj"], r=2)
-    with pytest.raises(ValueError, match=r"no starting learning rate for VeraConfig; .* For prompts keep the default"):
-        starting_learning_rate(config)
+def test_any_tuner_of_peft_will_do(make, clip, processor, tasks, batch, tmp_path):
+    classifier = MultiTaskClassifier(clip, processor, tasks, LoHaConfig(target_modules=["q_proj"], r=2))
+    torch.testing.assert_close(logits(classifier, batch), logits(make(None), batch), atol=1e-5, rtol=0)
+    disturb(classifier)
+    classifier.save_pretrained(tmp_path)
+    assert torch.equal(logits(MultiTaskClassifier.from_pretrained(tmp_path), batch), logits(classifier, batch))
+    assert "# LoHa of 3 tasks" in (tmp_path / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"no starting learning rate for LoHaConfig; .* For prompts keep the default"):
+        starting_learning_rate(LoHaConfig())
 
 
 # ---- sizes
@@ -350,8 +351,6 @@ def test_each_has_a_learning_rate_to_start_with_which_the_page_names(name):
     assert 1e-6 < rate < 1e-2
     page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
     assert f"| {rate:.0e} |".replace("e-0", "e-") in page
-    with pytest.raises(ValueError, match="no starting learning rate for MmAPConfig"):
-        starting_learning_rate(MmAPConfig())
 
 
 def test_a_probe_of_another_task_list_is_refused(make, tmp_path):

@@ -44,7 +44,8 @@ def tuned(clip, config):
 
 
 def test_bitfit_tunes_every_bias_and_nothing_else(clip):
-    biases = {f"{path}.bias" for path, module in clip.named_modules() if isinstance(getattr(module, "bias", None), nn.Parameter)}  # fmt: skip
+    modules = clip.named_modules()
+    biases = {f"{path}.bias" for path, module in modules if isinstance(getattr(module, "bias", None), nn.Parameter)}
     assert len(biases) == 8 * (3 + 2) + 3  # 8 a layer; the norms before, behind and at the end
     assert tuned(clip, BitFitConfig()) == biases
     some = {name for name in biases if name.endswith(("q_proj.bias", "fc1.bias"))}
