@@ -1,4 +1,4 @@
-"""Makes PEFT know the prompt methods. The only file that touches PEFT's registries.
+"""Makes PEFT know the methods of this library. The only file that touches PEFT's registries.
 
 PEFT has no hook for methods from outside: `register_peft_method` takes names of its own enum only. The three mappings
 below are what it would have filled.
@@ -21,13 +21,22 @@ class PromptPeftType(str, Enum):
     MAPLE = "MAPLE"
 
 
-def register(peft_type: PromptPeftType, config_class: type, tuner_class: type) -> None:
-    """Enter a prompt method into PEFT's registries, so that PEFT and transformers load its adapters.
+class MethodPeftType(str, Enum):
+    """The `peft_type` of the methods that are no prompts."""
+
+    LINEAR_PROBE = "LINEAR_PROBE"
+    FULL_FINE_TUNING = "FULL_FINE_TUNING"
+    BITFIT = "BITFIT"
+    BOTTLENECK_ADAPTER = "BOTTLENECK_ADAPTER"
+
+
+def register(peft_type: PromptPeftType | MethodPeftType, config_class: type, tuner_class: type) -> None:
+    """Enter a method into PEFT's registries, so that PEFT and transformers load its adapters.
 
     Args:
-        peft_type (`PromptPeftType`): the method.
-        config_class (`type[PromptConfig]`): its config.
-        tuner_class (`type[PromptTuner]`): the tuner that puts its prompts into a model.
+        peft_type (`PromptPeftType` or `MethodPeftType`): the method.
+        config_class (`type[PeftConfig]`): its config.
+        tuner_class (`type[BaseTuner]`): the tuner that puts it into a model.
     """
     PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
     PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner_class

@@ -27,7 +27,10 @@ def python(*pages: str) -> str:
     return code.replace("output_dir=", f"**{SHORT!r}, output_dir=")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/peft.md", "docs/multitask.md", "docs/serving.md", "docs/data.md"])
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("peft", "multitask", "methods", "data", "serving"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")  # as for two LoRA adapters
 def test_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

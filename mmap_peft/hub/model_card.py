@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from peft import PeftConfig, get_peft_model_state_dict
+from peft import PeftConfig
 
+from ..methods.catalogue import METHODS
 from ..tuner.model import ENCODER_LAYERS
 from .repository import hub_id
 
@@ -32,7 +33,7 @@ CITATION = """\
 
 
 def model_card(classifier: MultiTaskClassifier, repo_id: str | None = None, subfolder: str | None = None) -> ModelCard:
-    """A card that says what the prompts are for, how good they are, how they were trained, and how to load them.
+    """A card that says what the adapters are for, how good they are, how they were trained, and how to load them.
 
     All of it comes from the classifier, so that one that was loaded gives the same card again.
 
@@ -40,25 +41,25 @@ def model_card(classifier: MultiTaskClassifier, repo_id: str | None = None, subf
         classifier (`MultiTaskClassifier`): the classifier.
         repo_id, subfolder (`str`, *optional*): where the card will stand, for the lines that load it.
     """
-    config, base = classifier.prompt_config, _base_name(classifier)
-    method = type(config).__name__.removesuffix("Config")
-    title = f"{method} prompts of {len(classifier.tasks)} tasks for {base}"
+    config, base = classifier.adapter_config, _base_name(classifier)
+    method, known = type(config).__name__.removesuffix("Config"), METHODS.get(config.peft_type)
+    method = f"{method} prompts" if classifier.prompted else known.name if known else method
+    title = f"{method} of {len(classifier.tasks)} tasks for {base}"
     parts = [
         f"---\n{_metadata(classifier, repo_id.split('/')[-1] if repo_id else title).to_yaml()}\n---",
         f"# {_escape(title)}",
         f"A frozen {_link(hub_id(classifier.clip.name_or_path), base)} classifies the images of "
-        f"{len(classifier.tasks)} tasks, each with the {method} prompts of its adapters. {_size(classifier)}",
+        f"{len(classifier.tasks)} tasks, each with the adapters that the table names. Method: {_escape(method)}. "
+        f"{_size(classifier)}",
         "## Tasks",
         _task_table(classifier),
         *_classes(classifier),
         *_groups(classifier),
         "## Use",
         _usage(classifier, repo_id or "your-name/your-repository", subfolder),
-        "## Prompts",
-        _table(("setting", "value"), _prompt_settings(config).items()),
+        *_settings(classifier),
         *_training(classifier),
-        "## Citation",
-        f"```bibtex\n{CITATION}\n```\n",
+        *_citation(classifier),
     ]
     return ModelCard("\n\n".join(parts))
 
@@ -73,7 +74,7 @@ def _metadata(classifier: MultiTaskClassifier, name: str) -> ModelCardData:
         base_model=hub_id(classifier.clip.name_or_path),
         library_name="peft",
         pipeline_tag="zero-shot-image-classification",
-        tags=["mmap_peft", "clip", "multi-task", "prompt-tuning"],
+        tags=["mmap_peft", "clip", "multi-task", *(["prompt-tuning"] if classifier.prompted else [])],
         datasets=ids or None,
         model_name=name,
         eval_results=_results(classifier) or None,
@@ -112,21 +113,17 @@ def _mean(classifier: MultiTaskClassifier, accuracy: dict[str, float]) -> float 
 
 
 def _size(classifier: MultiTaskClassifier) -> str:
-    states = [get_peft_model_state_dict(classifier.model, adapter_name=name) for name in classifier.adapters]
+    states = [classifier.adapter_state(name) for name in classifier.adapters]
     count = sum(tensor.numel() for state in states for tensor in state.values())
-    # A copy of a base's module that an adapter trains is no part of the base.
-    base = sum(
-        parameter.numel()
-        for name, parameter in classifier.clip.named_parameters()
-        if "mmap." not in name and ".modules_to_save." not in name
-    )
+    base = classifier.base_size
     adapters = "One adapter holds" if len(states) == 1 else f"The {len(states)} adapters hold"
     return f"{adapters} {count:,} trained parameters, {100 * count / base:.3g} % of the base."
 
 
 def _task_table(classifier: MultiTaskClassifier) -> str:
     record = classifier.record
-    columns = [(head, found) for head, found in (("zero-shot", record.zero_shot), ("with prompts", record.prompted))]
+    trained = "with prompts" if classifier.prompted else "trained"
+    columns = [(head, found) for head, found in (("zero-shot", record.zero_shot), (trained, record.prompted))]
     columns = [(head, found) for head, found in columns if set(found) & set(classifier.tasks)]
     rows = [
         [name, len(task.class_names), " + ".join(classifier.routes[name])]
@@ -182,13 +179,22 @@ def _usage(classifier: MultiTaskClassifier, repo_id: str, subfolder: str | None)
     return "\n".join(["```python", *lines, "```"])
 
 
-def _prompt_settings(config: PeftConfig) -> dict[str, Any]:
-    """A method's own settings, without PEFT's and without what was not set."""
+def _settings(classifier: MultiTaskClassifier) -> list[str]:
+    """A method's own settings, without PEFT's and without what was not set or is switched off."""
+    config = classifier.adapter_config
     own = {known.name for known in fields(config)} - {known.name for known in fields(PeftConfig)}
     values = {name: getattr(config, name) for name in sorted(own)}
-    return {
-        name: value for name, value in values.items() if value is not None and value not in (ENCODER_LAYERS, [], "")
-    }
+    unset = (None, False, ENCODER_LAYERS, [], {}, "", "none")
+    rows = [(name, value) for name, value in values.items() if value not in unset and not is_dataclass(value)]
+    head = "## Prompts" if classifier.prompted else "## Settings"
+    return [head, _table(("setting", "value"), rows)] if rows else []
+
+
+def _citation(classifier: MultiTaskClassifier) -> list[str]:
+    known = METHODS.get(classifier.adapter_config.peft_type)
+    if classifier.prompted:
+        return ["## Citation", f"```bibtex\n{CITATION}\n```\n"]
+    return ["## Source", f"{_escape(known.source)}.\n"] if known else []
 
 
 def _training(classifier: MultiTaskClassifier) -> list[str]:

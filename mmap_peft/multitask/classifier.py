@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import CommitInfo
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..methods.linear_probe import LinearProbeConfig, start_probe
 from ..prompts.base import PromptConfig
 from ..tuner.routing import Route, use_routes
 from . import exporting, saving
@@ -60,18 +61,20 @@ class Prediction(NamedTuple):
 
 
 class MultiTaskClassifier(nn.Module):
-    """A frozen CLIP, its prompt adapters, and the tasks that use them.
+    """A frozen CLIP, its adapters, and the tasks that use them.
 
-    A task has no decoder: its class names' text features classify its image features. Whose prompts it uses is its
-    *route*. At first every task uses the adapter `"global"`; after `set_grouping` a task uses those of its group and
-    its own, in this order: `("group_0", "art")`.
+    A task has no decoder: its class names' text features classify its image features. Whose adapters it uses is its
+    *route*. At first every task uses the adapter `"global"`. With prompts, after `set_grouping`, a task uses those of
+    its group and its own, in this order: `("group_0", "art")`. Any other method has one adapter for all tasks, since
+    two cannot be joined; a linear probe has one for each task.
 
     Args:
-        model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Prompts are put into it.
+        model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Adapters are put into it.
         processor: its processor, with `tokenizer` and `image_processor`.
         tasks (`Sequence[Task]`): the tasks.
-        config (`PromptConfig`, *optional*): the prompts of each adapter. Without it there are none: zero-shot.
-        seed (`int`): seed of the prompts' initial values.
+        config (`PeftConfig`, *optional*): the method: prompts (`MmAPConfig()`), one of PEFT's (`lora_config()`), or
+            another of this library (`BitFitConfig()`). Without it there are no adapters: zero-shot.
+        seed (`int`): seed of the adapters' initial values.
 
     Attributes:
         record (`TrainingRecord`): how it was trained and how well it does, filled by a trainer, for the model card.
@@ -85,7 +88,7 @@ class MultiTaskClassifier(nn.Module):
         model: PreTrainedModel,
         processor: Any,
         tasks: Sequence[Task],
-        config: PromptConfig | None = None,
+        config: PeftConfig | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ class MultiTaskClassifier(nn.Module):
                 "Siglip2Model takes images of any size as patches, which a MultiTaskClassifier does not make; give a "
                 "checkpoint of SigLIP 2 with a fixed resolution, which is a SiglipModel."
             )
-        self.processor, self.prompt_config, self.grouping = processor, copy.deepcopy(config), None
+        self.processor, self.adapter_config, self.grouping = processor, copy.deepcopy(config), None
         self.record = TrainingRecord()
         self.tasks: dict[str, Task] = {}
         self.routes: dict[str, Route] = {}
@@ -102,15 +105,22 @@ class MultiTaskClassifier(nn.Module):
         self._text_cache: dict[tuple, torch.Tensor] = {}
         self._cached_state: tuple | None = None
         if self.texts.placeholders and config.init_ids is None:
-            self.prompt_config.init_ids = self.texts.first_words(config.num_prompts)
+            self.adapter_config.init_ids = self.texts.first_words(config.num_prompts)
         self.model = model.requires_grad_(False)
-        if config is not None:
+        self.probes = nn.ModuleList() if isinstance(config, LinearProbeConfig) else None  # in the order of the tasks
+        if config is not None and self.probes is None:
             with _seeded(seed):
-                self.model = get_peft_model(model, copy.deepcopy(self.prompt_config), adapter_name=GLOBAL)
+                self.model = get_peft_model(model, copy.deepcopy(self.adapter_config), adapter_name=GLOBAL)
         if not tasks:
             raise ValueError("A MultiTaskClassifier was given no task; give a list with one Task or more.")
         for task in tasks:
-            self._enter(task, () if config is None else (GLOBAL,))
+            self._enter(task, self._first_route(task))
+
+    def _first_route(self, task: Task) -> Route:
+        """A task's route before there are groups."""
+        if self.adapter_config is None:
+            return ()
+        return (GLOBAL,) if self.probes is None else (task.adapter,)
 
     def _enter(self, task: Task, route: Route) -> None:
         taken = {other.adapter: name for name, other in self.tasks.items()}
@@ -124,7 +134,7 @@ class MultiTaskClassifier(nn.Module):
                 f"Task {task.name!r} would have the adapter {task.adapter!r}, a name that is kept for prompts of "
                 "several tasks; rename it."
             )
-        contexts = getattr(self.prompt_config, "num_classes", None)
+        contexts = getattr(self.adapter_config, "num_classes", None)
         if contexts not in (None, len(task.class_names)):
             raise ValueError(
                 f"Task {task.name!r} has {len(task.class_names)} classes, but num_classes={contexts} contexts were "
@@ -132,6 +142,9 @@ class MultiTaskClassifier(nn.Module):
             )
         self.texts.of(task, route)
         self.tasks[task.name], self.routes[task.name] = task, route
+        if self.probes is not None:
+            with torch.no_grad(), self.evaluating():
+                self.probes.append(start_probe(self._encode_texts([task.name])[0]))
 
     @property
     def clip(self) -> PreTrainedModel:
@@ -145,11 +158,34 @@ class MultiTaskClassifier(nn.Module):
     @property
     def adapters(self) -> list[str]:
         """Names of the adapters, those of groups first."""
+        if self.probes is not None:
+            return [task.adapter for task in self.tasks.values()]
         return list(self.model.peft_config) if isinstance(self.model, PeftModel) else []
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the adapters are prompts, which a task can use several of."""
+        return isinstance(self.adapter_config, PromptConfig)
 
     def adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         """The parameters of one adapter, by name."""
-        return dict(self.clip.mmap.mmap_generators[adapter].named_parameters())
+        if self.probes is not None:
+            return dict(self._probe(adapter).named_parameters())
+        if self.prompted:
+            return dict(self.clip.mmap.mmap_generators[adapter].named_parameters())
+        found = ((f"{name}.", parameter) for name, parameter in self.clip.named_parameters())
+        return {name.replace(f".{adapter}.", ".")[:-1]: tensor for name, tensor in found if f".{adapter}." in name}
+
+    def _probe(self, adapter: str) -> nn.Linear:
+        return self.probes[self.adapters.index(adapter)]
+
+    @property
+    def base_size(self) -> int:
+        """Number of the base's parameters."""
+        # A copy of a base's module that an adapter trains is no part of the base.
+        parts = ("mmap.", ".modules_to_save.", f".{GLOBAL}.")
+        sizes = {f"{name}.": parameter.numel() for name, parameter in self.clip.named_parameters()}
+        return sum(size for name, size in sizes.items() if not any(part in name for part in parts))
 
     # ---- forward
 
@@ -169,14 +205,15 @@ class MultiTaskClassifier(nn.Module):
         place[present] = torch.arange(len(present), device=task_ids.device)
         rows = place[task_ids]  # number of each image's task among those present
 
-        text = self._text_features(names)
+        weight, bias = self._class_weights(names)
         with self._routed(names, vision=rows):
             image = F.normalize(self.clip.get_image_features(pixel_values).pooler_output, dim=-1)
         widths = [len(task.class_names) for task in self.tasks.values()]
         column = torch.arange(max(widths), device=rows.device)
         counts = torch.tensor([len(self.tasks[name].class_names) for name in names], device=rows.device)
         starts = counts.cumsum(0) - counts
-        every = self.clip.logit_scale.exp() * image @ torch.cat(text).T  # (batch, classes of all tasks present)
+        # (batch, classes of all tasks present)
+        every = self.clip.logit_scale.exp() * image.to(weight.dtype) @ weight.T + bias
         own = column < counts[rows][:, None]
         chosen = torch.where(own, starts[rows][:, None] + column, 0)
         logits = every.gather(1, chosen).masked_fill(~own, float("-inf"))
@@ -188,9 +225,16 @@ class MultiTaskClassifier(nn.Module):
         return MultiTaskOutput(loss=loss, logits=logits)
 
     def _routed(self, names: Sequence[str], **rows: Any):
-        if not isinstance(self.model, PeftModel):
+        if not self.prompted:
             return nullcontext()
         return use_routes(self.model, [self.routes[name] for name in names], **rows)
+
+    def _class_weights(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """What classifies unit image features: weight (classes of all these tasks, dim) and bias (classes) or 0."""
+        if self.probes is None or not all(self.routes[name] for name in names):
+            return torch.cat(self._text_features(names)), 0.0
+        probes = [self._probe(self.tasks[name].adapter) for name in names]
+        return torch.cat([probe.weight for probe in probes]), torch.cat([probe.bias for probe in probes])
 
     def _text_features(self, names: Sequence[str]) -> list[torch.Tensor]:
         """Unit text features of each task's classes, (classes, dim); from memory if nothing has changed."""
@@ -260,10 +304,15 @@ class MultiTaskClassifier(nn.Module):
     def zero_shot(self) -> Iterator[None]:
         """Inside the `with` block all tasks use the plain CLIP."""
         before, self.routes = self.routes, dict.fromkeys(self.routes, ())
+        trained = {parameter: parameter.requires_grad for parameter in self.parameters()}
+        routed = self.prompted or not isinstance(self.model, PeftModel)
         try:
-            yield
+            with nullcontext() if routed else self.model.disable_adapter():
+                yield
         finally:
             self.routes = before
+            for parameter, flag in trained.items():  # which PEFT sets as it likes
+                parameter.requires_grad_(flag)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """As CLIP's own: store less for the backward pass and compute more."""
@@ -286,8 +335,9 @@ class MultiTaskClassifier(nn.Module):
             seed (`int`): seed of the initial values.
 
         Raises:
-            ValueError: the grouping is one of other tasks.
+            ValueError: the grouping is one of other tasks, or the method is none of prompts.
         """
+        self.check_grouping()
         if sorted(grouping.tasks) != sorted(self.tasks):
             raise ValueError(
                 f"The grouping is one of {sorted(grouping.tasks)}, but the classifier has {sorted(self.tasks)}; make "
@@ -305,6 +355,15 @@ class MultiTaskClassifier(nn.Module):
             self.routes.update({task: (group, self.tasks[task].adapter) for task in members})
         self.grouping = grouping
 
+    def check_grouping(self) -> None:
+        """Raise a `ValueError` if the method can have no groups."""
+        if not self.prompted:
+            method = "zero-shot" if self.adapter_config is None else type(self.adapter_config).__name__
+            raise ValueError(
+                f"A task joins its group's prompts to its own, but {method} has no prompts to join; train without "
+                "groups, by MultiTaskTrainer.train() with the default of grouping."
+            )
+
     def share_one_adapter(self, seed: int = 0) -> None:
         """Give all tasks one global adapter, as at the beginning, unless it is that already."""
         if self.adapters != [GLOBAL]:
@@ -312,7 +371,9 @@ class MultiTaskClassifier(nn.Module):
             self.routes, self.grouping = dict.fromkeys(self.tasks, (GLOBAL,)), None
 
     def add_task(self, task: Task, group: str | None = None, seed: int = 0) -> None:
-        """Teach a trained classifier one more task: from now on only the new task's prompts train.
+        """Teach a trained classifier one more task: from now on only the new task's prompts, or its probe, train.
+
+        The one adapter of any other method goes on training for all tasks, the new one too.
 
         Args:
             task (`Task`): the task.
@@ -323,19 +384,23 @@ class MultiTaskClassifier(nn.Module):
         Raises:
             ValueError: no such group, or a name that is taken.
         """
+        if self.adapter_config is None:
+            raise ValueError("A classifier without a config is zero-shot and cannot learn a task; give a config.")
+        if group is not None:
+            self.check_grouping()
         if group in self.tasks:
             group = self.routes[group][0]
         if group is not None and group not in self.adapters:
             raise ValueError(
                 f"{group!r} is no group or task; write one of {', '.join([*self.adapters, *self.tasks])}."
             )
-        if not isinstance(self.model, PeftModel):
-            raise ValueError(
-                "A classifier without a prompt config is zero-shot and cannot learn a task; give a config."
-            )
+        if not self.prompted:
+            self._enter(task, self._first_route(task))
+            self.train_adapters(self.routes[task.name])
+            return
         self._enter(task, (task.adapter,) if group is None else (group, task.adapter))
         with _seeded(seed):
-            self.model.add_adapter(task.adapter, copy.deepcopy(self.prompt_config))
+            self.model.add_adapter(task.adapter, copy.deepcopy(self.adapter_config))
         if self.grouping is not None:
             groups = [list(members) for members in self.grouping.groups]
             if group is None or group == GLOBAL:
@@ -357,6 +422,10 @@ class MultiTaskClassifier(nn.Module):
 
     def train_adapters(self, adapters: Sequence[str]) -> None:
         """Let exactly these adapters train."""
+        if self.probes is not None:
+            for adapter in self.adapters:
+                self._probe(adapter).requires_grad_(adapter in adapters)
+            return
         self.model.base_model.set_requires_grad(self.adapters, requires_grad=False)
         self.model.base_model.set_requires_grad(list(adapters), requires_grad=True)
 
@@ -364,14 +433,27 @@ class MultiTaskClassifier(nn.Module):
         """New adapters with these names in place of all that were there; all of them train."""
         base = self.model.unload()
         with _seeded(seed):
-            self.model = get_peft_model(base, copy.deepcopy(self.prompt_config), adapter_name=names[0])
+            self.model = get_peft_model(base, copy.deepcopy(self.adapter_config), adapter_name=names[0])
             for name in names[1:]:
-                self.model.add_adapter(name, copy.deepcopy(self.prompt_config))
+                self.model.add_adapter(name, copy.deepcopy(self.adapter_config))
         self.model.train(self.training)
         self.train_adapters(names)
         self.record.prompted = {}
 
     # ---- files
+
+    def adapter_state(self, adapter: str) -> dict[str, torch.Tensor]:
+        """The tensors of an adapter's file, by their names there."""
+        if self.probes is not None:
+            return self._probe(adapter).state_dict()
+        return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
+
+    def load_adapter_state(self, adapter: str, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of `adapter_state`."""
+        if self.probes is not None:
+            self._probe(adapter).load_state_dict(tensors)
+        else:
+            set_peft_model_state_dict(self.model, tensors, adapter_name=adapter)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `tasks.json`, a model card, and a folder for each adapter, which is a PEFT adapter of its own."""
@@ -412,8 +494,9 @@ class MultiTaskClassifier(nn.Module):
     def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
         """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
 
-        The prompts' keys and values and the texts' features become constants, so that it needs no text tower, no PEFT
-        and no other task. It is float32, and a copy: what becomes of this classifier later does not reach it.
+        The prompts' keys and values and the texts' features become constants, and what other methods learned becomes
+        part of the weights, so that it needs no text tower and no other task. Only bottleneck adapters, which cannot,
+        stay layers of their own. It is float32, and a copy: what becomes of this classifier later does not reach it.
 
         ```python
         served = classifier.export("print")  # a module that torch alone runs

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
@@ -99,7 +100,7 @@ class TaskClassifier(nn.Module):
     @torch.no_grad()
     def __init__(self, classifier: MultiTaskClassifier, task: str) -> None:
         super().__init__()
-        clip = classifier.clip
+        clip = _merged(classifier)
         if any(not _is_float(parameter) for parameter in clip.parameters()):
             raise ValueError(
                 "The base is quantised, but an exported task is float32; load the adapters onto float weights, for "
@@ -111,8 +112,9 @@ class TaskClassifier(nn.Module):
         self.visual_projection = nn.Identity() if projection is None else copy.deepcopy(projection).float()
         _bake(find_towers(self.vision_model)["vision"], classifier, task)
         with classifier.evaluating():
-            text = classifier._text_features([task])[0]
-        self.class_weight = nn.Buffer(clip.logit_scale.float().exp() * text.float())
+            weight, bias = classifier._class_weights([task])
+        self.class_weight = nn.Buffer(clip.logit_scale.float().exp() * weight.float())
+        self.class_bias = nn.Buffer(bias.float().clone()) if isinstance(bias, torch.Tensor) else None
         self.requires_grad_(False).eval()
 
         self.class_names = list(classifier.tasks[task].class_names)
@@ -129,12 +131,36 @@ class TaskClassifier(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         image = self.visual_projection(self.vision_model(pixel_values).pooler_output)
-        return (F.normalize(image, dim=-1) @ self.class_weight.T).softmax(dim=-1)
+        return F.linear(F.normalize(image, dim=-1), self.class_weight, self.class_bias).softmax(dim=-1)
 
 
 def _is_float(parameter: torch.Tensor) -> bool:
     # Quantised weights are whole numbers, or a tensor class of their own that calls itself float.
     return parameter.is_floating_point() and type(parameter.data) is torch.Tensor
+
+
+def _merged(classifier: MultiTaskClassifier) -> nn.Module:
+    """The CLIP; if it has adapters that are no prompts, a copy of it in which they are part of the weights."""
+    if classifier.prompted or classifier.model is classifier.clip:
+        return classifier.clip
+    model = copy.deepcopy(classifier.model)
+    if not any(classifier.routes.values()):  # zero-shot
+        return model.unload()
+    try:
+        return model.merge_and_unload()
+    except NotImplementedError:  # a nonlinearity: its layers stay
+        for layer in model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                _rename(layer, model.active_adapter, "tuned")
+        return model.get_base_model()
+
+
+def _rename(layer: BaseTunerLayer, adapter: str, name: str) -> None:
+    """Name an adapter anew: `global` is a word of Python's, which the code that torch.export writes cannot use."""
+    for attribute in layer.adapter_layer_names:
+        modules = getattr(layer, attribute)
+        modules[name] = modules.pop(adapter)
+    layer.set_adapter(name)
 
 
 def _without_prompts(clip: nn.Module) -> nn.Module:

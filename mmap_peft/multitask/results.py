@@ -21,7 +21,6 @@ def results(
     """
     names = [*(task.adapter for task in classifier.tasks.values()), "mean", "worst"]
     trainable = sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
-    base = sum(parameter.numel() for name, parameter in classifier.clip.named_parameters() if "mmap." not in name)
     return {
         "accuracy": {
             name: {"zero_shot": zero_shot[f"zero_shot_{name}_accuracy"], "trained": trained[f"eval_{name}_accuracy"]}
@@ -30,7 +29,7 @@ def results(
         },
         "groups": None if classifier.grouping is None else classifier.grouping.groups,
         "trainable_parameters": trainable,
-        "share_of_base": trainable / base,
+        "share_of_base": trainable / classifier.base_size,
         "base_model": classifier.clip.name_or_path,
         "versions": versions(),
         **more,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
-from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
 from ..hub import repository
@@ -42,7 +42,10 @@ def save(classifier: MultiTaskClassifier, folder: Path, public: bool = False) ->
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
         beside = Path(name)
-        classifier.model.save_pretrained(beside, save_embedding_layers=False)
+        if isinstance(classifier.model, PeftModel):
+            classifier.model.save_pretrained(beside, save_embedding_layers=False)
+        else:
+            _save_probes(classifier, beside)
         grouping = classifier.grouping
         if grouping is not None and grouping.similarity is not None:
             plot_grouping(grouping, beside / HEAT_MAP_FILE)
@@ -62,6 +65,15 @@ def save(classifier: MultiTaskClassifier, folder: Path, public: bool = False) ->
             target = folder / path.relative_to(beside)
             target.parent.mkdir(exist_ok=True)
             os.replace(path, target)
+
+
+def _save_probes(classifier: MultiTaskClassifier, folder: Path) -> None:
+    """Write the probes in the files that PEFT would have written."""
+    config = copy.deepcopy(classifier.adapter_config)
+    config.base_model_name_or_path = classifier.clip.name_or_path
+    for adapter in classifier.adapters:
+        config.save_pretrained(folder / adapter)
+        save_file(classifier.adapter_state(adapter), folder / adapter / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _describe(classifier: MultiTaskClassifier) -> dict[str, Any]:
@@ -120,8 +132,11 @@ def load(classifier: MultiTaskClassifier, folder: Path) -> None:
         raise ValueError(f"{folder} is of the tasks {list(routes)}, but the classifier has {list(classifier.tasks)}.")
     adapters = description["adapters"]
     weights = _read_weights(folder, adapters)
-    expected = _shapes(get_peft_model_state_dict(classifier.model, adapter_name=classifier.adapters[0]))
+    if not classifier.prompted and adapters != classifier.adapters:
+        raise ValueError(f"{folder} holds the adapters {adapters}, but the classifier has {classifier.adapters}.")
     for adapter, tensors in weights.items():
+        like = adapter if adapter in classifier.adapters else classifier.adapters[0]
+        expected = _shapes(classifier.adapter_state(like))
         if _shapes(tensors) != expected:
             raise ValueError(
                 f"{folder / adapter / WEIGHTS_FILE} holds {_shapes(tensors)}, but the classifier's settings and base "
@@ -130,7 +145,7 @@ def load(classifier: MultiTaskClassifier, folder: Path) -> None:
     if classifier.adapters != adapters:
         classifier.fresh_adapters(adapters)
     for adapter, tensors in weights.items():
-        set_peft_model_state_dict(classifier.model, tensors, adapter_name=adapter)
+        classifier.load_adapter_state(adapter, tensors)
     classifier.routes = routes
     grouping = description["grouping"]
     classifier.grouping = None if grouping is None else TaskGrouping.from_dict(grouping)

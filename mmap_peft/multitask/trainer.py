@@ -48,7 +48,7 @@ class TaskTrainer(Trainer):
         kwargs: as for `transformers.Trainer`.
 
     Raises:
-        ValueError: the classifier has no prompts, or (when training begins) a task or class has no training image.
+        ValueError: the classifier has no adapters, or (when training begins) a task or class has no training image.
     """
 
     loss_is_scaled_for_ga = False  # the loss is a mean over the images of one batch
@@ -310,6 +310,8 @@ class GlobalTrainer(TaskTrainer):
 class MultiTaskTrainer(TaskTrainer):
     """Groups the tasks of a `MultiTaskClassifier`, then trains the prompts of groups and tasks.
 
+    If the method is none of prompts, there are no groups: its one adapter, or the tasks' probes, are what is trained.
+
     Stage 1 (`group_tasks`) trains one global adapter and groups tasks whose gradients are alike. Stage 2 gives every
     group and every task an adapter. A group's prompts collect the gradient of all its tasks, a task's prompts that of
     its task alone.
@@ -338,6 +340,7 @@ class MultiTaskTrainer(TaskTrainer):
         Args:
             resume_from_checkpoint (`str`, *optional*): a checkpoint of stage 1.
         """
+        self.model.check_grouping()
         args, tasks = self.args, list(self.model.tasks)
         if args.grouping_steps:
             stage = self._global_trainer()
@@ -374,7 +377,7 @@ class MultiTaskTrainer(TaskTrainer):
         )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Group the tasks, if that is not done, and train.
+        """Group the tasks, if the method has prompts and that is not done, and train.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint of either stage; `True`: the last one in
@@ -387,8 +390,8 @@ class MultiTaskTrainer(TaskTrainer):
             checkpoint = None
         elif checkpoint:
             self.model.load_adapters(checkpoint)  # before an optimizer is made for other parameters
-        elif self.model.grouping is None:
-            self.group_tasks()
+        elif self.model.grouping is None and (self.model.prompted or self.args.grouping != "gradient"):
+            self.group_tasks()  # which says so if the method can have no groups
         self.model.record.settings, self.model.record.versions = changed_settings(self.args), versions()
         return super().train(resume_from_checkpoint=checkpoint or None, **kwargs)
 

@@ -42,9 +42,9 @@ def classifier(clip, processor, tasks, config):
 
 def texts(classifier, name):
     """Written by hand: placeholders for the prompts of a group and a task."""
-    count = 2 * classifier.prompt_config.placeholders
+    count = 2 * classifier.adapter_config.placeholders
     task = classifier.tasks[name]
-    if not count or (count <= 4 and getattr(classifier.prompt_config, "position", "end") == "end"):
+    if not count or (count <= 4 and getattr(classifier.adapter_config, "position", "end") == "end"):
         return [texts[0] for texts in task.texts]
     return [" ".join(["X"] * count) + f" {name}." for name in task.class_names]
 
@@ -84,7 +84,7 @@ def test_training_changes_the_prompts_and_a_folder_gives_them_back(
     classifier.save_pretrained(tmp_path / "saved")
     again = MultiTaskClassifier.from_pretrained(tmp_path / "saved")
     torch.testing.assert_close(again.predict(image, "photo").probabilities, after, atol=1e-6, rtol=1e-5)
-    assert type(again.prompt_config) is type(config)
+    assert type(again.adapter_config) is type(config)
 
 
 def test_prompts_start_from_words(clip, processor, tasks):

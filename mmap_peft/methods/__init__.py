@@ -1,0 +1,1 @@
+"""Ways of tuning a CLIP that are no prompts: what to compare prompts with."""

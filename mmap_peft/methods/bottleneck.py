@@ -1,0 +1,144 @@
+"""The bottleneck adapter: a small network behind the attention and the MLP of each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+from torch.nn import functional as F
+
+from ..registration import MethodPeftType
+from ..tuner.model import ENCODER_LAYERS
+
+
+SUBLAYER_OUTPUTS = ENCODER_LAYERS + r"\.(self_attn\.out_proj|mlp\.fc2)"
+
+
+@dataclass
+class BottleneckAdapterConfig(PeftConfig):
+    """Settings of the bottleneck adapter (Houlsby et al., ICML 2019).
+
+    Args:
+        bottleneck_size (`int`): m, width of the bottleneck; the paper tries 8, 64 and 256.
+        init_std (`float`): standard deviation of the weights at the start, cut off at two of them. Small, so that an
+            adapter starts near the identity. 0.01 in the paper.
+        target_modules (`str`, *optional*): regular expression of the linear layers that adapters stand behind. `None`:
+            the last of the attention and the last of the MLP in all encoder layers of all towers, as in the paper.
+            `r".*encoder\\.layers\\.\\d+\\.mlp\\.fc2"`: behind the MLP alone.
+        exclude_modules (`str`, *optional*): modules that `target_modules` matches but that stay as they are.
+    """
+
+    bottleneck_size: int = field(default=64, metadata={"help": "Width of the bottleneck."})
+    init_std: float = field(default=0.01, metadata={"help": "Standard deviation of the weights at the start."})
+    target_modules: str | list[str] | None = field(
+        default=None, metadata={"help": "Regular expression of the linear layers that adapters stand behind."}
+    )
+    exclude_modules: str | list[str] | None = field(
+        default=None, metadata={"help": "Modules that target_modules matches but that stay as they are."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = MethodPeftType.BOTTLENECK_ADAPTER
+        if self.bottleneck_size < 1:
+            raise ValueError(f"bottleneck_size={self.bottleneck_size} lets nothing through; write 1 or more.")
+        if not self.init_std > 0:
+            raise ValueError(
+                f"init_std={self.init_std} would start both layers at zero, where neither gets a gradient; write a "
+                "number above 0."
+            )
+
+
+class BottleneckLayer(nn.Module, BaseTunerLayer):
+    r"""A linear layer with adapters behind it:
+
+    $$h = W_0 x + b_0, \quad A(h) = h + W_u \, \sigma(W_d h + b_d) + b_u$$
+
+    with $W_d$, $b_d$ = `bottleneck_down` (m, d) and (m), $W_u$, $b_u$ = `bottleneck_up` (d, m) and (d), and $\sigma$
+    = GELU. These are `2 * m * d + d + m` parameters. $W_0$ is the last layer of the attention or the MLP, so that A
+    stands before the residual is added. Several active adapters follow one another.
+
+    Source: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019, section 2.1 and figure 2.
+    There the layer norms train as well; here they stay frozen.
+
+    Args:
+        base_layer (`nn.Module`): the linear layer.
+    """
+
+    adapter_layer_names = ("bottleneck_down", "bottleneck_up")
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.bottleneck_down, self.bottleneck_up = nn.ModuleDict(), nn.ModuleDict()
+        self._active_adapter = []
+
+    def add(self, adapter_name: str, config: BottleneckAdapterConfig) -> None:
+        """One more adapter."""
+        width = self.get_base_layer().out_features
+        self.bottleneck_down[adapter_name] = nn.Linear(width, config.bottleneck_size)
+        self.bottleneck_up[adapter_name] = nn.Linear(config.bottleneck_size, width)
+        for layer in (self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name]):
+            nn.init.trunc_normal_(layer.weight, std=config.init_std, a=-2 * config.init_std, b=2 * config.init_std)
+            nn.init.zeros_(layer.bias)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        hidden = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return hidden
+        for name in self.active_adapters:
+            if name in self.bottleneck_down:
+                down, up = self.bottleneck_down[name], self.bottleneck_up[name]
+                inner = down(self._cast_input_dtype(hidden, down.weight.dtype))
+                hidden = hidden + up(F.gelu(inner)).to(hidden.dtype)
+        return hidden
+
+    def merge(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Adapters cannot be merged.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A bottleneck adapter has a nonlinearity, so it cannot be merged into the weights before it; keep it, or "
+            "write model.unload() to get the base back."
+        )
+
+
+class BottleneckTuner(BaseTuner):
+    """Puts bottleneck adapters behind linear layers. Made by `get_peft_model(clip, BottleneckAdapterConfig())`."""
+
+    prefix = "bottleneck_"
+    tuner_layer_cls = BottleneckLayer
+    target_module_mapping: dict[str, Any] = {}
+
+    def _prepare_adapter_config(
+        self, peft_config: BottleneckAdapterConfig, model_config: dict
+    ) -> BottleneckAdapterConfig:
+        peft_config.target_modules = peft_config.target_modules or SUBLAYER_OUTPUTS
+        return peft_config
+
+    def _create_and_replace(
+        self,
+        peft_config: BottleneckAdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, BottleneckLayer) else BottleneckLayer(target)
+        if not hasattr(layer.get_base_layer(), "out_features"):
+            raise ValueError(
+                f"target_modules={peft_config.target_modules!r} matches {current_key!r}, which is no linear layer; "
+                f"write a regular expression of those, such as {SUBLAYER_OUTPUTS!r}."
+            )
+        layer.add(adapter_name, peft_config)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)

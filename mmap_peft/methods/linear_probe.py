@@ -1,0 +1,57 @@
+"""The linear probe: a linear classifier of each task on the frozen image features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import nn
+
+from ..registration import MethodPeftType
+
+
+@dataclass
+class LinearProbeConfig(PeftConfig):
+    r"""Settings of the linear probe: task t classifies a unit image feature $x$ by
+
+    $$\tau W_t x + b_t$$
+
+    with $W_t$ (classes, dim), which starts as the unit text features of the task's classes, $b_t$ (classes), which
+    starts at zero, and CLIP's own temperature $\tau$ = exp(`logit_scale`), which is frozen like both towers. So it
+    starts as the zero-shot classifier exactly. Each task has a probe of its own, `classes * (dim + 1)` parameters.
+
+    Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section
+    3.2 for the probe; Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 2 for its start.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = MethodPeftType.LINEAR_PROBE
+
+
+def start_probe(features: torch.Tensor) -> nn.Linear:
+    """The probe of one task, which starts as its unit text features (classes, dim)."""
+    classes, dim = features.shape
+    probe = nn.Linear(dim, classes, device=features.device)  # float32, on a base of half precision too
+    with torch.no_grad():
+        probe.weight.copy_(features)
+        probe.bias.zero_()
+    return probe
+
+
+class LinearProbeTuner:
+    """What PEFT is told when it is asked to put a probe into a model.
+
+    Raises:
+        ValueError: always.
+    """
+
+    prefix = "linear_probe_"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "A linear probe classifies a CLIP's features and changes nothing in it, so PEFT cannot load it; write "
+            "MultiTaskClassifier(clip, processor, tasks, LinearProbeConfig()), or its from_pretrained."
+        )

@@ -1,0 +1,51 @@
+"""PEFT's own methods, told which modules of a CLIP they are for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import IA3Config, LNTuningConfig, LoraConfig
+
+from ..tuner.model import ENCODER_LAYERS
+
+
+QUERIES_AND_VALUES = ENCODER_LAYERS + r"\.self_attn\.(q_proj|v_proj)"
+KEYS_VALUES_AND_FEEDFORWARD = ENCODER_LAYERS + r"\.(self_attn\.k_proj|self_attn\.v_proj|mlp\.fc2)"
+FEEDFORWARD = ENCODER_LAYERS + r"\.mlp\.fc2"
+LAYER_NORMS = r"(.*\.)?(layer_norm\d|final_layer_norm|pre_layrnorm|post_layernorm|layernorm)"  # CLIP's own spelling
+
+
+def lora_config(**fields: Any) -> LoraConfig:
+    r"""LoRA of the queries and values of all encoder layers of both towers: $W + \frac{\alpha}{r} B A$.
+
+    Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022; section 4.2 for queries and
+    values.
+
+    Args:
+        fields: for `peft.LoraConfig`, `target_modules` too: `r` (8 there), `lora_alpha`, `lora_dropout`, `use_dora`...
+    """
+    return LoraConfig(**{"target_modules": QUERIES_AND_VALUES, **fields})
+
+
+def ln_tuning_config(**fields: Any) -> LNTuningConfig:
+    """Weights and biases of all layer norms of both towers.
+
+    Source: Zhao et al., "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning", ICLR 2024.
+
+    Args:
+        fields: for `peft.LNTuningConfig`, `target_modules` too.
+    """
+    return LNTuningConfig(**{"target_modules": LAYER_NORMS, **fields})
+
+
+def ia3_config(**fields: Any) -> IA3Config:
+    r"""(IA)^3 of all encoder layers of both towers: a factor for each element of keys, of values, and of what the
+    MLP's second layer gets, $l_k \odot K$, $l_v \odot V$ and $l_{ff} \odot \gamma(W_1 x)$.
+
+    Source: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+    NeurIPS 2022, equation 1 and section 3.3.
+
+    Args:
+        fields: for `peft.IA3Config`, `target_modules` and `feedforward_modules` too.
+    """
+    return IA3Config(**{"target_modules": KEYS_VALUES_AND_FEEDFORWARD, "feedforward_modules": FEEDFORWARD, **fields})

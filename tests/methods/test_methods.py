@@ -1,0 +1,362 @@
+"""What holds of every method that is no prompt: it starts as zero-shot, trains, is saved and loaded."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoHaConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import CLIPConfig, CLIPModel, TrainerCallback
+
+from mmap_peft import (
+    BitFitConfig,
+    BottleneckAdapterConfig,
+    FullFineTuningConfig,
+    LinearProbeConfig,
+    MultiTaskClassifier,
+    MultiTaskTrainer,
+    TaskGrouping,
+    ia3_config,
+    ln_tuning_config,
+    lora_config,
+    starting_learning_rate,
+)
+from mmap_peft.data.pictograms import draw
+from mmap_peft.multitask.images import TaskImages, collate
+
+from ..conftest import make_task
+from ..tuner.test_families import build
+
+
+METHODS = {  # by name: the settings, and a learning rate that shows in a few steps
+    "linear probe": (LinearProbeConfig, 1e-2),
+    "full": (FullFineTuningConfig, 1e-3),
+    "bitfit": (BitFitConfig, 1e-2),
+    "adapter": (lambda: BottleneckAdapterConfig(bottleneck_size=4), 1e-2),
+    "lora": (lambda: lora_config(r=4), 1e-2),
+    "ln-tuning": (ln_tuning_config, 1e-2),
+    "ia3": (ia3_config, 1e-2),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return request.param
+
+
+@pytest.fixture
+def make(clip_folder, processor, tasks):
+    """Makes a classifier of a fresh CLIP."""
+
+    def classifier(name, own_tasks=None):
+        config = None if name is None else METHODS[name][0]()
+        return MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, own_tasks or tasks, config)
+
+    return classifier
+
+
+@pytest.fixture
+def train(arguments):
+    def trained(classifier, rate=1e-2, callbacks=(), **fields):
+        args = arguments(learning_rate=rate, **fields)
+        return MultiTaskTrainer(model=classifier, args=args, callbacks=list(callbacks))
+
+    return trained
+
+
+@pytest.fixture
+def batch(make):
+    """Images of all three tasks, mixed."""
+    images = TaskImages(make(None).tasks.values(), "train", make(None).processor.image_processor)
+    return collate([images[row] for row in (7, 0, 23, 14, 3, 16)])
+
+
+@torch.no_grad()
+def logits(classifier, batch):
+    return classifier.eval()(**batch).logits
+
+
+def parameters(classifier):
+    return [(a, name, p) for a in classifier.adapters for name, p in classifier.adapter_parameters(a).items()]
+
+
+def disturb(classifier, spread=0.05):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, _, parameter in parameters(classifier):
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
+
+
+def base_tensors(classifier):
+    """The base's own tensors by their names, wherever a method has put them."""
+    return {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in classifier.clip.state_dict().items()
+        if ".global." not in f"{name}."
+    }
+
+
+# ---- the start
+
+
+def test_it_starts_as_zero_shot(method, make, batch):
+    # Bottleneck adapters start near the identity: 24 of them with weights of 0.01 move logits of about 3 by less.
+    tolerance = 0.05 if method == "adapter" else 1e-5
+    torch.testing.assert_close(logits(make(method), batch), logits(make(None), batch), atol=tolerance, rtol=0)
+
+
+def test_zero_shot_is_the_base_to_the_bit_and_leaves_no_trace(method, make, batch):
+    classifier, plain = make(method), logits(make(None), batch)
+    disturb(classifier)
+    _, _, first = parameters(classifier)[0]
+    first.requires_grad_(False)
+    before, flags = logits(classifier, batch), [p.requires_grad for p in classifier.parameters()]
+    assert not torch.equal(before, plain)
+    with classifier.zero_shot():
+        assert torch.equal(logits(classifier, batch), plain)
+        with classifier.zero_shot():
+            assert torch.equal(logits(classifier, batch), plain)
+        assert torch.equal(logits(classifier, batch), plain)
+    assert torch.equal(logits(classifier, batch), before)
+    assert [p.requires_grad for p in classifier.parameters()] == flags
+
+
+@pytest.mark.parametrize("family", ["siglip", "metaclip_2", "clipseg"])
+def test_other_families(family, method, processor, tasks, batch):
+    tokenizer = processor.tokenizer
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+    def classifier(config):
+        return MultiTaskClassifier(build(family, vocab_size=len(tokenizer), **special), processor, tasks, config)
+
+    found, plain = classifier(METHODS[method][0]()), classifier(None)
+    tolerance = 0.05 if method == "adapter" else 1e-5
+    torch.testing.assert_close(logits(found, batch), logits(plain, batch), atol=tolerance, rtol=0)
+    found.train()(**batch).loss.backward()
+    reached = {tower for _, name, p in parameters(found) for tower in ("text", "vision")
+               if tower in name and p.grad is not None and p.grad.any()}  # fmt: skip
+    assert reached == (set() if method == "linear probe" else {"text", "vision"})
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("names", [["clipart"], ["print", "clipart", "photo"]], ids=["one task", "three tasks"])
+def test_training_lowers_the_loss_of_the_training_images_and_leaves_the_base(names, method, make, train, tasks):
+    classifier = make(method, [task for task in tasks if task.name in names])
+    start, count = base_tensors(classifier), sum(p.numel() for *_, p in parameters(classifier))
+    start = {name: tensor.clone() for name, tensor in start.items()}
+    trainer = train(classifier, METHODS[method][1], max_steps=10, save_strategy="no")
+    before = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] < before - 0.01
+    assert classifier.grouping is None
+    assert not Path(trainer.args.output_dir, "grouping").exists()
+    assert set(trainer.optimizer.param_groups[0]["params"]) | set(trainer.optimizer.param_groups[1]["params"]) == {
+        parameter for *_, parameter in parameters(classifier)
+    }
+    assert sum(p.numel() for p in classifier.parameters() if p.requires_grad) == count
+    after = base_tensors(classifier)
+    assert after.keys() == start.keys()
+    assert all(torch.equal(after[name], start[name]) for name in start)
+
+
+def test_every_parameter_gets_a_gradient(method, make, batch):
+    classifier = make(method)
+    disturb(classifier)  # past zeros of LoRA's B
+    classifier.train()(**batch).loss.backward()
+    for adapter, name, parameter in parameters(classifier):
+        # A key's bias adds the same to all scores of a query.
+        if not re.search("k_proj.bias$", name):
+            assert parameter.grad is not None and parameter.grad.any(), (adapter, name)
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", ["bitfit", "lora", "linear probe"])
+def test_resuming_equals_the_uninterrupted_run(method, make, train, tmp_path):
+    fields = {"max_steps": 5, "save_steps": 1}
+    whole, cut, resumed = make(method), make(method), make(method)
+    train(whole, output_dir=str(tmp_path / "whole"), **fields).train()
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, output_dir=str(tmp_path / "cut"), callbacks=[Stop()], **fields).train()
+    train(resumed, output_dir=str(tmp_path / "cut"), **fields).train(resume_from_checkpoint=True)
+    for (*_, found), (*_, expected) in zip(parameters(resumed), parameters(whole), strict=True):
+        assert torch.equal(found, expected)
+
+
+# ---- files
+
+
+def test_saving_and_loading_gives_equal_logits(method, make, batch, tmp_path):
+    classifier = make(method)
+    disturb(classifier)
+    classifier.record.prompted = dict.fromkeys(classifier.tasks, 0.5)
+    classifier.save_pretrained(tmp_path)
+    again = MultiTaskClassifier.from_pretrained(tmp_path)
+    assert torch.equal(logits(again, batch), logits(classifier, batch))
+    assert again.routes == classifier.routes
+    assert again.adapters == classifier.adapters
+    assert all(p.requires_grad for *_, p in parameters(again))
+    for adapter in classifier.adapters:
+        sizes = [tensor.numel() for tensor in load_file(tmp_path / adapter / "adapter_model.safetensors").values()]
+        assert sum(sizes) == sum(p.numel() for p in classifier.adapter_parameters(adapter).values())
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+    other = make(method)
+    other.load_adapters(tmp_path)
+    assert torch.equal(logits(other, batch), logits(classifier, batch))
+
+
+def test_an_adapter_is_one_of_peft(method, make, batch, clip_folder, tmp_path):
+    classifier = make(method)
+    disturb(classifier)
+    classifier.save_pretrained(tmp_path)
+    folder = tmp_path / classifier.adapters[0]
+    if method == "linear probe":
+        with pytest.raises(ValueError, match=r"PEFT cannot load it; write .*LinearProbeConfig\(\)\), or its from_pre"):
+            PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), folder)
+        return
+    with torch.no_grad():
+        expected = classifier.clip.get_image_features(batch["pixel_values"]).pooler_output
+        for loaded in (
+            PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), folder).get_base_model(),
+            CLIPModel.from_pretrained(folder),
+        ):
+            assert torch.equal(loaded.eval().get_image_features(batch["pixel_values"]).pooler_output, expected)
+
+
+def test_a_folder_of_another_shape_changes_nothing(method, make, batch, tmp_path):
+    classifier, other = make(method), make("lora" if method != "lora" else "ia3")
+    other.save_pretrained(tmp_path)
+    before = logits(classifier, batch)
+    with pytest.raises(ValueError, match="but the classifier"):
+        classifier.load_adapters(tmp_path)
+    assert torch.equal(logits(classifier, batch), before)
+
+
+def test_a_card_names_the_method_and_no_prompts(method, make, tmp_path):
+    classifier = make(method)
+    classifier.record.zero_shot = dict.fromkeys(classifier.tasks, 0.25)
+    classifier.record.prompted = dict.fromkeys(classifier.tasks, 0.5)
+    classifier.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "prompt" not in card.split("---", 2)[2].replace("mmap", "")
+    assert "## Source" in card
+    count = sum(p.numel() for *_, p in parameters(classifier))
+    assert f"{count:,} trained parameters, {100 * count / 122161:.3g} % of the base" in card
+    assert "| print | 3 |" in card and "50.0 %" in card
+
+
+# ---- export
+
+
+def test_an_export_agrees(method, make, tmp_path):
+    classifier = make(method)
+    disturb(classifier)
+    image = draw("photo", "sun", 0)
+    pixels = classifier.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    expected = classifier.predict(image, task="photo").probabilities
+    exported = classifier.export("photo", path=tmp_path)
+    torch.testing.assert_close(exported(pixels), expected, atol=1e-5, rtol=0)
+    loaded = torch.export.load(tmp_path / "photo.pt2").module()
+    torch.testing.assert_close(loaded(pixels), expected, atol=1e-5, rtol=0)
+    assert torch.equal(classifier.predict(image, task="photo").probabilities, expected)  # it has only been copied
+    with classifier.zero_shot():
+        expected = classifier.predict(image, task="photo").probabilities
+        torch.testing.assert_close(classifier.export("photo")(pixels), expected, atol=1e-5, rtol=0)
+
+
+# ---- tasks and groups
+
+
+def test_groups_stop_with_a_sentence(method, make, train):
+    classifier = make(method)
+    trainer = train(classifier, grouping="all")
+    for attempt in (
+        trainer.train,
+        trainer.group_tasks,
+        lambda: classifier.set_grouping(TaskGrouping.by_mode("all", list(classifier.tasks))),
+        lambda: classifier.add_task(make_task("sketch", 3), group="photo"),
+    ):
+        with pytest.raises(ValueError, match="has no prompts to join; train without groups"):
+            attempt()
+    assert list(classifier.tasks) == ["print", "clipart", "photo"]
+
+
+def test_one_more_task(method, make, batch):
+    classifier = make(method)
+    disturb(classifier)
+    before = logits(classifier, batch)
+    classifier.add_task(make_task("sketch", 4))
+    assert torch.equal(logits(classifier, batch), before)
+    probe = method == "linear probe"
+    assert classifier.routes["sketch"] == (("sketch",) if probe else ("global",))
+    assert classifier.training_tasks == (["sketch"] if probe else ["print", "clipart", "photo", "sketch"])
+    output = classifier.train()(batch["pixel_values"], torch.full((6,), 3), torch.zeros(6, dtype=torch.long))
+    output.loss.backward()
+    assert {a for a, _, p in parameters(classifier) if p.grad is not None} == {"sketch" if probe else "global"}
+
+
+def test_any_tuner_of_peft_will_do(make, clip, processor, tasks, batch, tmp_path):
+    classifier = MultiTaskClassifier(clip, processor, tasks, LoHaConfig(target_modules=["q_proj"], r=2))
+    torch.testing.assert_close(logits(classifier, batch), logits(make(None), batch), atol=1e-5, rtol=0)
+    disturb(classifier)
+    classifier.save_pretrained(tmp_path)
+    assert torch.equal(logits(MultiTaskClassifier.from_pretrained(tmp_path), batch), logits(classifier, batch))
+    assert "# LoHa of 3 tasks" in (tmp_path / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"no starting learning rate for LoHaConfig; .* For prompts keep the default"):
+        starting_learning_rate(LoHaConfig())
+
+
+# ---- sizes
+
+
+def counted(name):
+    """Parameters that a method trains on CLIP ViT-B/16, and those of the base."""
+    with torch.device("meta"):
+        clip = CLIPModel(CLIPConfig(vision_config={"patch_size": 16}))
+        base = sum(parameter.numel() for parameter in clip.parameters())
+        config = {"adapter": BottleneckAdapterConfig, "lora": lora_config}.get(name, METHODS[name][0])()
+        return get_peft_model(clip, config).get_nb_trainable_parameters()[0], base
+
+
+def test_sizes_are_those_of_the_formulas_and_of_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    layers, towers, dim, classes = 12, {"text": 512, "vision": 768}, 512, 65
+    widths = sum(towers.values())
+    expected = {
+        "adapter": layers * 2 * sum(2 * 64 * d + d + 64 for d in towers.values()),
+        "lora": layers * 2 * 2 * 8 * widths,
+        "ia3": layers * (2 + 4) * widths,
+        # queries, keys, values, output, two of the MLP (4 d and d), two norms; then the norms outside the layers
+        "bitfit": layers * (4 + 4 + 1 + 2) * widths + 512 + 2 * 768,
+        "ln-tuning": layers * 2 * 2 * widths + 2 * 512 + 2 * 2 * 768,
+        "full": 149_620_737,
+    }
+    for name, count in expected.items():
+        assert counted(name) == (count, 149_620_737), name
+        assert f"{count:,}" in page, name
+    assert f"{classes * (dim + 1):,}" in page
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_has_a_learning_rate_to_start_with_which_the_page_names(name):
+    rate = starting_learning_rate(METHODS[name][0]())
+    assert 1e-6 < rate < 1e-2
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    assert f"| {rate:.0e} |".replace("e-0", "e-") in page
+
+
+def test_a_probe_of_another_task_list_is_refused(make, tmp_path):
+    make("linear probe").save_pretrained(tmp_path)
+    description = json.loads((tmp_path / "tasks.json").read_text())
+    description["adapters"].reverse()
+    (tmp_path / "tasks.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="holds the adapters"):
+        make("linear probe").load_adapters(tmp_path)
