@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoHaConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import CLIPConfig, CLIPModel, TrainerCallback
+from transformers import BitsAndBytesConfig, CLIPConfig, CLIPModel, TrainerCallback
 
 from mmap_peft import (
     BitFitConfig,
@@ -283,6 +283,8 @@ def test_groups_stop_with_a_sentence(method, make, train):
         trainer.group_tasks,
         lambda: classifier.set_grouping(TaskGrouping.by_mode("all", list(classifier.tasks))),
         lambda: classifier.add_task(make_task("sketch", 3), group="photo"),
+        # One adapter that all tasks share is what the others have.
+        *([classifier.share_one_adapter] if method == "linear probe" else []),
     ):
         with pytest.raises(ValueError, match="has no prompts to join; train without groups"):
             attempt()
@@ -312,6 +314,28 @@ def test_any_tuner_of_peft_will_do(make, clip, processor, tasks, batch, tmp_path
     assert "# LoHa of 3 tasks" in (tmp_path / "README.md").read_text()
     with pytest.raises(ValueError, match=r"no starting learning rate for LoHaConfig; .* For prompts keep the default"):
         starting_learning_rate(LoHaConfig())
+
+
+def test_a_base_of_four_bits(method, clip_folder, processor, tasks, batch, tmp_path):
+    def base():
+        return CLIPModel.from_pretrained(clip_folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+
+    if method == "full":
+        with pytest.raises(ValueError, match="is quantised, and whole numbers have no gradient"):
+            MultiTaskClassifier(base(), processor, tasks, FullFineTuningConfig())
+        return
+    classifier = MultiTaskClassifier(base(), processor, tasks, METHODS[method][0]()).train()
+    optimizer = torch.optim.Adam([p for *_, p in parameters(classifier)], METHODS[method][1])
+    losses = []
+    for _ in range(3):
+        losses.append(classifier(**batch).loss)
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[2] < losses[1] < losses[0]
+    classifier.save_pretrained(tmp_path)
+    loaded = MultiTaskClassifier.from_pretrained(tmp_path, model=base(), processor=processor)
+    assert torch.equal(logits(loaded, batch), logits(classifier, batch))
 
 
 # ---- sizes
