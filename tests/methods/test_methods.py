@@ -148,7 +148,7 @@ def test_training_lowers_the_loss_of_the_training_images_and_leaves_the_base(nam
     classifier = make(method, [task for task in tasks if task.name in names])
     start, count = base_tensors(classifier), sum(p.numel() for *_, p in parameters(classifier))
     start = {name: tensor.clone() for name, tensor in start.items()}
-    trainer = train(classifier, METHODS[method][1], max_steps=10, save_strategy="no")
+    trainer = train(classifier, METHODS[method][1], max_steps=8, save_strategy="no")
     before = trainer.evaluate(trainer.train_dataset)["eval_loss"]
     trainer.train()
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] < before - 0.01
@@ -262,10 +262,12 @@ def test_an_export_agrees(method, make, tmp_path):
     image = draw("photo", "sun", 0)
     pixels = classifier.processor.image_processor(image, return_tensors="pt")["pixel_values"]
     expected = classifier.predict(image, task="photo").probabilities
-    exported = classifier.export("photo", path=tmp_path)
+    own = method in ("linear probe", "adapter")  # a bias, or layers, that a plain CLIP has not
+    exported = classifier.export("photo", path=tmp_path if own else None)
     torch.testing.assert_close(exported(pixels), expected, atol=1e-5, rtol=0)
-    loaded = torch.export.load(tmp_path / "photo.pt2").module()
-    torch.testing.assert_close(loaded(pixels), expected, atol=1e-5, rtol=0)
+    if own:
+        loaded = torch.export.load(tmp_path / "photo.pt2").module()
+        torch.testing.assert_close(loaded(pixels), expected, atol=1e-5, rtol=0)
     assert torch.equal(classifier.predict(image, task="photo").probabilities, expected)  # it has only been copied
     with classifier.zero_shot():
         expected = classifier.predict(image, task="photo").probabilities
