@@ -365,6 +365,7 @@ class MultiTaskClassifier(nn.Module):
     def share_one_adapter(self, seed: int = 0) -> None:
         """Give all tasks one global adapter, as at the beginning, unless it is that already."""
         if self.adapters != [GLOBAL]:
+            self.check_grouping()
             self.fresh_adapters([GLOBAL], seed)
             self.routes, self.grouping = dict.fromkeys(self.tasks, (GLOBAL,)), None
 

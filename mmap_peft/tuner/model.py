@@ -84,10 +84,11 @@ class PromptTuner(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _check(self, model: nn.Module, adapter_name: str, config: PromptConfig) -> None:
-        if adapter_name in RESERVED or not adapter_name or set("./\\") & set(adapter_name):
+        taken = adapter_name in RESERVED or hasattr(nn.ModuleDict, adapter_name)
+        if taken or not adapter_name or set("./\\") & set(adapter_name):
             raise ValueError(
-                f"{adapter_name!r} cannot name an adapter, since names become keys and folders; write one without "
-                f"'.' and '/' that is none of {', '.join(RESERVED)}."
+                f"{adapter_name!r} cannot name an adapter, since names become keys, attributes and folders; write one "
+                f"without '.' and '/' that is none of {', '.join(RESERVED)} and no word of torch's, such as 'train'."
             )
         towers = find_towers(model)
         config.check(_shapes(towers))
