@@ -40,11 +40,11 @@ def main() -> int:
         if options.command == "tune":
             return _tune(study, results, runner)
         study, open_ = apply_choices(study, results)
+        if options.command == "report":
+            print(write_report(study, results, open_))
+            return 0
         if open_:
             print(f"Nothing was chosen by `tune` for {', '.join(open_)}; their files' own values are taken.")
-        if options.command == "report":
-            print(write_report(study, results))
-            return 0
         return _end(runner(study.runs()))
     except ValueError as error:
         print(error, file=sys.stderr)

@@ -82,7 +82,8 @@ def place_labels(axes: Axes, points: Sequence[tuple[float, float]], names: Seque
     for point, name in sorted(zip(points, names)):
         for far, side in [*itertools.product(FAR, SIDES), (FAR[0], SIDES[0])]:
             label = _label(axes, point, name, far * side[0], far * side[1])
-            box = Text.get_window_extent(label, canvas.get_renderer())  # an annotation's own holds its line too
+            label.update_positions(canvas.get_renderer())
+            box = Text.get_window_extent(label)  # an annotation's own holds its line too
             inside = frame.contains(*box.min) and frame.contains(*box.max)
             if inside and not any(box.overlaps(other) for other in taken):
                 break

@@ -21,12 +21,13 @@ NOTE = (
 )
 
 
-def write_report(study: Study, results: Results) -> str:
+def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) -> str:
     """Write `report.md`, `summary.json` and a plot for each data set and amount into the folder of results.
 
     Args:
         study (`Study`): what was to be run.
         results (`Results`): its results. Those of other settings are left out, and the report says so.
+        untuned (`Sequence[str]`): experiments with a grid that nothing was chosen from.
 
     Returns:
         The text of `report.md`.
@@ -51,6 +52,7 @@ def write_report(study: Study, results: Results) -> str:
         lines += [f"## {runs[0].title}", "", *_table(rows), "", f"![Accuracy and parameters]({picture})", ""]
         for family in grouping_controls(rows):
             lines += [f"### Controls of the grouping of {family[0].experiment.method}", "", *_controls(family), ""]
+    lines += ["## Settings", "", *_settings(study, untuned), ""]
     write_json(summary, results.folder / SUMMARY_FILE)
     text = "\n".join(lines)
     (results.folder / REPORT_FILE).write_text(text)
@@ -133,6 +135,18 @@ def _controls(rows: Sequence[Row]) -> list[str]:
         told = next(iter(groups.values())) if same else ", ".join(f"{seed}: {text}" for seed, text in groups.items())
         cells = [grouping_of(row.experiment), _mean(row.means), _number(100, row.mean("worst")), told]
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _settings(study: Study, untuned: Sequence[str]) -> list[str]:
+    """What differs from the defaults, as it was run: with what `tune` chose."""
+    lines = []
+    if untuned:
+        lines += [f"Nothing was chosen on validation images for {', '.join(untuned)}.", ""]
+    lines += ["| experiment | tasks | config | training |", "|---|---|---|---|"]
+    for one in study.experiments:
+        parts = [", ".join(f"{name} {value}" for name, value in part.items()) for part in (one.config, one.training)]
+        lines.append(f"| {one.name} | {one.tasks} | {' | '.join(parts)} |")
     return lines
 
 
