@@ -192,7 +192,7 @@ def _settings(classifier: MultiTaskClassifier) -> list[str]:
 
 def _citation(classifier: MultiTaskClassifier) -> list[str]:
     known = METHODS.get(classifier.adapter_config.peft_type)
-    if classifier.prompted:
+    if classifier.adapter_config.peft_type == "MMAP":
         return ["## Citation", f"```bibtex\n{CITATION}\n```\n"]
     return ["## Source", f"{_escape(known.source)}.\n"] if known else []
 

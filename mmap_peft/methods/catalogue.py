@@ -22,6 +22,15 @@ class Method(NamedTuple):
 
 
 METHODS = {  # by `peft_type`
+    "MMAP": Method(
+        "MmAP",
+        3e-2,
+        "Xin et al., MmAP: Multi-modal Alignment Prompt for Cross-domain Multi-task Learning, AAAI 2024",
+    ),
+    "COOP": Method("CoOp", 3e-2, "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022"),
+    "VPT": Method("VPT", 3e-2, "Jia et al., Visual Prompt Tuning, ECCV 2022"),
+    "IVLP": Method("IVLP", 3e-2, "Rasheed et al., Fine-tuned CLIP Models are Efficient Video Learners, CVPR 2023"),
+    "MAPLE": Method("MaPLe", 3e-3, "Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023"),
     "LINEAR_PROBE": Method(
         "Linear probe",
         1e-3,
@@ -68,6 +77,6 @@ def starting_learning_rate(config: PeftConfig) -> float:
     if config.peft_type not in METHODS:
         raise ValueError(
             f"There is no starting learning rate for {type(config).__name__}; methods with one are "
-            f"{', '.join(METHODS)}. For prompts keep the default of MultiTaskTrainingArguments."
+            f"{', '.join(METHODS)}."
         )
     return METHODS[config.peft_type].learning_rate

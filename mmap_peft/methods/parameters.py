@@ -73,7 +73,7 @@ Place = tuple[nn.Module, str]  # where a parameter is: its module, and its name 
 
 
 class ParameterContainer(nn.Module, BaseTunerLayer):
-    """Child `tuned` of a model: holds each adapter's copies of parameters; those of the active one are computed with.
+    """Child `tuned` of a model: holds each adapter's copies of parameters; modules use the active one's.
 
     An attribute of an instance goes before a parameter of the same name. So the copies are set as attributes of the
     modules, whose parameters, and with them the base's state, stay what they were.
@@ -217,9 +217,13 @@ class ParameterTuner(BaseTuner):
         del self.model.tuned
         return super().unload()
 
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Return the base with the active adapter's parameters for its own."""
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """Return the base with one adapter's parameters for its own: the one that is named, or the active one."""
         container = self.model.tuned
+        if adapter_names:
+            container.set_adapter(adapter_names)
         for name, parameter in container.current.items():
             module, own = container.places[name]
             module._parameters[own].data.copy_(parameter)

@@ -7,8 +7,12 @@ from typing import Optional
 
 from transformers import TrainingArguments
 
+from .aggregation import find_aggregator
 from .grouping import MODES
 from .task import DEFAULT_TEMPLATE
+
+
+SHARING = ["groups", "all", "none"]
 
 
 @dataclass
@@ -21,6 +25,10 @@ class MultiTaskTrainingArguments(TrainingArguments):
     Args:
         grouping (`str`): `"gradient"` groups tasks whose gradients point the same way; `"all"`, `"none"`, `"random"`
             and `"given"` are what to compare it with.
+        sharing (`str`): whose prompts a task uses: `"groups"`, those of its group and its own; `"all"`, one adapter
+            for all tasks (`-MT` in the paper); `"none"`, its own alone. The last two have no stage 1.
+        aggregator (`str`, *optional*): an aggregator of `torchjd`, such as `"PCGrad"`, `"CAGrad(c=0.5)"` or `"MGDA"`,
+            that makes one gradient of those of several tasks for the prompts that they share. `None`: their sum.
         grouping_steps (`int`): steps of stage 1, in which one global adapter learns from all tasks. With 0 there is
             no stage 1, and `grouping` cannot be `"gradient"`.
         grouping_snapshots (`int`): how often in stage 1 gradients are taken, evenly spread, the last time at its end.
@@ -43,6 +51,13 @@ class MultiTaskTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
     num_train_epochs: float = field(default=6.0, metadata={"help": "Epochs of stage 2, unless max_steps is given."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: images come as they are."})
+    sharing: str = field(
+        default="groups",
+        metadata={"help": "Whose prompts a task uses: group's and own, one for all, own alone.", "choices": SHARING},
+    )
+    aggregator: Optional[str] = field(
+        default=None, metadata={"help": "torchjd's aggregator for shared prompts, such as 'PCGrad'. None: the sum."}
+    )
     grouping: str = field(default="gradient", metadata={"help": "How tasks are grouped.", "choices": list(MODES)})
     grouping_steps: int = field(default=100, metadata={"help": "Steps of stage 1, which trains one global adapter."})
     grouping_snapshots: int = field(default=5, metadata={"help": "How often gradients are taken in stage 1."})
@@ -80,6 +95,12 @@ class MultiTaskTrainingArguments(TrainingArguments):
         self.label_names = ["labels", "task_ids"]  # both reach compute_metrics
         self.grouping_threshold = str(self.grouping_threshold)
         self.threshold  # noqa: B018, raises early
+        if self.sharing not in SHARING:
+            raise ValueError(f"sharing={self.sharing!r} is no choice; write one of {', '.join(SHARING)}.")
+        if self.aggregator is not None:
+            find_aggregator(self.aggregator)
+            if self.fp16:
+                raise ValueError("An aggregator sees gradients as fp16 scales them; write bf16=True instead of fp16.")
         if self.grouping not in MODES:
             raise ValueError(f"grouping={self.grouping!r} is no choice; write one of {', '.join(MODES)}.")
         if self.grouping == "given" and not self.given_groups:

@@ -219,9 +219,7 @@ class MultiTaskClassifier(nn.Module):
         logits = every.gather(1, chosen).masked_fill(~own, float("-inf"))
         loss = None
         if labels is not None:
-            # A sum over at least one: a batch of unreadable images only has the loss 0, not NaN.
-            losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-            loss = losses / (labels != IGNORED).sum().clamp(min=1)
+            loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
         return MultiTaskOutput(loss=loss, logits=logits)
 
     def _routed(self, names: Sequence[str], **rows: Any):
@@ -367,8 +365,15 @@ class MultiTaskClassifier(nn.Module):
     def share_one_adapter(self, seed: int = 0) -> None:
         """Give all tasks one global adapter, as at the beginning, unless it is that already."""
         if self.adapters != [GLOBAL]:
+            self.check_grouping()
             self.fresh_adapters([GLOBAL], seed)
             self.routes, self.grouping = dict.fromkeys(self.tasks, (GLOBAL,)), None
+
+    def separate_adapters(self, seed: int = 0) -> None:
+        """Give each task an adapter of its own, in place of those that were there, and nothing that tasks share."""
+        self.check_grouping()
+        self.fresh_adapters([task.adapter for task in self.tasks.values()], seed)
+        self.routes, self.grouping = {name: (task.adapter,) for name, task in self.tasks.items()}, None
 
     def add_task(self, task: Task, group: str | None = None, seed: int = 0) -> None:
         """Teach a trained classifier one more task: from now on only the new task's prompts, or its probe, train.
@@ -409,6 +414,16 @@ class MultiTaskClassifier(nn.Module):
                 groups[int(group.removeprefix("group_"))].append(task.name)
             self.grouping = TaskGrouping([*self.grouping.tasks, task.name], groups, mode="given")
         self.train_adapters([task.adapter])
+
+    def users(self) -> dict[nn.Parameter, list[int]]:
+        """For each parameter that trains, the numbers of the tasks that use it."""
+        numbers = {name: number for number, name in enumerate(self.tasks)}
+        return {
+            parameter: [numbers[name] for name, route in self.routes.items() if adapter in route]
+            for adapter in self.adapters
+            for parameter in self.adapter_parameters(adapter).values()
+            if parameter.requires_grad
+        }
 
     @property
     def training_tasks(self) -> list[str]:
@@ -538,6 +553,14 @@ class MultiTaskClassifier(nn.Module):
                 of the push is in the branch then.
         """
         return saving.push(self, repo_id, **options)
+
+
+def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, tasks: int) -> torch.Tensor:
+    """What each task adds to the loss of a batch, which is the mean over its images: (tasks,)."""
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
+    sums = losses.new_zeros(tasks).index_add(0, task_ids, losses)
+    # Over at least one: a batch of unreadable images only has the loss 0, not NaN.
+    return sums / (labels != IGNORED).sum().clamp(min=1)
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from ..hub.model_card import model_card
 from ..hub.repository import hub_errors
 from . import processes
 from .affinity import cosine_similarity, task_gradients
+from .aggregation import backward, find_aggregator
 from .arguments import MultiTaskTrainingArguments
-from .classifier import GLOBAL, MultiTaskClassifier
+from .classifier import GLOBAL, MultiTaskClassifier, task_losses
 from .grouping import TaskGrouping
 from .images import IGNORED, TaskImages, collate
 from .plots import plot_grouping
@@ -80,16 +81,35 @@ class TaskTrainer(Trainer):
             **kwargs,
         )
         self._sampler: TaskSampler | None = None
+        self._aggregator = None if args.aggregator is None else find_aggregator(args.aggregator)
         processes.set_up(self)
 
     # ---- processes
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.model.record.prompted = {}  # of weights that are about to change
-        loss = super().training_step(*args, **kwargs)
+        if self._aggregator is None:
+            loss = super().training_step(*args, **kwargs)
+        else:
+            loss = self._aggregated_step(*args)
         if processes.is_sharded(self.model) and self.accelerator.sync_gradients:
             processes.average_gradients(self)
         return loss
+
+    def _aggregated_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
+        """As `Trainer.training_step`, where shared parameters get what the aggregator makes of their tasks'
+        gradients."""
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            # Not by way of DDP, which would wait for gradients that come otherwise.
+            loss, outputs = self.compute_loss(self.model, inputs, return_outputs=True)
+            losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
+        accumulated = self.args.gradient_accumulation_steps
+        backward([part / accumulated for part in losses], self.model.users(), self._aggregator)
+        if self.args.world_size > 1 and self.accelerator.sync_gradients:
+            processes.average_gradients(self)
+        return loss.detach() / accumulated
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         enabled = self.is_deepspeed_enabled
@@ -390,10 +410,23 @@ class MultiTaskTrainer(TaskTrainer):
             checkpoint = None
         elif checkpoint:
             self.model.load_adapters(checkpoint)  # before an optimizer is made for other parameters
-        elif self.model.grouping is None and (self.model.prompted or self.args.grouping != "gradient"):
-            self.group_tasks()  # which says so if the method can have no groups
+        else:
+            self._give_adapters()
         self.model.record.settings, self.model.record.versions = changed_settings(self.args), versions()
         return super().train(resume_from_checkpoint=checkpoint or None, **kwargs)
+
+    def _give_adapters(self) -> None:
+        """Before training begins: whose adapters each task uses."""
+        classifier, sharing = self.model, self.args.sharing
+        own = {name: (task.adapter,) for name, task in classifier.tasks.items()}
+        if sharing == "all":
+            if classifier.prompted:
+                classifier.share_one_adapter(self.args.seed)
+        elif sharing == "none":
+            if classifier.routes != own:  # a probe is a task's own already
+                classifier.separate_adapters(self.args.seed)
+        elif classifier.grouping is None and (classifier.prompted or self.args.grouping != "gradient"):
+            self.group_tasks()  # which says so if the method can have no groups
 
     def _last_checkpoint(self) -> str:
         output = Path(self.args.output_dir)

@@ -84,10 +84,11 @@ class PromptTuner(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _check(self, model: nn.Module, adapter_name: str, config: PromptConfig) -> None:
-        if adapter_name in RESERVED or not adapter_name or set("./\\") & set(adapter_name):
+        taken = adapter_name in RESERVED or hasattr(nn.ModuleDict, adapter_name)
+        if taken or not adapter_name or set("./\\") & set(adapter_name):
             raise ValueError(
-                f"{adapter_name!r} cannot name an adapter, since names become keys and folders; write one without "
-                f"'.' and '/' that is none of {', '.join(RESERVED)}."
+                f"{adapter_name!r} cannot name an adapter, since names become keys, attributes and folders; write one "
+                f"without '.' and '/' that is none of {', '.join(RESERVED)} and no word of torch's, such as 'train'."
             )
         towers = find_towers(model)
         config.check(_shapes(towers))
@@ -138,6 +139,8 @@ class PromptTuner(BaseTuner):
             inputs.attach(towers, self.model.mmap)
             for tower in towers.values():
                 RoutingHook.attach(tower.encoder, self.model.mmap)
+            for layer, place in encoder_layers(self.model).items():  # all, since each is handed the routing
+                PromptedForward.attach(layer, self.model.mmap, *place)
         container = self.model.mmap
         if adapter_name not in container.mmap_generators:
             places = self._places(self.model, peft_config)
@@ -149,8 +152,6 @@ class PromptTuner(BaseTuner):
             if not any(parameter.is_meta for parameter in generator.parameters()):
                 generator = generator.to(container.weight.device, container.weight.dtype)
             container.mmap_generators[adapter_name], container.places[adapter_name] = generator, places
-        if not isinstance(target.__dict__.get("forward"), PromptedForward):
-            PromptedForward.attach(target, container, *encoder_layers(self.model)[target])
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -169,8 +170,7 @@ class PromptTuner(BaseTuner):
             inputs.detach(tower)
             RoutingHook.detach(tower.encoder)
         for layer in encoder_layers(self.model):
-            if isinstance(layer.__dict__.get("forward"), PromptedForward):
-                PromptedForward.detach(layer)
+            PromptedForward.detach(layer)
         del self.model.mmap
         return super().unload()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoHaConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import CLIPConfig, CLIPModel, TrainerCallback
+from transformers import BitsAndBytesConfig, CLIPConfig, CLIPModel, TrainerCallback
 
 from mmap_peft import (
     BitFitConfig,
@@ -67,9 +67,9 @@ def train(arguments):
 
 
 @pytest.fixture
-def batch(make):
+def batch(processor, tasks):
     """Images of all three tasks, mixed."""
-    images = TaskImages(make(None).tasks.values(), "train", make(None).processor.image_processor)
+    images = TaskImages(tasks, "train", processor.image_processor)
     return collate([images[row] for row in (7, 0, 23, 14, 3, 16)])
 
 
@@ -123,7 +123,7 @@ def test_zero_shot_is_the_base_to_the_bit_and_leaves_no_trace(method, make, batc
     assert [p.requires_grad for p in classifier.parameters()] == flags
 
 
-@pytest.mark.parametrize("family", ["siglip", "metaclip_2", "clipseg"])
+@pytest.mark.parametrize("family", ["siglip", "clipseg"])
 def test_other_families(family, method, processor, tasks, batch):
     tokenizer = processor.tokenizer
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -148,7 +148,7 @@ def test_training_lowers_the_loss_of_the_training_images_and_leaves_the_base(nam
     classifier = make(method, [task for task in tasks if task.name in names])
     start, count = base_tensors(classifier), sum(p.numel() for *_, p in parameters(classifier))
     start = {name: tensor.clone() for name, tensor in start.items()}
-    trainer = train(classifier, METHODS[method][1], max_steps=10, save_strategy="no")
+    trainer = train(classifier, METHODS[method][1], max_steps=8, save_strategy="no")
     before = trainer.evaluate(trainer.train_dataset)["eval_loss"]
     trainer.train()
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] < before - 0.01
@@ -262,10 +262,12 @@ def test_an_export_agrees(method, make, tmp_path):
     image = draw("photo", "sun", 0)
     pixels = classifier.processor.image_processor(image, return_tensors="pt")["pixel_values"]
     expected = classifier.predict(image, task="photo").probabilities
-    exported = classifier.export("photo", path=tmp_path)
+    own = method in ("linear probe", "adapter")  # a bias, or layers, that a plain CLIP has not
+    exported = classifier.export("photo", path=tmp_path if own else None)
     torch.testing.assert_close(exported(pixels), expected, atol=1e-5, rtol=0)
-    loaded = torch.export.load(tmp_path / "photo.pt2").module()
-    torch.testing.assert_close(loaded(pixels), expected, atol=1e-5, rtol=0)
+    if own:
+        loaded = torch.export.load(tmp_path / "photo.pt2").module()
+        torch.testing.assert_close(loaded(pixels), expected, atol=1e-5, rtol=0)
     assert torch.equal(classifier.predict(image, task="photo").probabilities, expected)  # it has only been copied
     with classifier.zero_shot():
         expected = classifier.predict(image, task="photo").probabilities
@@ -283,6 +285,8 @@ def test_groups_stop_with_a_sentence(method, make, train):
         trainer.group_tasks,
         lambda: classifier.set_grouping(TaskGrouping.by_mode("all", list(classifier.tasks))),
         lambda: classifier.add_task(make_task("sketch", 3), group="photo"),
+        # One adapter that all tasks share is what the others have.
+        *([classifier.share_one_adapter] if method == "linear probe" else []),
     ):
         with pytest.raises(ValueError, match="has no prompts to join; train without groups"):
             attempt()
@@ -312,6 +316,28 @@ def test_any_tuner_of_peft_will_do(make, clip, processor, tasks, batch, tmp_path
     assert "# LoHa of 3 tasks" in (tmp_path / "README.md").read_text()
     with pytest.raises(ValueError, match=r"no starting learning rate for LoHaConfig; .* For prompts keep the default"):
         starting_learning_rate(LoHaConfig())
+
+
+def test_a_base_of_four_bits(method, clip_folder, processor, tasks, batch, tmp_path):
+    def base():
+        return CLIPModel.from_pretrained(clip_folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+
+    if method == "full":
+        with pytest.raises(ValueError, match="is quantised, and whole numbers have no gradient"):
+            MultiTaskClassifier(base(), processor, tasks, FullFineTuningConfig())
+        return
+    classifier = MultiTaskClassifier(base(), processor, tasks, METHODS[method][0]()).train()
+    optimizer = torch.optim.Adam([p for *_, p in parameters(classifier)], METHODS[method][1])
+    losses = []
+    for _ in range(3):
+        losses.append(classifier(**batch).loss)
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[2] < losses[1] < losses[0]
+    classifier.save_pretrained(tmp_path)
+    loaded = MultiTaskClassifier.from_pretrained(tmp_path, model=base(), processor=processor)
+    assert torch.equal(logits(loaded, batch), logits(classifier, batch))
 
 
 # ---- sizes

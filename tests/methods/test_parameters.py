@@ -118,6 +118,8 @@ def test_several_adapters(make, clip, inputs, tmp_path, clip_folder):
     assert torch.equal(logits(loaded, inputs), x)
     loaded.set_adapter("y")
     assert torch.equal(logits(loaded, inputs), y)
+    merged = copy.deepcopy(model).merge_and_unload(adapter_names=["x"])
+    assert torch.equal(logits(merged, inputs), x)
     model.delete_adapter("x")
     assert torch.equal(logits(model, inputs), y)
     assert model.get_model_status().available_adapters == ["y"]

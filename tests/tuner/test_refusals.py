@@ -22,7 +22,7 @@ def logits(model, inputs):
     return model.eval()(**inputs).logits_per_image
 
 
-@pytest.mark.parametrize("name", ["model", "base_model", "mmap", "x.y", "x/y", ".."])
+@pytest.mark.parametrize("name", ["model", "base_model", "mmap", "x.y", "x/y", "..", "train", "values"])
 @pytest.mark.filterwarnings("ignore:Adapter name 'mmap' should not be contained")  # PEFT's, before ours
 def test_names_that_cannot_be_adapters(name, model):
     with pytest.raises(ValueError, match="cannot name an adapter"):

@@ -1,0 +1,116 @@
+import pytest
+import torch
+from torch import nn
+from torchjd.aggregation import PCGrad, Sum
+from transformers import CLIPModel
+
+from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer
+from mmap_peft.multitask.aggregation import backward, find_aggregator
+
+
+CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
+
+
+@pytest.fixture
+def problem():
+    """Three losses: `shared` is of all, `pair` of the first two, `own` of the last; `none` of nobody."""
+    torch.manual_seed(0)
+    parameters = {name: nn.Parameter(torch.randn(3)) for name in ("shared", "pair", "own", "none")}
+    mixing = torch.randn(3, 3, 3)
+
+    def losses():
+        used = [parameters["shared"] + parameters["pair"]] * 2 + [parameters["shared"] * parameters["own"]]
+        return [(matrix @ value).square().sum() for matrix, value in zip(mixing, used)]
+
+    tasks = {"shared": [0, 1, 2], "pair": [0, 1], "own": [2], "none": []}
+    return parameters, losses, {parameters[name]: numbers for name, numbers in tasks.items()}
+
+
+@pytest.mark.parametrize("aggregator", [None, Sum()])
+def test_the_sum_is_the_plain_backward_pass_and_accumulates(aggregator, problem):
+    parameters, losses, users = problem
+    for _ in range(2):
+        sum(losses()).backward()
+    expected = {name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    for _ in range(2):
+        backward(losses(), users, aggregator)
+    assert parameters["none"].grad is expected["none"] is None
+    for name in ("shared", "pair", "own"):
+        torch.testing.assert_close(parameters[name].grad, expected[name])
+
+
+def test_an_aggregator_sees_the_gradients_of_those_that_share(problem):
+    parameters, losses, users = problem
+    torch.manual_seed(1)  # PCGrad takes tasks in random order
+    backward(losses(), users, PCGrad())
+    found = {name: parameter.grad for name, parameter in parameters.items()}
+    torch.manual_seed(1)
+    jacobians = {
+        name: torch.stack([torch.autograd.grad(losses()[task], parameters[name])[0] for task in tasks])
+        for name, tasks in (("shared", [0, 1, 2]), ("pair", [0, 1]))
+    }
+    for name, jacobian in jacobians.items():
+        torch.testing.assert_close(found[name], PCGrad()(jacobian))
+    torch.testing.assert_close(found["own"], torch.autograd.grad(losses()[2], parameters["own"])[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("Best", "is none of torchjd's; write one of .*PCGrad"),
+        ("CAGrad", r"cannot be made .*write its settings as in 'CAGrad\(c=0.5\)'"),
+        ("PCGrad(x=1)", "cannot be made"),
+    ],
+)
+def test_wrong_names_stop_with_a_sentence(name, sentence, arguments):
+    with pytest.raises(ValueError, match=sentence):
+        arguments(aggregator=name)
+
+
+def test_settings_are_read():
+    matrix = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+    mean = find_aggregator("CAGrad(c=0)")(matrix)
+    torch.testing.assert_close(mean, matrix.mean(dim=0), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(find_aggregator("CAGrad(c=0.5)")(matrix), mean, atol=1e-2)
+
+
+def train(clip, processor, tasks, args):
+    classifier = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+    MultiTaskTrainer(model=classifier, args=args).train()
+    return classifier, {name: p.detach().clone() for name, p in classifier.named_parameters() if p.requires_grad}
+
+
+def test_training_with_the_sum_is_plain_training(processor, tasks, arguments, clip_folder):
+    found = [
+        train(CLIPModel.from_pretrained(clip_folder), processor, tasks, arguments(aggregator=name, output_dir=folder))[
+            1
+        ]
+        for name, folder in ((None, arguments().output_dir + "-plain"), ("Sum", arguments().output_dir + "-sum"))
+    ]
+    for name, parameter in found[0].items():
+        torch.testing.assert_close(found[1][name], parameter, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sharing", ["all", "none", "groups"])
+def test_whose_prompts_a_task_uses(sharing, clip, processor, tasks, arguments, tmp_path):
+    args = arguments(sharing=sharing, aggregator="PCGrad")
+    classifier, _ = train(clip, processor, tasks, args)
+    routes = {
+        "all": {"print": ("global",), "clipart": ("global",), "photo": ("global",)},
+        "none": {"print": ("print",), "clipart": ("clipart",), "photo": ("photo",)},
+    }
+    if sharing in routes:
+        assert classifier.routes == routes[sharing]
+        assert classifier.grouping is None
+        assert not (tmp_path / "out" / "grouping").exists()
+    else:
+        assert all(len(route) == 2 for route in classifier.routes.values())
+    classifier.save_pretrained(tmp_path / "saved")
+    assert MultiTaskClassifier.from_pretrained(tmp_path / "saved").routes == classifier.routes
+
+
+def test_an_unknown_way_to_share_stops_with_a_sentence(arguments):
+    with pytest.raises(ValueError, match="sharing='some' is no choice; write one of groups, all, none"):
+        arguments(sharing="some")
