@@ -35,9 +35,11 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 class Steps(TrainerCallback):
-    """Takes the time of each step (forward, backward, update) and the peak memory of the last training."""
+    """Takes the time of each step (forward, backward, update) and the peak memory of the last stage of training, and
+    counts the steps of all stages."""
 
     def __init__(self) -> None:
+        self.count = 0
         self.seconds: list[float] = []
         self.peak = 0
         self._start = 0.0
@@ -53,6 +55,7 @@ class Steps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         _synchronise()
         self.seconds.append(time.perf_counter() - self._start)
+        self.count += 1
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.peak = peak_memory()
@@ -94,7 +97,7 @@ def measure(run: Run) -> dict[str, Any]:
             times["evaluate"] += time.perf_counter() - trained
             step_times += steps.seconds[WARM_UP if len(steps.seconds) > WARM_UP else 0 :]
             peaks.append(steps.peak)
-            found["steps"] += trainer.state.global_step
+            found["steps"] += steps.count
             found["share_of_base"] = found["trainable_parameters"] / classifier.base_size
             if classifier.grouping is not None:
                 found["groups"] = classifier.grouping.groups

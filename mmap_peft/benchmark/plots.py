@@ -35,7 +35,7 @@ def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> N
     """
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     axes = figure.subplots()
-    points, names = [], []
+    points, halves, names = [], [], []
     for row in rows:
         mean = 100 * statistics.fmean(row.means)
         if row.experiment.method == "zero_shot":
@@ -44,9 +44,10 @@ def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> N
         kind = "prompts" if isinstance(row.experiment.peft_config(), PromptConfig) else "other methods"
         alone = row.experiment.tasks == "alone"
         where = row.mean("trainable_parameters"), mean
+        half = 100 * (interval(row.means) or 0)
         axes.errorbar(
             *where,
-            yerr=100 * (interval(row.means) or 0),
+            yerr=half,
             fmt="o",
             color=KINDS[kind],
             markerfacecolor="white" if alone else KINDS[kind],
@@ -56,6 +57,7 @@ def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> N
             zorder=3,
         )
         points.append(where)
+        halves.append(half)
         names.append(row.experiment.name)
     axes.set_xscale("log")
     axes.margins(0.12)
@@ -63,12 +65,20 @@ def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> N
     axes.grid(color="0.92")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
     axes.legend(handles.values(), handles.keys(), loc="lower right", fontsize=8)
-    place_labels(axes, points, names)
+    place_labels(axes, points, halves, names)
     figure.savefig(path, dpi=120)
 
 
-def place_labels(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[Bbox]:
-    """Write a name beside each point, at the nearest place where it covers no mark and no other name.
+def place_labels(
+    axes: Axes, points: Sequence[tuple[float, float]], halves: Sequence[float], names: Sequence[str]
+) -> list[Bbox]:
+    """Write a name beside each point, at the nearest place where it covers no mark, no error bar, and no other name.
+
+    Args:
+        axes: with its marks, limits and legend.
+        points: of the marks, in the units of the axes.
+        halves: half the heights of their error bars, in those units.
+        names: what to write.
 
     Returns:
         The boxes of the names, in pixels.
@@ -76,8 +86,10 @@ def place_labels(axes: Axes, points: Sequence[tuple[float, float]], names: Seque
     canvas = FigureCanvasAgg(axes.get_figure())
     canvas.draw()  # sizes of texts, and the place of the axes, are known only then
     radius = MARK * axes.get_figure().dpi / 72
-    marks = axes.transData.transform(points) if points else []
-    taken = [Bbox([mark - radius, mark + radius]) for mark in marks] + [axes.get_legend().get_window_extent()]
+    taken = [axes.get_legend().get_window_extent()]
+    for (right, up), half in zip(points, halves):
+        low, mark, high = axes.transData.transform([(right, up - half), (right, up), (right, up + half)])
+        taken += [Bbox([mark - radius, mark + radius]), Bbox([low - 1, high + 1])]
     frame, boxes = axes.get_window_extent(), []
     for point, name in sorted(zip(points, names)):
         for far, side in [*itertools.product(FAR, SIDES), (FAR[0], SIDES[0])]:

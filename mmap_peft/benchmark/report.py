@@ -107,7 +107,7 @@ def _incomplete(missing: Sequence[Run], stale: Sequence[Run], total: int) -> lis
 def _table(rows: Sequence[Row]) -> list[str]:
     tasks = list(rows[0].to_dict()["accuracy"])
     heads = ["parameters", "share", *tasks, "mean", "worst", "over single-task", "over zero-shot"]
-    heads += ["step ms", "peak MB", "adapter kB", "seeds"]
+    heads += ["steps", "step ms", "peak MB", "adapter kB", "seeds"]
     lines = [f"| experiment | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for row in rows:
         one = row.to_dict()
@@ -116,6 +116,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
         cells += [_mean(row.means), _number(100, one["worst"])]
         cells += [_number(100, one[key], "+.1f") for key in ("gain_single_task", "gain_zero_shot")]
         cells += [
+            _number(1, one["steps"], ".0f"),
             _number(1e3, one["step_seconds"], ".0f"),
             _number(1e-6, one["step_peak_bytes"] or one["peak_bytes"], ".0f"),
         ]

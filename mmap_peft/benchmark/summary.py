@@ -69,6 +69,7 @@ class Row:
             "trainable_parameters": round(self.mean("trainable_parameters")),
             "share_of_base": self.mean("share_of_base"),
             "adapter_bytes": round(self.mean("adapter_bytes")),
+            "steps": self.mean("steps"),
             "step_seconds": self.mean("seconds", "step"),
             "total_seconds": self.mean("seconds", "total"),
             "step_peak_bytes": self.mean("peak_bytes", "step"),

@@ -45,7 +45,7 @@ def test_the_smoke_study_from_end_to_end(tmp_path, monkeypatch, capfd):
     zero, mmap, lora = found["zero_shot"], found["mmap"], found["lora_alone"]
     assert zero["trainable_parameters"] == zero["adapter_bytes"] == zero["steps"] == 0
     assert zero["seconds"]["step"] is None
-    assert mmap["steps"] == 2
+    assert mmap["steps"] == 4  # two of each stage
     assert lora["steps"] == 8  # two for each task alone
     # Each adapter of MmAP has the same size: those of the groups, and of four tasks.
     assert mmap["trainable_parameters"] % (len(mmap["groups"]) + 4) == 0

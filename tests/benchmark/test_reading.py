@@ -1,19 +1,19 @@
 """What YAML files may hold, and the sentences for what they may not."""
 
-from dataclasses import asdict, fields
+import re
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
-from mmap_peft import MultiTaskTrainingArguments
 from mmap_peft.benchmark.experiment import METHODS, Experiment
 from mmap_peft.benchmark.reading import build, read_yaml
 from mmap_peft.benchmark.study import Run, Study
 
 
 ROOT = Path(__file__).parents[2] / "benchmark"
-KNOWN = {field.name for field in fields(MultiTaskTrainingArguments)}
 
 
 def test_runs_of_a_study(study):
@@ -123,18 +123,26 @@ def test_bad_studies(fields, sentence, study_file):
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
 
 
-def sharing_is_known(path):
-    return "sharing" in KNOWN or "sharing" not in read_yaml(path).get("training", {})
-
-
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_experiments(path):
-    if not sharing_is_known(path):
-        pytest.skip("`sharing` is no training argument of this version")
     build(Experiment, {"name": path.stem, **read_yaml(path)}, path)
 
 
-def test_shipped_experiments_cover_every_method_and_the_large_study_has_all():
-    files = {path.stem: read_yaml(path) for path in SHIPPED}
-    assert {values["method"] for values in files.values()} == set(METHODS)
-    assert sorted(read_yaml(ROOT / "studies" / "pictograms.yaml")["experiments"]) == sorted(files)
+def test_the_large_study_has_every_experiment_and_every_method():
+    experiments = Study.read(ROOT / "studies" / "pictograms.yaml").experiments
+    assert sorted(one.name for one in experiments) == [path.stem for path in SHIPPED]
+    assert {one.method for one in experiments} == set(METHODS)
+
+
+def test_the_page_on_the_benchmark(tmp_path, monkeypatch):
+    page = (ROOT.parent / "docs" / "benchmark.md").read_text()
+    experiment, study = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    for name, text in (("experiments/mmap_long", experiment), ("studies/mine", study)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.yaml").write_text(text)
+    for path in SHIPPED:
+        shutil.copy(path, tmp_path / "experiments")
+    found = Study.read(tmp_path / "studies" / "mine.yaml")
+    assert "mmap_long" in [one.name for one in found.experiments]
+    for field in (*vars(found.experiments[0]), *vars(found), *vars(found.data[0])):
+        assert f"`{field}`" in page

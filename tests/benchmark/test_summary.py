@@ -70,7 +70,7 @@ def test_the_table(filled, results):
     assert found[5:7] == [f"64.0 ± {100 * half:.1f}", "54.0"]
     assert found[7] == "+12.0"  # (0.10 + 0.10 + 0.16) / 3
     assert found[8] == "+23.0"  # (0.20 + 0.22 + 0.27) / 3
-    assert found[9:] == ["250", "700", "23.8", "3"]
+    assert found[9:] == ["7", "250", "700", "23.8", "3"]
     assert cells(text, "zero_shot")[7:10] == ["", "", ""]
     assert cells(text, "mmap_alone")[7] == ""
     assert cells(text, "lora")[5:8] == ["58.0 ± 0.0", "48.0", ""]
@@ -144,10 +144,10 @@ def test_names_in_a_plot_cover_nothing():
     axes.scatter(*zip(*points), label="x")
     axes.set_xscale("log")
     axes.legend()
-    boxes = place_labels(axes, points, [f"experiment_{number}" for number in range(20)])
+    boxes = place_labels(axes, points, 20 * [0.1], [f"experiment_{number}" for number in range(20)])
     assert len(boxes) == 20
     assert not any(boxes[i].overlaps(boxes[j]) for i in range(20) for j in range(i))
-    marks = axes.transData.transform(points)
+    marks = axes.transData.transform([(x, y + half) for x, y in points for half in (-0.1, 0, 0.1)])
     assert not any(box.contains(*mark) for box in boxes for mark in marks)
     frame = axes.get_window_extent()
     assert all(frame.contains(*box.min) and frame.contains(*box.max) for box in boxes)
