@@ -47,7 +47,7 @@ def filled(study, results):
         path.parent.mkdir(parents=True, exist_ok=True)
         fields = {"mean": MEANS[run.experiment.name][run.seed]}
         if run.experiment.method == "zero_shot":
-            fields |= {"trainable_parameters": 0, "groups": None, "adapter_bytes": 0, "share_of_base": 0.0}
+            fields |= {"trainable_parameters": 0, "groups": None, "adapter_bytes": 0, "share_of_base": 0.0, "steps": 0}
             fields |= {"seconds": {"step": None, "train": 0.0, "evaluate": 2.0, "total": 3.0}}
         if run.experiment.name == "mmap":
             fields["groups"] = [["print", "photo"]] if run.seed else [["print"], ["photo"]]
@@ -71,7 +71,7 @@ def test_the_table(filled, results):
     assert found[7] == "+12.0"  # (0.10 + 0.10 + 0.16) / 3
     assert found[8] == "+23.0"  # (0.20 + 0.22 + 0.27) / 3
     assert found[9:] == ["7", "250", "700", "23.8", "3"]
-    assert cells(text, "zero_shot")[7:10] == ["", "", ""]
+    assert cells(text, "zero_shot")[7:11] == ["", "", "0", ""]
     assert cells(text, "mmap_alone")[7] == ""
     assert cells(text, "lora")[5:8] == ["58.0 ± 0.0", "48.0", ""]
     assert "Incomplete" not in text
