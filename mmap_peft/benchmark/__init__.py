@@ -1,0 +1,1 @@
+"""Methods x data sets x fractions or shots x seeds: run, choose settings, report."""

@@ -1,0 +1,120 @@
+"""Accuracy against trainable parameters."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
+
+from ..prompts.base import PromptConfig
+from .summary import Row, interval
+
+
+KINDS = {"prompts": "tab:blue", "other methods": "tab:orange"}
+MARK = 5  # points: radius of what a mark keeps free
+FAR = (8, 16, 26, 38, 52, 68, 86, 106)  # points between a mark and its label, nearest first
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))
+
+
+def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> None:
+    """Mean accuracy with its 95 % interval over the logarithm of trainable parameters, as a picture file.
+
+    Filled marks are of all tasks together, hollow ones of each task alone; zero-shot is a dashed line.
+
+    Args:
+        rows (`Sequence[Row]`): of one data set and amount.
+        title (`str`): stands above.
+        path: the file; its ending says the format.
+    """
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    axes = figure.subplots()
+    points, halves, names = [], [], []
+    for row in rows:
+        mean = 100 * statistics.fmean(row.means)
+        if row.experiment.method == "zero_shot":
+            axes.axhline(mean, color="0.4", linestyle="--", label="zero-shot")
+            continue
+        kind = "prompts" if isinstance(row.experiment.peft_config(), PromptConfig) else "other methods"
+        alone = row.experiment.tasks == "alone"
+        where = row.mean("trainable_parameters"), mean
+        half = 100 * (interval(row.means) or 0)
+        axes.errorbar(
+            *where,
+            yerr=half,
+            fmt="o",
+            color=KINDS[kind],
+            markerfacecolor="white" if alone else KINDS[kind],
+            elinewidth=0.8,
+            capsize=2,
+            label=f"{kind}, each task alone" if alone else kind,
+            zorder=3,
+        )
+        points.append(where)
+        halves.append(half)
+        names.append(row.experiment.name)
+    axes.set_xscale("log")
+    axes.margins(0.12)
+    axes.set(xlabel="trainable parameters", ylabel="mean accuracy in %", title=title)
+    axes.grid(color="0.92")
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    axes.legend(handles.values(), handles.keys(), loc="lower right", fontsize=8)
+    place_labels(axes, points, halves, names)
+    figure.savefig(path, dpi=120)
+
+
+def place_labels(
+    axes: Axes, points: Sequence[tuple[float, float]], halves: Sequence[float], names: Sequence[str]
+) -> list[Bbox]:
+    """Write a name beside each point, at the nearest place where it covers no mark, no error bar, and no other name.
+
+    Args:
+        axes: with its marks, limits and legend.
+        points: of the marks, in the units of the axes.
+        halves: half the heights of their error bars, in those units.
+        names: what to write.
+
+    Returns:
+        The boxes of the names, in pixels.
+    """
+    canvas = FigureCanvasAgg(axes.get_figure())
+    canvas.draw()  # sizes of texts, and the place of the axes, are known only then
+    radius = MARK * axes.get_figure().dpi / 72
+    taken = [axes.get_legend().get_window_extent()]
+    for (right, up), half in zip(points, halves):
+        low, mark, high = axes.transData.transform([(right, up - half), (right, up), (right, up + half)])
+        taken += [Bbox([mark - radius, mark + radius]), Bbox([low - 1, high + 1])]
+    frame, boxes = axes.get_window_extent(), []
+    for point, name in sorted(zip(points, names)):
+        for far, side in [*itertools.product(FAR, SIDES), (FAR[0], SIDES[0])]:
+            label = _label(axes, point, name, far * side[0], far * side[1])
+            label.update_positions(canvas.get_renderer())
+            box = Text.get_window_extent(label)  # an annotation's own holds its line too
+            inside = frame.contains(*box.min) and frame.contains(*box.max)
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+            label.remove()
+        else:
+            axes.add_artist(label)  # no place is free: beside its mark, over whatever is there
+        taken.append(box)
+        boxes.append(box)
+    return boxes
+
+
+def _label(axes: Axes, point: tuple[float, float], name: str, right: float, up: float) -> Annotation:
+    return axes.annotate(
+        name,
+        point,
+        xytext=(right, up),
+        textcoords="offset points",
+        ha="left" if right > 0 else "right" if right < 0 else "center",
+        va="bottom" if up > 0 else "top" if up < 0 else "center",
+        fontsize=8,
+        arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6},
+    )

@@ -1,0 +1,160 @@
+"""Tables and plots of the results that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..multitask.files import write_json
+from .plots import plot_accuracy
+from .runner import Results
+from .study import Run, Study
+from .summary import Row, grouping_controls, grouping_of, interval, with_gains
+
+
+REPORT_FILE, SUMMARY_FILE = "report.md", "summary.json"
+NOTE = (
+    "Accuracies in %, as they were after the last step; ± is half the 95 % interval of the mean over seeds (Student's "
+    "t). Gains are differences of mean accuracies on the same images. Parameters, adapters and steps of a method "
+    "trained on each task alone are those of all tasks together. Peak memory is that of the whole process while "
+    "training."
+)
+
+
+def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) -> str:
+    """Write `report.md`, `summary.json` and a plot for each data set and amount into the folder of results.
+
+    Args:
+        study (`Study`): what was to be run.
+        results (`Results`): its results. Those of other settings are left out, and the report says so.
+        untuned (`Sequence[str]`): experiments with a grid that nothing was chosen from.
+
+    Returns:
+        The text of `report.md`.
+
+    Raises:
+        ValueError: no run has a result.
+    """
+    whole, stale, missing = results.sort(study.runs())
+    if not whole:
+        raise ValueError(f"{results.folder} holds no result of study {study.name!r}; run it first.")
+    lines = [f"# {study.name}", "", *_origin(study, list(whole.values())), "", NOTE, ""]
+    if missing or stale:
+        lines += [*_incomplete(missing, stale, len(study.runs())), ""]
+    summary = {}
+    for place, runs in _places(study).items():
+        rows = _rows(runs, whole)
+        if not rows:
+            continue
+        summary[place] = [row.to_dict() for row in rows]
+        picture = f"{place}.png"
+        plot_accuracy(rows, runs[0].title, results.folder / picture)
+        lines += [f"## {runs[0].title}", "", *_table(rows), "", f"![Accuracy and parameters]({picture})", ""]
+        for family in grouping_controls(rows):
+            lines += [f"### Controls of the grouping of {family[0].experiment.method}", "", *_controls(family), ""]
+    lines += ["## Settings", "", *_settings(study, untuned), ""]
+    write_json(summary, results.folder / SUMMARY_FILE)
+    text = "\n".join(lines)
+    (results.folder / REPORT_FILE).write_text(text)
+    return text
+
+
+def _places(study: Study) -> dict[str, list[Run]]:
+    places: dict[str, list[Run]] = {}
+    for run in study.runs():
+        places.setdefault(run.place, []).append(run)
+    return places
+
+
+def _rows(runs: Sequence[Run], whole: dict[Any, dict[str, Any]]) -> list[Row]:
+    rows: dict[str, Row] = {}
+    for run in runs:
+        if run.path in whole:
+            row = rows.setdefault(run.experiment.name, Row(run.experiment, {}))
+            row.results[run.seed] = whole[run.path]
+    return with_gains(list(rows.values()))
+
+
+def _origin(study: Study, found: Sequence[dict[str, Any]]) -> list[str]:
+    """Where the numbers come from; each line names all that occur."""
+
+    def distinct(values: Sequence[str]) -> str:
+        return "; ".join(dict.fromkeys(values))
+
+    machines = [f"{one['device']}, {one['threads']} threads, {one['system']}" for one in (r["machine"] for r in found)]
+    versions = [", ".join(f"{name} {number}" for name, number in one["code"]["versions"].items()) for one in found]
+    commits = [
+        f"{one['commit'] or 'unknown'}{' with changes' * bool(one['changed'])}" for one in (r["code"] for r in found)
+    ]
+    return [
+        f"Model {study.model}; {len(found)} runs.",
+        "",
+        f"* Machine: {distinct(machines)}",
+        f"* Versions: {distinct(versions)}",
+        f"* Commit: {distinct(commits)}",
+    ]
+
+
+def _incomplete(missing: Sequence[Run], stale: Sequence[Run], total: int) -> list[str]:
+    lines = [f"**Incomplete: {len(missing) + len(stale)} of {total} runs have no result.**"]
+    for runs, what in ((missing, "missing"), (stale, "of other settings")):
+        names = sorted({f"{run.experiment.name} ({run.title})" for run in runs})
+        if names:
+            lines.append(f"* {what}: {', '.join(names)}")
+    return lines
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    tasks = list(rows[0].to_dict()["accuracy"])
+    heads = ["parameters", "share", *tasks, "mean", "worst", "over single-task", "over zero-shot"]
+    heads += ["steps", "step ms", "peak MB", "adapter kB", "seeds"]
+    lines = [f"| experiment | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for row in rows:
+        one = row.to_dict()
+        cells = [f"{one['trainable_parameters']:,}", f"{100 * one['share_of_base']:.2f} %"]
+        cells += [_number(100, one["accuracy"].get(task)) for task in tasks]
+        cells += [_mean(row.means), _number(100, one["worst"])]
+        cells += [_number(100, one[key], "+.1f") for key in ("gain_single_task", "gain_zero_shot")]
+        cells += [
+            _number(1, one["steps"], ".0f"),
+            _number(1e3, one["step_seconds"], ".0f"),
+            _number(1e-6, one["step_peak_bytes"] or one["peak_bytes"], ".0f"),
+        ]
+        cells += [_number(1e-3, one["adapter_bytes"], ".1f"), str(len(one["seeds"]))]
+        lines.append(f"| {row.experiment.name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _controls(rows: Sequence[Row]) -> list[str]:
+    lines = ["| grouping | mean | worst | groups found (by seed) |", "|---|---:|---:|---|"]
+    for row in rows:
+        groups = {
+            seed: "; ".join(" + ".join(group) for group in result["groups"] or [])
+            for seed, result in row.results.items()
+        }
+        same = len(set(groups.values())) == 1
+        told = next(iter(groups.values())) if same else ", ".join(f"{seed}: {text}" for seed, text in groups.items())
+        cells = [grouping_of(row.experiment), _mean(row.means), _number(100, row.mean("worst")), told]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _settings(study: Study, untuned: Sequence[str]) -> list[str]:
+    """What differs from the defaults, as it was run: with what `tune` chose."""
+    lines = []
+    if untuned:
+        lines += [f"Nothing was chosen on validation images for {', '.join(untuned)}.", ""]
+    lines += ["| experiment | tasks | config | training |", "|---|---|---|---|"]
+    for one in study.experiments:
+        parts = [", ".join(f"{name} {value}" for name, value in part.items()) for part in (one.config, one.training)]
+        lines.append(f"| {one.name} | {one.tasks} | {' | '.join(parts)} |")
+    return lines
+
+
+def _mean(values: Sequence[float]) -> str:
+    half = interval(values)
+    return f"{100 * sum(values) / len(values):.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def _number(factor: float, value: float | None, form: str = ".1f") -> str:
+    return "" if value is None else format(factor * value, form)

@@ -1,0 +1,195 @@
+"""A study: experiments x data sets x fractions or shots x seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .data import DataSet
+from .experiment import Experiment
+from .reading import build, check_mapping, check_name, read_yaml
+
+
+SMALL_CLIP = "small_clip"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    Args:
+        experiment (`Experiment`): what is trained.
+        data (`DataSet`): on which images.
+        fraction, shots: how many of them train, as for `split_at_random`.
+        seed (`int`): of the split and of training.
+        model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
+        validation (`bool`): two thirds of the training images train and the others evaluate; no test image is read.
+    """
+
+    experiment: Experiment
+    data: DataSet
+    fraction: float | None
+    shots: int | None
+    seed: int
+    model: str = SMALL_CLIP
+    validation: bool = False
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Run:
+        """The reverse of `dataclasses.asdict`."""
+        parts = {"experiment": Experiment(**values["experiment"]), "data": DataSet(**values["data"])}
+        return cls(**{**values, **parts})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result, and no place on this machine: two results of equal settings stand for each
+        other."""
+        model = Path(self.model).name if os.path.isdir(self.model) else self.model
+        amount = {"fraction": self.fraction} if self.shots is None else {"shots": self.shots}
+        return {
+            "experiment": {"name": self.experiment.name, **self.experiment.settings},
+            "data": self.data.settings,
+            **amount,
+            "seed": self.seed,
+            "model": model,
+            "evaluated_on": "validation" if self.validation else "test",
+        }
+
+    @property
+    def place(self) -> str:
+        """The data set and how many of its images train."""
+        amount = f"{100 * self.fraction:g}-percent" if self.shots is None else f"{self.shots}-shots"
+        return f"{self.data.label}_{amount}"
+
+    @property
+    def title(self) -> str:
+        """`place` in words."""
+        name, _, amount = self.place.rpartition("_")
+        return f"{name}, {amount.replace('-percent', ' %').replace('-', ' ')}"
+
+    @property
+    def path(self) -> Path:
+        """Where the result goes, inside the study's folder."""
+        name = f"{self.experiment.name}_seed-{self.seed}.json"
+        if not self.validation:
+            return Path(self.place) / name
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        return Path("validation") / self.place / f"{self.experiment.name}_{digest}_seed-{self.seed}.json"
+
+    def __str__(self) -> str:
+        words = [self.experiment.name, self.title, f"seed {self.seed}"]
+        if self.validation:
+            words.insert(1, "validation")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Experiments x data sets x fractions or shots x seeds.
+
+    Args:
+        name (`str`): names its folder of results.
+        experiments (`list[Experiment]`): methods and their settings.
+        data (`list[DataSet]`): the images.
+        fractions (`list[float]`): shares of the images that train.
+        shots (`list[int]`): or numbers of images of each class.
+        seeds (`list[int]`): of split and training.
+        tune_seeds (`list[int]`): seeds whose training images choose among grids.
+        model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
+        training (`dict`): training arguments of all experiments, over their own.
+
+    Raises:
+        ValueError: a field or a value that is none, or two experiments or data sets of the same name.
+    """
+
+    name: str
+    experiments: list[Experiment]
+    data: list[DataSet]
+    fractions: list[float] = field(default_factory=list)
+    shots: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    tune_seeds: list[int] = field(default_factory=lambda: [0])
+    model: str = SMALL_CLIP
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "Study")
+        check_mapping(self.training, f"training of study {self.name!r}")
+        whole = {"shots": (1, int), "seeds": (0, int), "tune_seeds": (0, int), "fractions": (0, float)}
+        for part in ("experiments", "data", *whole):
+            value = getattr(self, part)
+            if not isinstance(value, list) or (not value and part not in ("fractions", "shots")):
+                raise ValueError(f"{part} of study {self.name!r} is {value!r}; write a list.")
+        for part, (least, kind) in whole.items():
+            for value in getattr(self, part):
+                if type(value) is not kind or value < least or (kind is float and not 0 < value < 1):
+                    wanted = "numbers between 0 and 1" if kind is float else f"whole numbers of {least} or more"
+                    raise ValueError(f"{part} of study {self.name!r} has {value!r}; write {wanted}.")
+        if not self.fractions and not self.shots:
+            raise ValueError(f"Study {self.name!r} does not say how many images train; write fractions or shots.")
+        experiments = [replace(one, training={**one.training, **self.training}) for one in self.experiments]
+        object.__setattr__(self, "experiments", experiments)
+        names = [("experiments", [one.name for one in experiments]), ("data", [one.label for one in self.data])]
+        for part, found in names:
+            if len(set(found)) < len(found):
+                raise ValueError(f"Study {self.name!r} has {part} of the same name, {sorted(found)}; rename one.")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> Study:
+        """A study from a YAML file.
+
+        Its experiments are names, of files `../experiments/<name>.yaml` seen from the study, or paths that end in
+        `.yaml`, seen from the study as well.
+
+        Raises:
+            ValueError: as the class, or a file is missing or holds something else.
+        """
+        path = Path(path)
+        values = read_yaml(path)
+        for name in ("experiments", "data"):
+            if name in values and not isinstance(values[name], list):
+                raise ValueError(f"{name} in {path} is {values[name]!r}; write a list.")
+        if "experiments" in values:
+            values["experiments"] = [_read_experiment(given, path.parent) for given in values["experiments"]]
+        for number, entry in enumerate(values.get("data", [])):
+            check_mapping(entry, f"An entry of data in {path}")
+            values["data"][number] = build(DataSet, entry, f"data in {path}")
+        return build(cls, values, path)
+
+    def runs(self, experiments: list[Experiment] | None = None) -> list[Run]:
+        """All runs of these experiments, or of the study's own; all methods of one split before the next."""
+        return [
+            Run(experiment, data, seed=seed, model=self.model, **amount)
+            for data in self.data
+            for amount in self.amounts
+            for seed in self.seeds
+            for experiment in (self.experiments if experiments is None else experiments)
+        ]
+
+    def validation_runs(self, experiment: Experiment) -> list[list[Run]]:
+        """For each point of an experiment's grid, the runs that say how good it is."""
+        study = replace(self, seeds=self.tune_seeds)
+        return [
+            [replace(run, validation=True) for run in study.runs([experiment.at(point)])]
+            for point in experiment.points
+        ]
+
+    @property
+    def amounts(self) -> list[dict[str, Any]]:
+        """Fractions, then shots."""
+        fractions = [{"fraction": value, "shots": None} for value in self.fractions]
+        return fractions + [{"fraction": None, "shots": value} for value in self.shots]
+
+
+def _read_experiment(given: Any, folder: Path) -> Experiment:
+    """An experiment by its name, or by the path of its file as seen from the study's folder."""
+    if str(given).endswith(".yaml"):
+        file = folder / str(given)
+    else:
+        check_name(given, "Experiment")
+        file = folder.parent / "experiments" / f"{given}.yaml"
+    return build(Experiment, {"name": file.stem, **read_yaml(file)}, file)

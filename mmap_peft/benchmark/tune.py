@@ -1,0 +1,89 @@
+"""Choosing from the grids of experiments, on validation images that are taken from the training images."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from typing import Any
+
+from ..multitask.files import write_json
+from .experiment import Experiment
+from .runner import Results
+from .study import Study
+
+
+CHOICES_FILE = "choices.json"
+
+
+def choose(study: Study, results: Results) -> dict[str, Any]:
+    """The best point of each experiment's grid by what its validation runs came to, written to `choices.json`.
+
+    A point's accuracy is the mean over data sets, fractions or shots, and `tune_seeds`; of equal ones the first is
+    taken. Experiments with a validation run that has no result are left out.
+
+    Returns:
+        By experiment: `of` (its settings and grid), `tried` (points and their accuracies) and `chosen`.
+    """
+    choices = {}
+    for experiment in study.experiments:
+        if not experiment.grid:
+            continue
+        tried = []
+        for point, runs in zip(experiment.points, study.validation_runs(experiment)):
+            whole = results.sort(runs)[0]
+            if len(whole) == len(runs):
+                tried.append({"point": point, "accuracy": statistics.fmean(found["mean"] for found in whole.values())})
+        if len(tried) == len(experiment.points):
+            best = max(tried, key=lambda one: one["accuracy"])
+            choices[experiment.name] = {"of": _of(study, experiment), "tried": tried, "chosen": best["point"]}
+    results.folder.mkdir(parents=True, exist_ok=True)
+    write_json(choices, results.folder / CHOICES_FILE)
+    return choices
+
+
+def apply_choices(study: Study, results: Results) -> tuple[Study, list[str]]:
+    """The study with what was chosen, and the experiments with a grid that nothing was chosen for.
+
+    Raises:
+        ValueError: a choice was made for other settings or another grid.
+    """
+    path = results.folder / CHOICES_FILE
+    choices = json.loads(path.read_text()) if path.is_file() else {}
+    by_name = {experiment.name: experiment for experiment in study.experiments}
+    experiments, open_ = [], []
+    for experiment in study.experiments:
+        source = by_name.get(experiment.chosen_as or experiment.name)
+        if source is None or (experiment.chosen_as and not source.grid):
+            raise ValueError(
+                f"Experiment {experiment.name!r} takes what was chosen for {experiment.chosen_as!r}, which is no "
+                f"experiment with a grid of study {study.name!r}; add it, or leave chosen_as out."
+            )
+        choice = choices.get(source.name) if source.grid else None
+        if choice is not None and choice["of"] != json.loads(json.dumps(_of(study, source))):
+            raise ValueError(
+                f"{path} holds a choice for {source.name!r} that was made with other settings; run "
+                "`python -m mmap_peft.benchmark tune` again, or remove the file."
+            )
+        if source.grid and choice is None:
+            open_.append(experiment.name)
+        experiments.append(experiment.at(choice["chosen"] if choice else {}))
+    return replace(study, experiments=experiments, training={}), open_
+
+
+def _of(study: Study, experiment: Experiment) -> dict[str, Any]:
+    """What a choice is made for."""
+    data = [one.settings for one in study.data]
+    amounts = {"fractions": study.fractions, "shots": study.shots, "seeds": study.tune_seeds}
+    return {**experiment.settings, "grid": experiment.grid, "data": data, "model": study.model, **amounts}
+
+
+def table(choices: dict[str, Any]) -> str:
+    """What was tried, as Markdown; the chosen point in bold."""
+    lines = ["| experiment | settings | validation accuracy |", "|---|---|---:|"]
+    for name, choice in choices.items():
+        for one in choice["tried"]:
+            words = ", ".join(f"{key}: {value}" for key, value in one["point"].items())
+            mark = "**" if one["point"] == choice["chosen"] else ""
+            lines.append(f"| {name} | {mark}{words}{mark} | {100 * one['accuracy']:.1f} % |")
+    return "\n".join(lines)

@@ -1,0 +1,173 @@
+"""What is run, what is kept, and what an interruption leaves. A small script stands for the training."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mmap_peft.benchmark import runner
+from mmap_peft.benchmark.runner import Runner
+
+
+@pytest.fixture
+def start(monkeypatch, results):
+    """Runs a study's runs and returns how many failed."""
+
+    def begin(study, workers=1):
+        runs = study.runs()
+        settings = {f"{run.experiment.name}{run.seed}": run.settings for run in runs}
+        monkeypatch.setenv("SETTINGS", json.dumps(settings))
+        return Runner(results, workers)(runs)
+
+    return begin
+
+
+def files(results):
+    return sorted(path.relative_to(results.folder).as_posix() for path in results.folder.rglob("*") if path.is_file())
+
+
+def stamps(results):
+    return {name: (results.folder / name).stat().st_mtime_ns for name in files(results)}
+
+
+def test_only_what_is_missing_is_run(study, results, fake, start, capsys):
+    fake()
+    assert start(study()) == 0
+    before = stamps(results)
+    assert len(before) == 6
+    assert "[6/6] lora, pictograms, 30 %, seed 1: mean 50.0 %, 1 s; 0 s to go" in capsys.readouterr().out
+    gone = "pictograms_30-percent/mmap_seed-1.json"
+    (results.folder / gone).unlink()
+    start(study())
+    assert "5 of 6 runs have their result; 1 to run." in capsys.readouterr().out
+    after = stamps(results)
+    assert {name for name in after if after[name] != before[name]} == {gone}
+
+
+def test_a_result_of_other_settings_is_run_again_and_said(study, results, fake, start, capsys):
+    fake()
+    start(study(seeds=[0]))
+    before = stamps(results)
+    changed = study(
+        {"zero_shot": {"method": "zero_shot"}, "mmap": {"method": "mmap", "config": {"num_prompts": 2}}}, seeds=[0]
+    )
+    capsys.readouterr()
+    start(changed)
+    assert (
+        "mmap, pictograms, 30 %, seed 0: the result there is of other settings; it is run again."
+        in capsys.readouterr().out
+    )
+    name = "pictograms_30-percent/mmap_seed-0.json"
+    assert {file for file, stamp in stamps(results).items() if stamp != before[file]} == {name}
+    assert json.loads((results.folder / name).read_text())["settings"]["experiment"]["config"] == {"num_prompts": 2}
+
+
+def test_a_run_that_fails_leaves_the_others_and_no_result(study, results, fake, start, capsys):
+    code = """
+        result = answer(0.5)
+        if name == "mmap":
+            open(path, "w").write("{")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "lora":
+            raise ValueError("The learning rate is too high.")
+    """
+    fake(code)
+    assert start(study(seeds=[0])) == 2
+    folder = "pictograms_30-percent"
+    assert files(results) == [
+        f"{folder}/{name}" for name in ("lora_seed-0.log", "mmap_seed-0.log", "zero_shot_seed-0.json")
+    ]
+    told = capsys.readouterr().out
+    assert "failed: ValueError: The learning rate is too high." in told
+    assert "failed: it ended with -9" in told
+    fake()
+    assert start(study(seeds=[0])) == 0
+    assert [name for name in files(results) if name.endswith(".log")] == []
+
+
+def test_an_interruption_leaves_whole_results_only_and_no_process(study, results, fake, start, tmp_path):
+    code = f"""
+        result = answer(0.5)
+        if name == "mmap":
+            open(path, "w").write("{{")
+            open({str(tmp_path / "running")!r}, "w").write(str(os.getpid()))
+            time.sleep(60)
+    """
+    fake(code)
+
+    def interrupt():
+        while not (tmp_path / "running").exists() or not (tmp_path / "running").read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever runs the tests has made of it
+    begin = time.perf_counter()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            thread.start()
+            start(study(seeds=[0]))
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert time.perf_counter() - begin < 30
+    assert not psutil.pid_exists(int((tmp_path / "running").read_text()))
+    assert files(results) == ["pictograms_30-percent/zero_shot_seed-0.json"]
+
+
+def test_workers_share_the_cores(study, results, fake, start, tmp_path, monkeypatch):
+    # Each waits for the other, so one after the other would never end.
+    code = f"""
+        seen = {str(tmp_path)!r} + "/seen-"
+        open(seen + name, "w").close()
+        end = time.time() + 30
+        while not all(os.path.exists(seen + other) for other in ("mmap", "lora")):
+            assert time.time() < end
+            time.sleep(0.02)
+        result = answer(0.5)
+    """
+    fake(code)
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    experiments = {"mmap": {"method": "mmap"}, "lora": {"method": "lora"}}
+    assert start(study(experiments, seeds=[0]), workers=2) == 0
+    threads = {json.loads((results.folder / name).read_text())["threads"] for name in files(results)}
+    assert threads == {"3"}
+
+
+def test_without_memory_for_two_runs_one_waits(study, results, fake, start, tmp_path, monkeypatch):
+    code = f"""
+        lock = {str(tmp_path / "lock")!r}
+        os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+        time.sleep(0.2)
+        os.unlink(lock)
+        result = answer(0.5)
+    """
+    fake(code)
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(runner.psutil, "virtual_memory", lambda: memory._replace(available=runner.FIRST_PEAK - 1))
+    assert start(study(seeds=[0]), workers=2) == 0
+
+
+def test_what_is_no_result_stops_with_a_sentence(study, results, fake, start):
+    fake()
+    start(study(seeds=[0]))
+    path = results.folder / files(results)[0]
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"holds no result .*remove it"):
+        start(study(seeds=[0]))
+    with pytest.raises(ValueError, match="workers=0 runs nothing"):
+        Runner(results, 0)
+
+
+def test_nothing_is_left_in_the_temporary_folder(study, fake, start, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(own))
+    fake("import tempfile; tempfile.mkdtemp(); result = answer(0.5)")
+    start(study(seeds=[0]))
+    assert list(Path(own).iterdir()) == []
