@@ -365,6 +365,7 @@ class MultiTaskTrainer(TaskTrainer):
         if args.grouping_steps:
             stage = self._global_trainer()
             stage.train(resume_from_checkpoint=resume_from_checkpoint)
+            self.model._is_accelerate_prepared = False  # for other adapters it has to be wrapped and compiled anew
         if args.grouping == "gradient":
             found = stage.snapshots
             grouping = TaskGrouping.from_similarity(

@@ -4,10 +4,12 @@ import functools
 
 import pytest
 import torch
+from accelerate.utils import is_compiled_module
 from peft import get_peft_model
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import CLIPModel
 
-from mmap_peft import MaPLeConfig, MmAPConfig, MultiTaskClassifier, TaskGrouping, use_routes
+from mmap_peft import MaPLeConfig, MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, TaskGrouping, use_routes
 
 from ..conftest import tiny_clip
 
@@ -97,6 +99,22 @@ def test_a_compiled_classifier_compiles_nothing_for_another_order_of_tasks(backe
         assert_close(found, gradients(classifier, functools.partial(loss, classifier, *batch)))
         graphs.append(backend.frame_count)
     assert graphs[0] == graphs[1] > 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_trainer_compiles_both_stages_for_the_same_prompts(clip_folder, processor, tasks, arguments, tmp_path):
+    found = []
+    for compiled in (False, True):
+        clip = CLIPModel.from_pretrained(clip_folder)
+        classifier = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+        fields = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+        args = arguments(output_dir=str(tmp_path / str(compiled)), save_strategy="no", max_steps=2, **fields)
+        trainer = MultiTaskTrainer(model=classifier, args=args)
+        trainer.train()
+        assert is_compiled_module(trainer.model_wrapped) == compiled
+        found.append([parameter for parameter in classifier.parameters() if parameter.requires_grad])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def loss(model, *batch):
