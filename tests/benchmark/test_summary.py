@@ -48,6 +48,7 @@ def filled(study, results):
         fields = {"mean": MEANS[run.experiment.name][run.seed]}
         if run.experiment.method == "zero_shot":
             fields |= {"trainable_parameters": 0, "groups": None, "adapter_bytes": 0, "share_of_base": 0.0, "steps": 0}
+            fields["peak_bytes"] = {"step": None, "total": 800_000_000}
             fields |= {"seconds": {"step": None, "train": 0.0, "evaluate": 2.0, "total": 3.0}}
         if run.experiment.name == "mmap":
             fields["groups"] = [["print", "photo"]] if run.seed else [["print"], ["photo"]]
@@ -71,11 +72,11 @@ def test_the_table(filled, results):
     assert found[7] == "+12.0"  # (0.10 + 0.10 + 0.16) / 3
     assert found[8] == "+23.0"  # (0.20 + 0.22 + 0.27) / 3
     assert found[9:] == ["7", "250", "700", "23.8", "3"]
-    assert cells(text, "zero_shot")[7:11] == ["", "", "0", ""]
+    assert cells(text, "zero_shot")[7:12] == ["", "", "0", "", ""]
     assert cells(text, "mmap_alone")[7] == ""
     assert cells(text, "lora")[5:8] == ["58.0 ± 0.0", "48.0", ""]
     assert "Incomplete" not in text
-    assert "* Machine: CPU (x86_64), 1 threads, Linux\n* Versions: torch 2\n* Commit: abc\n" in text
+    assert "* Machine: CPU (x86_64), threads: 1, Linux\n* Versions: torch 2\n* Commit: abc\n" in text
 
 
 def test_the_controls_of_the_grouping(filled, results):
