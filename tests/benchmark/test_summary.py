@@ -6,7 +6,7 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from mmap_peft.benchmark.plots import place_labels
+from mmap_peft.benchmark.plots import place_labels, plot_accuracy
 from mmap_peft.benchmark.report import write_report
 from mmap_peft.benchmark.summary import Row, gain, grouping_controls, interval
 from mmap_peft.multitask.files import write_json
@@ -142,9 +142,8 @@ def test_names_in_a_plot_cover_nothing():
     figure = Figure(figsize=(10, 6.5))
     axes = figure.subplots()
     points = [(1000 * 1.2**number, 50 + number % 3) for number in range(20)]
-    axes.scatter(*zip(*points), label="x")
+    axes.scatter(*zip(*points))
     axes.set_xscale("log")
-    axes.legend()
     boxes = place_labels(axes, points, 20 * [0.1], [f"experiment_{number}" for number in range(20)])
     assert len(boxes) == 20
     assert not any(boxes[i].overlaps(boxes[j]) for i in range(20) for j in range(i))
@@ -152,3 +151,10 @@ def test_names_in_a_plot_cover_nothing():
     assert not any(box.contains(*mark) for box in boxes for mark in marks)
     frame = axes.get_window_extent()
     assert all(frame.contains(*box.min) and frame.contains(*box.max) for box in boxes)
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "lora"])
+def test_a_plot_of_one_experiment(filled, tmp_path, name):
+    rows = [Row(run.experiment, {0: full_result(run)}) for run in filled.runs()[:5] if run.experiment.name == name]
+    plot_accuracy(rows, name, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5_000
