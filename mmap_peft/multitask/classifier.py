@@ -236,12 +236,15 @@ class MultiTaskClassifier(nn.Module):
 
     def _text_features(self, names: Sequence[str]) -> list[torch.Tensor]:
         """Unit text features of each task's classes, (classes, dim); from memory if nothing has changed."""
+        parameters = self._text_parameters()
+        learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+        random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0
         # A sharded tower runs on all processes at once or on none, whatever tasks are present on each.
-        if self.training or torch.is_grad_enabled() or is_sharded(self):
+        if learning or random or is_sharded(self):
             self._text_cache.clear()
             return self._encode_texts(names)
         # Changed in place or replaced, a parameter shows it here.
-        state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        state = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
         if state != self._cached_state:
             self._text_cache.clear()
             self._cached_state = state
@@ -249,9 +252,15 @@ class MultiTaskClassifier(nn.Module):
         keys = {name: (name, self.routes[name], autocast) for name in names}
         missing = [name for name in names if keys[name] not in self._text_cache]
         if missing:
-            found = zip(missing, self._encode_texts(missing))
+            with torch.no_grad():
+                found = zip(missing, self._encode_texts(missing))
             self._text_cache.update({keys[name]: features for name, features in found})
         return [self._text_cache[keys[name]] for name in names]
+
+    def _text_parameters(self) -> list[nn.Parameter]:
+        """What the texts' features depend on: everything but prompts of a method that has none in the text tower."""
+        everything = not self.prompted or "text" in self.adapter_config.towers
+        return [parameter for name, parameter in self.named_parameters() if everything or ".mmap." not in name]
 
     def _encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
         batch = self.texts.batch([self.tasks[name] for name in names], [self.routes[name] for name in names])

@@ -112,3 +112,24 @@ def test_class_specific_contexts(clip, processor):
     assert abs(change[1] - change[0]) > 1e-3
     with pytest.raises(ValueError, match="num_classes=3 contexts"):
         classifier.add_task(make_task("photo", 4))
+
+
+def test_texts_without_prompts_run_once_and_gradients_are_the_same(clip, processor, tasks, monkeypatch):
+    classifier = MultiTaskClassifier(clip, processor, tasks, VPTConfig(num_prompts=2, init_std=0.1)).train()
+    pixels = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    batch = pixels, torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2])
+    parameters = list(classifier.adapter_parameters("global").values())
+    rows = []
+    plain = clip.get_text_features
+    monkeypatch.setattr(clip, "get_text_features", lambda ids: rows.append(len(ids)) or plain(ids))
+    expected = torch.autograd.grad(classifier(*batch).loss, parameters)
+    with torch.no_grad():
+        parameters[0].add_(0)  # as a step of the optimizer does
+    found = torch.autograd.grad(classifier(*batch).loss, parameters)
+    assert rows == [12]
+    for one, other in zip(found, expected):
+        assert torch.equal(one, other)
+    with torch.no_grad():
+        clip.text_projection.weight.add_(1)
+    classifier(*batch)
+    assert rows == [12, 12]
