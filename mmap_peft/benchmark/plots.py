@@ -64,7 +64,7 @@ def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> N
     axes.set(xlabel="trainable parameters", ylabel="mean accuracy in %", title=title)
     axes.grid(color="0.92")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    axes.legend(handles.values(), handles.keys(), loc="lower right", fontsize=8)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8)
     place_labels(axes, points, halves, names)
     figure.savefig(path, dpi=120)
 
@@ -75,7 +75,7 @@ def place_labels(
     """Write a name beside each point, at the nearest place where it covers no mark, no error bar, and no other name.
 
     Args:
-        axes: with its marks, limits and legend.
+        axes: with its marks and limits.
         points: of the marks, in the units of the axes.
         halves: half the heights of their error bars, in those units.
         names: what to write.
@@ -86,7 +86,7 @@ def place_labels(
     canvas = FigureCanvasAgg(axes.get_figure())
     canvas.draw()  # sizes of texts, and the place of the axes, are known only then
     radius = MARK * axes.get_figure().dpi / 72
-    taken = [axes.get_legend().get_window_extent()]
+    taken = []
     for (right, up), half in zip(points, halves):
         low, mark, high = axes.transData.transform([(right, up - half), (right, up), (right, up + half)])
         taken += [Bbox([mark - radius, mark + radius]), Bbox([low - 1, high + 1])]

@@ -81,7 +81,9 @@ def _origin(study: Study, found: Sequence[dict[str, Any]]) -> list[str]:
     def distinct(values: Sequence[str]) -> str:
         return "; ".join(dict.fromkeys(values))
 
-    machines = [f"{one['device']}, {one['threads']} threads, {one['system']}" for one in (r["machine"] for r in found)]
+    machines = [
+        f"{one['device']}, threads: {one['threads']}, {one['system']}" for one in (r["machine"] for r in found)
+    ]
     versions = [", ".join(f"{name} {number}" for name, number in one["code"]["versions"].items()) for one in found]
     commits = [
         f"{one['commit'] or 'unknown'}{' with changes' * bool(one['changed'])}" for one in (r["code"] for r in found)
@@ -118,7 +120,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
         cells += [
             _number(1, one["steps"], ".0f"),
             _number(1e3, one["step_seconds"], ".0f"),
-            _number(1e-6, one["step_peak_bytes"] or one["peak_bytes"], ".0f"),
+            _number(1e-6, one["step_peak_bytes"], ".0f"),
         ]
         cells += [_number(1e-3, one["adapter_bytes"], ".1f"), str(len(one["seeds"]))]
         lines.append(f"| {row.experiment.name} | {' | '.join(cells)} |")

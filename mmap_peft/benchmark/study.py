@@ -28,6 +28,7 @@ class Run:
         seed (`int`): of the split and of training.
         model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
         validation (`bool`): two thirds of the training images train and the others evaluate; no test image is read.
+        note (`str`): what tells it from runs that are called alike.
     """
 
     experiment: Experiment
@@ -37,6 +38,7 @@ class Run:
     seed: int
     model: str = SMALL_CLIP
     validation: bool = False
+    note: str = ""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
@@ -83,7 +85,7 @@ class Run:
     def __str__(self) -> str:
         words = [self.experiment.name, self.title, f"seed {self.seed}"]
         if self.validation:
-            words.insert(1, "validation")
+            words[1:1] = ["validation", self.note]
         return ", ".join(words)
 
 
@@ -174,7 +176,7 @@ class Study:
         """For each point of an experiment's grid, the runs that say how good it is."""
         study = replace(self, seeds=self.tune_seeds)
         return [
-            [replace(run, validation=True) for run in study.runs([experiment.at(point)])]
+            [replace(run, validation=True, note=told(point)) for run in study.runs([experiment.at(point)])]
             for point in experiment.points
         ]
 
@@ -183,6 +185,11 @@ class Study:
         """Fractions, then shots."""
         fractions = [{"fraction": value, "shots": None} for value in self.fractions]
         return fractions + [{"fraction": None, "shots": value} for value in self.shots]
+
+
+def told(point: dict[str, Any]) -> str:
+    """A point of a grid in words."""
+    return ", ".join(f"{key}: {value}" for key, value in point.items())
 
 
 def _read_experiment(given: Any, folder: Path) -> Experiment:

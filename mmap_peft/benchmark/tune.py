@@ -10,7 +10,7 @@ from typing import Any
 from ..multitask.files import write_json
 from .experiment import Experiment
 from .runner import Results
-from .study import Study
+from .study import Study, told
 
 
 CHOICES_FILE = "choices.json"
@@ -83,7 +83,6 @@ def table(choices: dict[str, Any]) -> str:
     lines = ["| experiment | settings | validation accuracy |", "|---|---|---:|"]
     for name, choice in choices.items():
         for one in choice["tried"]:
-            words = ", ".join(f"{key}: {value}" for key, value in one["point"].items())
             mark = "**" if one["point"] == choice["chosen"] else ""
-            lines.append(f"| {name} | {mark}{words}{mark} | {100 * one['accuracy']:.1f} % |")
+            lines.append(f"| {name} | {mark}{told(one['point'])}{mark} | {100 * one['accuracy']:.1f} % |")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from mmap_peft.benchmark.plots import place_labels
+from mmap_peft.benchmark.plots import place_labels, plot_accuracy
 from mmap_peft.benchmark.report import write_report
 from mmap_peft.benchmark.summary import Row, gain, grouping_controls, interval
 from mmap_peft.multitask.files import write_json
@@ -48,6 +48,7 @@ def filled(study, results):
         fields = {"mean": MEANS[run.experiment.name][run.seed]}
         if run.experiment.method == "zero_shot":
             fields |= {"trainable_parameters": 0, "groups": None, "adapter_bytes": 0, "share_of_base": 0.0, "steps": 0}
+            fields["peak_bytes"] = {"step": None, "total": 800_000_000}
             fields |= {"seconds": {"step": None, "train": 0.0, "evaluate": 2.0, "total": 3.0}}
         if run.experiment.name == "mmap":
             fields["groups"] = [["print", "photo"]] if run.seed else [["print"], ["photo"]]
@@ -71,11 +72,11 @@ def test_the_table(filled, results):
     assert found[7] == "+12.0"  # (0.10 + 0.10 + 0.16) / 3
     assert found[8] == "+23.0"  # (0.20 + 0.22 + 0.27) / 3
     assert found[9:] == ["7", "250", "700", "23.8", "3"]
-    assert cells(text, "zero_shot")[7:11] == ["", "", "0", ""]
+    assert cells(text, "zero_shot")[7:12] == ["", "", "0", "", ""]
     assert cells(text, "mmap_alone")[7] == ""
     assert cells(text, "lora")[5:8] == ["58.0 ± 0.0", "48.0", ""]
     assert "Incomplete" not in text
-    assert "* Machine: CPU (x86_64), 1 threads, Linux\n* Versions: torch 2\n* Commit: abc\n" in text
+    assert "* Machine: CPU (x86_64), threads: 1, Linux\n* Versions: torch 2\n* Commit: abc\n" in text
 
 
 def test_the_controls_of_the_grouping(filled, results):
@@ -141,9 +142,8 @@ def test_names_in_a_plot_cover_nothing():
     figure = Figure(figsize=(10, 6.5))
     axes = figure.subplots()
     points = [(1000 * 1.2**number, 50 + number % 3) for number in range(20)]
-    axes.scatter(*zip(*points), label="x")
+    axes.scatter(*zip(*points))
     axes.set_xscale("log")
-    axes.legend()
     boxes = place_labels(axes, points, 20 * [0.1], [f"experiment_{number}" for number in range(20)])
     assert len(boxes) == 20
     assert not any(boxes[i].overlaps(boxes[j]) for i in range(20) for j in range(i))
@@ -151,3 +151,10 @@ def test_names_in_a_plot_cover_nothing():
     assert not any(box.contains(*mark) for box in boxes for mark in marks)
     frame = axes.get_window_extent()
     assert all(frame.contains(*box.min) and frame.contains(*box.max) for box in boxes)
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "lora"])
+def test_a_plot_of_one_experiment(filled, tmp_path, name):
+    rows = [Row(run.experiment, {0: full_result(run)}) for run in filled.runs()[:5] if run.experiment.name == name]
+    plot_accuracy(rows, name, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5_000

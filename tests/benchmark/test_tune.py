@@ -71,3 +71,4 @@ def test_validation_and_test_results_have_places_of_their_own(study):
     places = {run.path for run in runs} | {run.path for run in whole.runs()}
     assert len(places) == len(runs) + len(whole.runs()) == 3 + 6
     assert {run.settings["evaluated_on"] for run in runs} == {"validation"}
+    assert str(runs[0]) == "mmap, validation, training.learning_rate: 0.01, pictograms, 30 %, seed 0"

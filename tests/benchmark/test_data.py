@@ -1,0 +1,55 @@
+"""The data sets of a study, with and without published lists."""
+
+import pytest
+
+from mmap_peft.benchmark.data import DataSet
+from mmap_peft.data.mini_domainnet import CLASS_NAMES, DOMAINS
+
+
+def write_images(root, domains, classes, count):
+    """Files that only their names matter of: nothing here opens an image."""
+    for domain in domains:
+        for name in classes:
+            (root / domain / name).mkdir(parents=True)
+            for number in range(count):
+                (root / domain / name / f"{number}.jpg").touch()
+
+
+def write_list(path, domain, classes, numbers):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{domain}/{name}/{n}.jpg {label}\n" for label, name in enumerate(classes) for n in numbers]
+    path.write_text("".join(lines))
+
+
+def sizes(data, fraction, shots):
+    domains, split = data.read(fraction, shots, 0)
+    return [(len(task.train), len(task.eval)) for task in data.tasks(split, domains, "a {}.")]
+
+
+def test_office_home(tmp_path):
+    classes = ["Bed", "TV", "Alarm_Clock"]
+    write_images(tmp_path / "images", ["Art", "Real World"], classes, 6)
+    for domain in ("Art", "Real_World"):
+        write_list(tmp_path / "lists" / domain / "train_10.txt", domain, classes, range(1))
+        write_list(tmp_path / "lists" / domain / "test_10.txt", domain, classes, range(1, 6))
+    images, lists = str(tmp_path / "images"), str(tmp_path / "lists")
+    assert sizes(DataSet("office_home", images), 0.5, None) == 2 * [(9, 9)]
+    assert sizes(DataSet("office_home", images, lists), 0.1, None) == 2 * [(3, 15)]
+    assert sizes(DataSet("folder", images, at_most=4), None, 1) == 2 * [(3, 9)]
+    with pytest.raises(ValueError, match="are of fractions, not of 2 shots"):
+        sizes(DataSet("office_home", images, lists), None, 2)
+
+
+def test_mini_domainnet(tmp_path):
+    write_images(tmp_path, [*DOMAINS, "quickdraw"], [*CLASS_NAMES, "zigzag"], 3)
+    for domain in DOMAINS:
+        write_list(tmp_path / "lists" / f"{domain}_train.txt", domain, CLASS_NAMES, range(2))
+        write_list(tmp_path / "lists" / f"{domain}_test.txt", domain, CLASS_NAMES, [2])
+    assert sizes(DataSet("mini_domainnet", str(tmp_path), at_most=2), None, 1) == 4 * [(126, 126)]
+    assert sizes(DataSet("mini_domainnet", str(tmp_path), str(tmp_path / "lists")), None, 1) == 4 * [(126, 126)]
+
+
+def test_lists_and_places_in_settings(tmp_path):
+    with_lists = DataSet("office_home", str(tmp_path), str(tmp_path), label="office").settings
+    assert with_lists == {"name": "office_home", "label": "office", "lists": True}
+    assert DataSet("pictograms", per_class=5).settings == {"name": "pictograms", "label": "pictograms", "per_class": 5}
