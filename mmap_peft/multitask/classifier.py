@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from ..methods.linear_probe import LinearProbeConfig, start_probe
 from ..prompts.base import PromptConfig
 from ..tuner.routing import Route, use_routes
+from ..tuner.texts import can_share, shared_text_features
 from . import exporting, saving
 from .exporting import TaskClassifier
 from .grouping import TaskGrouping
@@ -265,7 +266,12 @@ class MultiTaskClassifier(nn.Module):
     def _encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
         batch = self.texts.batch([self.tasks[name] for name in names], [self.routes[name] for name in names])
         with self._routed(names, text=batch.tasks, classes=batch.classes):
-            features = F.normalize(self.clip.get_text_features(batch.ids.to(self.device)).pooler_output, dim=-1)
+            ids = batch.ids.to(self.device)
+            if can_share(self.clip) and not is_sharded(self) and not torch.compiler.is_compiling():
+                features = shared_text_features(self.clip, ids)
+            else:
+                features = self.clip.get_text_features(ids).pooler_output
+        features = F.normalize(features, dim=-1)
         if max(batch.counts) > 1:
             means = [part.mean(dim=0) for part in features.split(batch.counts)]
             features = F.normalize(torch.stack(means), dim=-1)

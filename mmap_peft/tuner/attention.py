@@ -27,11 +27,13 @@ class PromptStates(NamedTuple):
         key: (batch, prompts, width).
         value: (batch, prompts, width).
         valid: (batch, prompts), false where a row has fewer prompts; `None` if all are real.
+        behind_all: whether they stand before the first token of a causal sequence, which then sees them too.
     """
 
     key: torch.Tensor
     value: torch.Tensor
     valid: torch.Tensor | None
+    behind_all: bool = False
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -50,7 +52,7 @@ def _joined_mask(
         mask = torch.ones(length, tokens, dtype=torch.bool, device=query.device)
         mask = (mask.tril() if causal else mask)[None, None]
     seen = torch.ones(1, 1, length, count, dtype=torch.bool, device=query.device)
-    if causal:
+    if causal and not prompts.behind_all:
         seen[:, :, 0] = False
     if prompts.valid is not None:
         seen = seen & prompts.valid[:, None, None, :]

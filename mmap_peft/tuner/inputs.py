@@ -38,12 +38,14 @@ class WordHook:
         position = self.container.position
         if position == "end":
             return words
-        order = name_order(position, self._ends(args[0]), count, output.shape[1])
+        order = name_order(position, text_ends(args[0], self.eos_token_id), count, output.shape[1])
         return words.gather(1, order[..., None].expand_as(words))
 
-    def _ends(self, ids: torch.Tensor) -> torch.Tensor:
-        # 2 stands in old configs of CLIP, whose end of text has the highest id.
-        return ids.argmax(-1) if self.eos_token_id == 2 else (ids == self.eos_token_id).int().argmax(-1)
+
+def text_ends(ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """Place of the end of each text: (batch,)."""
+    # 2 stands in old configs of CLIP, whose end of text has the highest id.
+    return ids.argmax(-1) if eos_token_id == 2 else (ids == eos_token_id).int().argmax(-1)
 
 
 def name_order(position: str, ends: torch.Tensor, prompts: int, length: int) -> torch.Tensor:

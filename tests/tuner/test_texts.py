@@ -1,0 +1,97 @@
+"""Texts that begin with the same words: what the model's own forward gives, in values and gradients."""
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from mmap_peft import MmAPConfig, VPTConfig, use_routes
+from mmap_peft.tuner.texts import can_share, shared_text_features
+
+from .test_families import build
+
+
+CONFIG = {"num_prompts": 4, "source_shape": (2, 4), "init_std": 0.5}
+ROUTES = [("x",), ("x", "y"), ()]
+# Three tasks; each has words of its own to begin with, and texts of unequal length.
+IDS = torch.tensor(
+    [
+        [96, 3, 4, 11, 98, 0, 0],
+        [96, 3, 4, 12, 13, 14, 98],
+        [96, 5, 4, 15, 98, 0, 0],
+        [96, 5, 4, 98, 0, 0, 0],
+        [96, 6, 7, 16, 17, 98, 0],
+    ]
+)
+ROWS = [0, 0, 1, 1, 2]
+
+
+def make(family="clip", attention="sdpa", **fields):
+    model = get_peft_model(build(family, attention), MmAPConfig(**{**CONFIG, **fields}), adapter_name="x")
+    model.add_adapter("y", MmAPConfig(**{**CONFIG, **fields}))
+    model.base_model.set_requires_grad(["x", "y"], True)
+    return model.eval()
+
+
+def compare(model, ids, routes, rows):
+    clip, found = model.get_base_model(), []
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for function in (lambda: shared_text_features(clip, ids), lambda: clip.get_text_features(ids).pooler_output):
+        with use_routes(model, routes, text=rows):
+            assert can_share(clip)
+            features = function()
+        weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+        gradients = torch.autograd.grad((features * weights).sum(), parameters, materialize_grads=True)
+        found.append((features, gradients))
+    (shared, shared_gradients), (plain, plain_gradients) = found
+    torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
+    for one, other in zip(shared_gradients, plain_gradients, strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["clip", "metaclip_2", "clipseg"])
+def test_mixed_routes(family, attention):
+    compare(make(family, attention), IDS, ROUTES, ROWS)
+
+
+def test_one_route():
+    compare(make(), IDS[:2], ("x", "y"), None)
+
+
+def test_prompts_in_the_first_layer_only():
+    compare(make(depth=1), IDS, ROUTES, ROWS)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 3], [2, 3]])
+def test_few_texts_and_nothing_after_the_shared_words(rows):
+    compare(make(), IDS[rows], ("x",), None)
+
+
+def test_an_old_config_whose_end_has_the_highest_id():
+    model = make()
+    tower = model.get_base_model().text_model
+    tower.config.eos_token_id = tower.eos_token_id = 2
+    compare(model, IDS, ROUTES, ROWS)
+
+
+def test_half_precision_stays_near():
+    model = make()
+    clip = model.get_base_model()
+    with torch.no_grad(), use_routes(model, ROUTES, text=ROWS):
+        exact = shared_text_features(clip, IDS)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = shared_text_features(clip, IDS)
+    assert torch.cosine_similarity(exact, rough.float()).min() > 0.99
+
+
+def test_where_it_does_not_hold():
+    assert not can_share(build("clip"))  # no prompts
+    assert not can_share(get_peft_model(build("siglip"), MmAPConfig(**CONFIG)).get_base_model())  # not causal
+    assert not can_share(get_peft_model(build("clip"), VPTConfig()).get_base_model())  # prompts that ride on
+    model = make().train()
+    assert can_share(model.get_base_model())
+    with model.disable_adapter():
+        assert not can_share(model.get_base_model())
+    clip = model.get_base_model()
+    (getattr(clip, "activation_checkpointing_enable", None) or clip.gradient_checkpointing_enable)()
+    assert not can_share(clip)
