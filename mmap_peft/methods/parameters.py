@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..registration import MethodPeftType
+from ..tuner.checked import CheckedTuner
 
 
 @dataclass
@@ -156,7 +157,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
         )
 
 
-class ParameterTuner(BaseTuner):
+class ParameterTuner(CheckedTuner):
     """Lets an adapter's copies of parameters take the place of the base's.
 
     Made by `get_peft_model(clip, FullFineTuningConfig())` or `BitFitConfig()`. The base is frozen and keeps its keys
@@ -167,16 +168,8 @@ class ParameterTuner(BaseTuner):
     tuner_layer_cls = ParameterContainer
     target_module_mapping: dict[str, Any] = {}
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Check that there is something to tune before anything is changed, then add the adapter."""
-        try:
-            self._places(self.peft_config[adapter_name])
-        except ValueError:
-            if len(self.peft_config) > 1:  # several adapters: the others go on as if nothing had been tried
-                del self.peft_config[adapter_name]
-            raise
-        kwargs.pop("state_dict", None)  # its keys name the container, never the modules of the base
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+    def _check(self, model: nn.Module, adapter_name: str, config: ParameterConfig) -> None:
+        self._places(config)
 
     def _places(self, config: ParameterConfig) -> dict[str, Place]:
         places = {

@@ -92,7 +92,8 @@ class TaskTrainer(Trainer):
             loss = super().training_step(*args, **kwargs)
         else:
             loss = self._aggregated_step(*args)
-        if processes.is_sharded(self.model) and self.accelerator.sync_gradients:
+        apart = self._aggregator is not None and self.args.world_size > 1  # past DDP, which averages otherwise
+        if (apart or processes.is_sharded(self.model)) and self.accelerator.sync_gradients:
             processes.average_gradients(self)
         return loss
 
@@ -107,8 +108,6 @@ class TaskTrainer(Trainer):
             losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
         accumulated = self.args.gradient_accumulation_steps
         backward([part / accumulated for part in losses], self.model.users(), self._aggregator)
-        if self.args.world_size > 1 and self.accelerator.sync_gradients:
-            processes.average_gradients(self)
         return loss.detach() / accumulated
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:

@@ -39,15 +39,14 @@ class PromptedForward:
         prompt_routing: Routing | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
+        rides = self.container.rides(prompt_routing)
         routed = None
-        if prompt_routing is not None:
+        if prompt_routing is not None and not (rides and not self.index):  # those are among the tokens already
             routed = self.container.routed(prompt_routing, self.tower, self.index, hidden_states)
         if routed is None:
             return self._original(hidden_states, attention_mask, **kwargs)
-        if self.container.rides(prompt_routing):
-            if self.index:  # the first layer's prompts are among the tokens already
-                hidden_states = _replaced(hidden_states, routed)
-            return self._original(hidden_states, attention_mask, **kwargs)
+        if rides:
+            return self._original(_replaced(hidden_states, routed), attention_mask, **kwargs)
         checkpointed = self.layer.training and getattr(self.layer, "gradient_checkpointing", False)
         if self.plain or checkpointed or self.layer.self_attn.config.base._attn_implementation not in SUPPORTED:
             return self._insert_and_strip(routed, hidden_states, attention_mask, **kwargs)

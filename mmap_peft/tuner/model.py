@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..prompts.base import PromptConfig, TowerShape
 from . import inputs
+from .checked import CheckedTuner
 from .layer import PromptedForward
 from .routing import PromptContainer, RoutingHook, use_routes
 
@@ -57,7 +57,7 @@ def encoder_layers(model: nn.Module) -> dict[nn.Module, tuple[str, int]]:
     }
 
 
-class PromptTuner(BaseTuner):
+class PromptTuner(CheckedTuner):
     """Puts the prompts of any method's generators into the encoder layers of a CLIP.
 
     Made by `get_peft_model(clip, MmAPConfig(...))`. The base is frozen and keeps its keys; each encoder layer's
@@ -71,17 +71,6 @@ class PromptTuner(BaseTuner):
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
         configs = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
         super().__init__(model, _Configs(configs), adapter_name, **kwargs)
-
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Check that name and settings fit before anything is changed, then add the adapter."""
-        try:
-            self._check(model, adapter_name, self.peft_config[adapter_name])
-        except ValueError:
-            if len(self.peft_config) > 1:  # several adapters: the others go on as if nothing had been tried
-                del self.peft_config[adapter_name]
-            raise
-        kwargs.pop("state_dict", None)  # its keys name the container, never the layers to hook
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _check(self, model: nn.Module, adapter_name: str, config: PromptConfig) -> None:
         taken = adapter_name in RESERVED or hasattr(nn.ModuleDict, adapter_name)
