@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Value
-from PIL import Image
+import PIL.Image
+from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from .rendering import STYLES
 
@@ -29,9 +29,10 @@ GLYPHS = {
 # fmt: on
 CLASS_NAMES = list(GLYPHS)
 PER_CLASS = 30  # pictures of one class in one style
+DRAWING = "1"  # another one whenever a picture changes, so that none that was kept is taken for it
 
 
-def draw(style: str, class_name: str, index: int, seed: int = 0) -> Image.Image:
+def draw(style: str, class_name: str, index: int, seed: int = 0) -> PIL.Image.Image:
     """The picture number `index` of a class in a style.
 
     Args:
@@ -47,15 +48,16 @@ def draw(style: str, class_name: str, index: int, seed: int = 0) -> Image.Image:
     return STYLES[style](GLYPHS[class_name], np.random.default_rng(key))
 
 
-def _render(rows: dict, style: str, seed: int) -> dict:
-    draw_row = functools.partial(draw, style, seed=seed)
-    rows["image"] = [draw_row(CLASS_NAMES[label], index) for label, index in zip(rows["label"], rows["index"])]
-    return rows
+def _pictures(style: str, per_class: int, seed: int, drawn_with: dict[str, str]) -> Iterator[dict]:
+    for label, name in enumerate(CLASS_NAMES):
+        for index in range(per_class):
+            image = draw(style, name, index, seed)
+            yield {"image": image, "label": label, "index": index, "file": f"{style}/{name}/{index}"}
 
 
 def pictograms(style: str, per_class: int = PER_CLASS, seed: int = 0) -> Dataset:
-    """All pictures of one style as a data set with the columns `image`, `label`, `index` and `file`, drawn when
-    asked for.
+    """All pictures of one style as a data set with the columns `image`, `label`, `index` and `file`. They are drawn
+    once, and kept where `datasets` keeps its files (`HF_DATASETS_CACHE`).
 
     Args:
         style: one of `STYLES`.
@@ -64,14 +66,13 @@ def pictograms(style: str, per_class: int = PER_CLASS, seed: int = 0) -> Dataset
     """
     if style not in STYLES:
         raise ValueError(f"{style!r} is not a style of Pictograms; write one of {', '.join(STYLES)}.")
-    labels = np.repeat(np.arange(len(CLASS_NAMES)), per_class)
-    indices = np.tile(np.arange(per_class), len(CLASS_NAMES))
-    files = [f"{style}/{CLASS_NAMES[label]}/{index}" for label, index in zip(labels, indices)]
-    features = Features({"label": ClassLabel(names=CLASS_NAMES), "index": Value("int64"), "file": Value("string")})
-    table = {"label": labels, "index": indices, "file": files}
-    return Dataset.from_dict(table, features=features).with_transform(
-        functools.partial(_render, style=style, seed=seed)
+    features = Features(
+        {"image": Image(), "label": ClassLabel(names=CLASS_NAMES), "index": Value("int64"), "file": Value("string")}
     )
+    # What is kept is found again by these arguments, so they hold all that a picture depends on.
+    drawn_with = {"drawing": DRAWING, **{name: version(name) for name in ("numpy", "pillow", "matplotlib")}}
+    arguments = {"style": style, "per_class": per_class, "seed": seed, "drawn_with": drawn_with}
+    return Dataset.from_generator(_pictures, features=features, gen_kwargs=arguments)
 
 
 def pictogram_domains(per_class: int = PER_CLASS, seed: int = 0) -> dict[str, Dataset]:
@@ -84,7 +85,9 @@ def small_clip() -> Path:
     return Path(__file__).parent / "small_clip"
 
 
-def contact_sheet(styles: Sequence[str] = tuple(STYLES), class_names: Sequence[str] = CLASS_NAMES[::5]) -> Image.Image:
+def contact_sheet(
+    styles: Sequence[str] = tuple(STYLES), class_names: Sequence[str] = CLASS_NAMES[::5]
+) -> PIL.Image.Image:
     """A picture of the data set: a row a style, a column a class."""
     samples = [[draw(style, name, 0) for name in class_names] for style in styles]
-    return Image.fromarray(np.vstack([np.hstack(row) for row in samples]))
+    return PIL.Image.fromarray(np.vstack([np.hstack(row) for row in samples]))

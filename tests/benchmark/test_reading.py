@@ -128,10 +128,10 @@ def test_shipped_experiments(path):
     build(Experiment, {"name": path.stem, **read_yaml(path)}, path)
 
 
-def test_the_large_study_has_every_experiment_and_every_method():
-    experiments = Study.read(ROOT / "studies" / "pictograms.yaml").experiments
-    assert sorted(one.name for one in experiments) == [path.stem for path in SHIPPED]
-    assert {one.method for one in experiments} == set(METHODS)
+def test_the_studies_have_every_experiment_and_the_large_one_every_method():
+    large, ablations = (Study.read(ROOT / "studies" / f"{name}.yaml") for name in ("pictograms", "ablations"))
+    assert sorted(one.name for one in large.experiments + ablations.experiments) == [path.stem for path in SHIPPED]
+    assert {one.method for one in large.experiments} == set(METHODS)
 
 
 def test_the_page_on_the_benchmark(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -57,8 +58,12 @@ def test_pictures_differ_by_index_seed_style_and_class():
     assert len({base, *(picture.tobytes() for picture in others)}) == 5
 
 
-def test_a_data_set_draws_what_is_asked_for():
+def test_a_data_set_is_drawn_once_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     data = pictograms("clipart", per_class=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{draw.__module__}.draw", lambda *arguments: pytest.fail("drawn again"))
+        assert pictograms("clipart", per_class=3)[61]["image"].tobytes() == data[61]["image"].tobytes()
     assert len(data) == 180
     row = data[61]
     assert (row["label"], row["index"], row["file"]) == (20, 1, "clipart/moon/1")
