@@ -264,6 +264,13 @@ class MultiTaskClassifier(nn.Module):
         return [parameter for name, parameter in self.named_parameters() if everything or ".mmap." not in name]
 
     def _encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
+        # Tasks of one route and the same texts have the same features.
+        alike = [(self.routes[name], id(self.texts.of(self.tasks[name], self.routes[name]))) for name in names]
+        distinct = dict(zip(alike, names))
+        features = dict(zip(distinct, self._encode_distinct(list(distinct.values()))))
+        return [features[key] for key in alike]
+
+    def _encode_distinct(self, names: Sequence[str]) -> Sequence[torch.Tensor]:
         batch = self.texts.batch([self.tasks[name] for name in names], [self.routes[name] for name in names])
         with self._routed(names, text=batch.tasks, classes=batch.classes):
             ids = batch.ids.to(self.device)
@@ -275,7 +282,7 @@ class MultiTaskClassifier(nn.Module):
         if max(batch.counts) > 1:
             means = [part.mean(dim=0) for part in features.split(batch.counts)]
             features = F.normalize(torch.stack(means), dim=-1)
-        return list(features.split([len(self.tasks[name].class_names) for name in names]))
+        return features.split([len(self.tasks[name].class_names) for name in names])
 
     def check_task(self, task: str) -> None:
         """Raise a `ValueError` if there is no task of this name."""

@@ -50,6 +50,7 @@ class Texts:
         self.placeholders = getattr(prompts, "placeholders", 0)
         self.names_last = getattr(prompts, "position", "end") == "end"
         self._ids: dict[tuple[str, int], list[list[list[int]]]] = {}
+        self._batch: tuple[list, TextBatch] | None = None
 
     def first_words(self, count: int) -> list[int]:
         """Token ids that so many prompts start from; none if they are more than the words are."""
@@ -57,19 +58,25 @@ class Texts:
         return words[:count] if count <= len(words) else []
 
     def of(self, task: Task, route: Route) -> list[list[list[int]]]:
-        """Token ids of the texts of each class.
+        """Token ids of the texts of each class; one and the same list for tasks whose texts are the same.
 
         Raises:
             ValueError: a text is longer than the tower's positions.
         """
         key = task.name, len(route) * self.placeholders
         if key not in self._ids:
-            self._ids[key] = [self._tokenize(task, texts) for texts in self._worded(task, key[1])]
+            ids = [self._tokenize(task, texts) for texts in self._worded(task, key[1])]
+            self._ids[key] = next((found for found in self._ids.values() if found == ids), ids)
         return self._ids[key]
 
     def batch(self, tasks: Sequence[Task], routes: Sequence[Route]) -> TextBatch:
         """The texts of some tasks in one batch."""
         found = [self.of(task, route) for task, route in zip(tasks, routes)]
+        if self._batch is None or self._batch[0] != found:
+            self._batch = found, self._padded(found)  # from step to step it is the same one
+        return self._batch[1]
+
+    def _padded(self, found: list[list[list[list[int]]]]) -> TextBatch:
         rows = [
             (torch.tensor(ids), number, label)
             for number, classes in enumerate(found)

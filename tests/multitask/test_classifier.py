@@ -108,6 +108,40 @@ def test_free_texts_and_several_templates(clip, processor):
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_equal_texts_of_one_route_run_once_and_other_routes_apart(clip, processor):
+    names = ["sun", "cloud", "star"]
+    classifier = MultiTaskClassifier(
+        clip,
+        processor,
+        [Task(name, names) for name in ("red", "green", "blue")] + [Task("plain", names, template="{}")],
+        CONFIG,
+    )
+    rows = []
+    embedding = classifier.clip.text_model.embeddings
+    embedding.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    batch = {
+        "pixel_values": torch.randn(4, 3, 48, 48),
+        "task_ids": torch.arange(4),
+        "labels": torch.tensor([0, 1, 2, 0]),
+    }
+
+    def run():
+        rows.clear()
+        loss = classifier(**batch).loss
+        return loss, torch.autograd.grad(loss, list(classifier.adapter_parameters("global").values())), max(rows)
+
+    loss, gradients, most = run()
+    assert most == 6  # three texts for red, green and blue, and three others for plain
+    classifier.texts._ids = {key: copy.deepcopy(ids) for key, ids in classifier.texts._ids.items()}  # none is another
+    apart, expected, most = run()
+    assert most == 12
+    torch.testing.assert_close(loss, apart, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients, expected, atol=1e-5, rtol=1e-4)
+    classifier.set_grouping(TaskGrouping(list(classifier.tasks), [["red", "green"], ["blue", "plain"]]))
+    classifier(**batch)
+    assert max(rows[-2:]) == 12
+
+
 def test_text_features_are_kept_at_evaluation_and_dropped_when_prompts_change(grouped, batch):
     calls = []
     encode = grouped._encode_texts
