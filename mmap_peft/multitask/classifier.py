@@ -226,7 +226,7 @@ class MultiTaskClassifier(nn.Module):
     def _routed(self, names: Sequence[str], **rows: Any):
         if not self.prompted:
             return nullcontext()
-        return use_routes(self.model, [self.routes[name] for name in names], **rows)
+        return use_routes(self.model, [self.routes[name] for name in names], pooled=True, **rows)
 
     def _class_weights(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | float]:
         """What classifies unit image features: weight (classes of all these tasks, dim) and bias (classes) or 0."""

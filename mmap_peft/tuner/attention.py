@@ -35,6 +35,18 @@ class PromptStates(NamedTuple):
     valid: torch.Tensor | None
     behind_all: bool = False
 
+    def joined(self, other: PromptStates) -> PromptStates:
+        """These and others that stand behind them."""
+        valid = None
+        if self.valid is not None or other.valid is not None:
+            parts = [
+                states.key.new_ones(states.key.shape[:2], dtype=torch.bool) if states.valid is None else states.valid
+                for states in (self, other)
+            ]
+            valid = torch.cat(parts, dim=1)
+        key, value = torch.cat([self.key, other.key], dim=1), torch.cat([self.value, other.value], dim=1)
+        return PromptStates(key, value, valid, self.behind_all)
+
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A boolean mask as one that is added to the scores, which is what eager attention and a float mask need."""

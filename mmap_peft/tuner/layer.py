@@ -20,15 +20,21 @@ class PromptedForward:
     the attention cannot be handed anything (flash attention) or where the layer is checkpointed, whose inputs must
     hold all that needs a gradient.
 
+    Where nothing but the first token of the last layer is used, the fast way computes that one alone; the others are
+    keys and values too.
+
     Args:
         layer (`nn.Module`): the encoder layer, with `self_attn` and `layer_norm1`.
         container (`PromptContainer`): where the prompts come from.
         tower (`str`): `"text"` or `"vision"`.
         index (`int`): number of the layer in its tower.
+        pools (`bool`): whether the tower pools the first token that comes out of this layer, and nothing else.
     """
 
-    def __init__(self, layer: nn.Module, container: PromptContainer, tower: str, index: int) -> None:
-        self.layer, self.container, self.tower, self.index = layer, container, tower, index
+    def __init__(
+        self, layer: nn.Module, container: PromptContainer, tower: str, index: int, pools: bool = False
+    ) -> None:
+        self.layer, self.container, self.tower, self.index, self.pools = layer, container, tower, index, pools
         self.plain = False
 
     def __call__(
@@ -43,29 +49,40 @@ class PromptedForward:
         routed = None
         if prompt_routing is not None and not (rides and not self.index):  # those are among the tokens already
             routed = self.container.routed(prompt_routing, self.tower, self.index, hidden_states)
-        if routed is None:
-            return self._original(hidden_states, attention_mask, **kwargs)
-        if rides:
-            return self._original(_replaced(hidden_states, routed), attention_mask, **kwargs)
+        if rides and routed is not None:
+            hidden_states, routed = _replaced(hidden_states, routed), None
         checkpointed = self.layer.training and getattr(self.layer, "gradient_checkpointing", False)
-        if self.plain or checkpointed or self.layer.self_attn.config.base._attn_implementation not in SUPPORTED:
+        supported = self.layer.self_attn.config.base._attn_implementation in SUPPORTED
+        fast = supported and not (self.plain or checkpointed)
+        first_alone = fast and self.pools and prompt_routing is not None and prompt_routing.pooled
+        if routed is None and not first_alone:
+            return self._original(hidden_states, attention_mask, **kwargs)
+        if not fast:
             return self._insert_and_strip(routed, hidden_states, attention_mask, **kwargs)
-        return self._keys_and_values(routed, hidden_states, attention_mask, **kwargs)
+        return self._keys_and_values(routed, hidden_states, attention_mask, first_alone, **kwargs)
 
     def _original(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return type(self.layer).forward(self.layer, *args, **kwargs)
 
     def _keys_and_values(
-        self, routed: RoutedPrompts, hidden_states: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
+        self,
+        routed: RoutedPrompts | None,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        first_alone: bool,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        attention, batch = self.layer.self_attn, len(hidden_states)
-        prompts = self.layer.layer_norm1(routed.prompts)
-        states = PromptStates(
-            routed.of_rows(attention.k_proj(prompts), batch),
-            routed.of_rows(attention.v_proj(prompts), batch),
-            None if routed.valid is None else routed.of_rows(routed.valid, batch),
-        )
-        with attention.config.joined_by(states):
+        batch, states = len(hidden_states), None
+        if routed is not None:
+            states = PromptStates(
+                *(routed.of_rows(part, batch) for part in key_and_value(self.layer, routed.prompts)),
+                None if routed.valid is None else routed.of_rows(routed.valid, batch),
+            )
+        if first_alone:
+            others = PromptStates(*key_and_value(self.layer, hidden_states[:, 1:]), None)
+            states = others if states is None else states.joined(others)
+            hidden_states = hidden_states[:, :1]
+        with self.layer.self_attn.config.joined_by(states):
             return self._original(hidden_states, mask, **kwargs)
 
     def _insert_and_strip(
@@ -84,9 +101,9 @@ class PromptedForward:
         return torch.cat([output[:, :1], output[:, 1 + count :]], dim=1)
 
     @staticmethod
-    def attach(layer: nn.Module, container: PromptContainer, tower: str, index: int) -> None:
+    def attach(layer: nn.Module, container: PromptContainer, tower: str, index: int, pools: bool = False) -> None:
         """Hook a layer."""
-        layer.forward = PromptedForward(layer, container, tower, index)
+        layer.forward = PromptedForward(layer, container, tower, index, pools)
         layer.self_attn.config = PromptAttentionConfig(layer.self_attn.config)
 
     @staticmethod
@@ -94,6 +111,12 @@ class PromptedForward:
         """Give a hooked layer back as it was."""
         del layer.forward
         layer.self_attn.config = layer.self_attn.config.base
+
+
+def key_and_value(layer: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What tokens are to those that attend to them in an encoder layer: two tensors of their shape."""
+    normed = layer.layer_norm1(hidden_states)
+    return layer.self_attn.k_proj(normed), layer.self_attn.v_proj(normed)
 
 
 def _replaced(hidden_states: torch.Tensor, routed: RoutedPrompts) -> torch.Tensor:

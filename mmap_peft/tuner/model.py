@@ -128,8 +128,9 @@ class PromptTuner(CheckedTuner):
             inputs.attach(towers, self.model.mmap)
             for tower in towers.values():
                 RoutingHook.attach(tower.encoder, self.model.mmap)
+            pooling = _pooling_layer(towers)
             for layer, place in encoder_layers(self.model).items():  # all, since each is handed the routing
-                PromptedForward.attach(layer, self.model.mmap, *place)
+                PromptedForward.attach(layer, self.model.mmap, *place, pools=layer is pooling)
         container = self.model.mmap
         if adapter_name not in container.mmap_generators:
             places = self._places(self.model, peft_config)
@@ -192,6 +193,13 @@ class PromptTuner(CheckedTuner):
             "Weighted sums of prompts are no prompts that anything was trained with; to use several adapters at once, "
             "write use_routes(model, (name, other_name))."
         )
+
+
+def _pooling_layer(towers: dict[str, nn.Module]) -> nn.Module | None:
+    """The vision layer of whose output the first token is pooled. SigLIP pools all."""
+    tower = towers.get("vision")
+    pools = tower is not None and not tower.config.model_type.startswith("siglip")
+    return tower.encoder.layers[-1] if pools else None
 
 
 class _Configs(dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -42,12 +42,14 @@ class Routing:
         index: (routes, slots), number of each adapter of a route among the model's; one past the last for none.
         full: whether no slot stands for none.
         rows: for each tower the route of each row; under `"classes"`, the class of each row of the text batch.
+        pooled: whether nothing but pooled features is used.
     """
 
     used: frozenset[str]
     index: torch.Tensor
     full: bool
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    pooled: bool = False
 
 
 class PromptContainer(nn.Module, BaseTunerLayer):
@@ -254,6 +256,7 @@ def use_routes(
     text: Sequence[int] | torch.Tensor | None = None,
     vision: Sequence[int] | torch.Tensor | None = None,
     classes: Sequence[int] | torch.Tensor | None = None,
+    pooled: bool = False,
 ) -> Iterator[None]:
     """Inside the `with` block, rows of a batch use the prompts of the given adapters instead of the active one's.
 
@@ -273,6 +276,8 @@ def use_routes(
         vision (`Sequence[int]`, *optional*): for each row of the image batch, which of the routes it uses.
         classes (`Sequence[int]`, *optional*): for each row of the text batch, its class, for prompts that are
             class-specific. `None`: row i is of class i.
+        pooled (`bool`): nothing but pooled features is used, so that a last layer may leave out other tokens; the
+            `last_hidden_state` of a vision tower then holds the first one alone.
 
     Raises:
         ValueError: an adapter is unknown, or a row's number is not one of a route.
@@ -285,7 +290,7 @@ def use_routes(
             raise ValueError(
                 f"{name!r} is no adapter of the model; write one of {', '.join(container.mmap_generators) or 'none'}."
             )
-    routing = container.route(routes)
+    routing = replace(container.route(routes), pooled=pooled)
     for tower, numbers in (("text", text), ("vision", vision)):
         if numbers is None:
             continue

@@ -9,6 +9,7 @@ from torch import nn
 
 from .attention import SUPPORTED, PromptStates
 from .inputs import text_ends
+from .layer import key_and_value
 from .routing import Routing
 
 
@@ -60,20 +61,14 @@ def shared_text_features(clip: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         attention, forward = layer.self_attn, type(layer).forward
         routed = container.routed(routing, "text", index, prefix)
         prompts = prefix[:, :0] if routed is None else routed.of_rows(routed.prompts, routes)
-        key, value = _states(layer, torch.cat([prompts, prefix], dim=1))
+        key, value = key_and_value(layer, torch.cat([prompts, prefix], dim=1))
         count = prompts.shape[1]
         valid = torch.ones(key.shape[:2], dtype=torch.bool, device=ids.device)
         if routed is not None and routed.valid is not None:
             valid[:, :count] = routed.of_rows(routed.valid, routes)
         before = PromptStates(key[rows], value[rows], valid[rows], behind_all=True)
         if layer is layers[-1]:
-            own_key, own_value = _states(layer, rest)
-            before = PromptStates(
-                torch.cat([before.key, own_key], dim=1),
-                torch.cat([before.value, own_value], dim=1),
-                torch.cat([before.valid, places < ends[:, None]], dim=1),
-                behind_all=True,
-            )
+            before = before.joined(PromptStates(*key_and_value(layer, rest), places < ends[:, None]))
             rest = rest[torch.arange(batch, device=ids.device), ends][:, None]
         with attention.config.joined_by(before):
             rest = forward(layer, rest, None, is_causal=True)
@@ -82,8 +77,3 @@ def shared_text_features(clip: nn.Module, ids: torch.Tensor) -> torch.Tensor:
             with attention.config.joined_by(beside):
                 prefix = forward(layer, prefix, None, is_causal=True)
     return clip.text_projection(tower.final_layer_norm(rest[:, 0]))
-
-
-def _states(layer: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    normed = layer.layer_norm1(hidden)
-    return layer.self_attn.k_proj(normed), layer.self_attn.v_proj(normed)
