@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -30,7 +32,7 @@ from .images import IGNORED
 from .processes import is_sharded
 from .record import TrainingRecord
 from .task import Task
-from .texts import Texts
+from .texts import TextBatch, Texts
 
 
 GLOBAL = "global"  # the one adapter of all tasks before they are grouped
@@ -76,6 +78,8 @@ class MultiTaskClassifier(nn.Module):
         config (`PeftConfig`, *optional*): the method: prompts (`MmAPConfig()`), one of PEFT's (`lora_config()`), or
             another of this library (`BitFitConfig()`). Without it there are no adapters: zero-shot.
         seed (`int`): seed of the adapters' initial values.
+        text_chunk (`int`, *optional*): so many texts are encoded at a time, and in training once more in the backward
+            pass: memory no longer grows with the number of classes, and nothing else changes.
 
     Attributes:
         record (`TrainingRecord`): how it was trained and how well it does, filled by a trainer, for the model card.
@@ -91,15 +95,18 @@ class MultiTaskClassifier(nn.Module):
         tasks: Sequence[Task],
         config: PeftConfig | None = None,
         seed: int = 0,
+        text_chunk: int | None = None,
     ) -> None:
         super().__init__()
+        if text_chunk is not None and text_chunk < 1:
+            raise ValueError(f"text_chunk={text_chunk} encodes no text; write 1 or more, or None for all at once.")
         if model.config.model_type == "siglip2":
             raise ValueError(
                 "Siglip2Model takes images of any size as patches, which a MultiTaskClassifier does not make; give a "
                 "checkpoint of SigLIP 2 with a fixed resolution, which is a SiglipModel."
             )
         self.processor, self.adapter_config, self.grouping = processor, copy.deepcopy(config), None
-        self.record = TrainingRecord()
+        self.record, self.text_chunk = TrainingRecord(), text_chunk
         self.tasks: dict[str, Task] = {}
         self.routes: dict[str, Route] = {}
         self.texts = Texts(processor.tokenizer, model.config.text_config, config)
@@ -272,17 +279,25 @@ class MultiTaskClassifier(nn.Module):
 
     def _encode_distinct(self, names: Sequence[str]) -> Sequence[torch.Tensor]:
         batch = self.texts.batch([self.tasks[name] for name in names], [self.routes[name] for name in names])
-        with self._routed(names, text=batch.tasks, classes=batch.classes):
-            ids = batch.ids.to(self.device)
-            if can_share(self.clip) and not is_sharded(self) and not torch.compiler.is_compiling():
-                features = shared_text_features(self.clip, ids)
-            else:
-                features = self.clip.get_text_features(ids).pooler_output
+        size, learning = self.text_chunk or len(batch.ids), torch.is_grad_enabled()
+        chunks = []
+        for start in range(0, len(batch.ids), size):
+            run = functools.partial(self._encode_rows, names, batch, slice(start, start + size))
+            chunks.append(checkpoint(run, use_reentrant=False) if learning and size < len(batch.ids) else run())
+        features = torch.cat(chunks)
         features = F.normalize(features, dim=-1)
         if max(batch.counts) > 1:
             means = [part.mean(dim=0) for part in features.split(batch.counts)]
             features = F.normalize(torch.stack(means), dim=-1)
         return features.split([len(self.tasks[name].class_names) for name in names])
+
+    def _encode_rows(self, names: Sequence[str], batch: TextBatch, rows: slice) -> torch.Tensor:
+        """Features of some rows of a batch of these tasks' texts."""
+        ids = batch.ids[rows].to(self.device)
+        with self._routed(names, text=batch.tasks[rows], classes=batch.classes[rows]):
+            if can_share(self.clip) and not is_sharded(self) and not torch.compiler.is_compiling():
+                return shared_text_features(self.clip, ids, batch.constants.setdefault(rows.start, {}))
+            return self.clip.get_text_features(ids).pooler_output
 
     def check_task(self, task: str) -> None:
         """Raise a `ValueError` if there is no task of this name."""

@@ -25,12 +25,14 @@ class TextBatch(NamedTuple):
         tasks: for each row, number of its task.
         classes: for each row, number of its class.
         counts: for each class of each task, how many rows it has.
+        constants: for each chunk of rows, by its start, what `shared_text_features` keeps.
     """
 
     ids: torch.Tensor
     tasks: list[int]
     classes: list[int]
     counts: list[int]
+    constants: dict[int, dict]
 
 
 class Texts:
@@ -90,7 +92,7 @@ class Texts:
         if self.config.model_type.startswith("siglip"):
             ids[0] = F.pad(ids[0], (0, self.config.max_position_embeddings - len(ids[0])), value=padding)
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding)
-        return TextBatch(padded, numbers, labels, [len(texts) for classes in found for texts in classes])
+        return TextBatch(padded, numbers, labels, [len(texts) for classes in found for texts in classes], {})
 
     def _words(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

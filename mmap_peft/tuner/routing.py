@@ -99,6 +99,11 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         everything = torch.compiler.is_compiling()
         return [made for name, made in self.mmap_generators.items() if everything or name in routing.used]
 
+    def first_prompted(self, tower: str, routing: Routing, layers: int) -> int:
+        """Number of the first of a tower's layers that gets prompts of these routes; `layers` if none does."""
+        places = set().union(*(self.places[name] for name in routing.used))
+        return min((layer for place, layer in places if place == tower), default=layers)
+
     def rides(self, routing: Routing | None) -> bool:
         """Whether the prompts in use ride on from layer to layer."""
         kinds = set() if routing is None else {generator.rides for generator in self.generators(routing)}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
+from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .attention import SUPPORTED, PromptStates
@@ -27,21 +30,25 @@ def can_share(clip: nn.Module) -> bool:
     return causal and not checkpointed and tower.config._attn_implementation in SUPPORTED
 
 
-def shared_text_features(clip: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def shared_text_features(
+    clip: nn.Module, ids: torch.Tensor, constants: dict[Hashable, Any] | None = None
+) -> torch.Tensor:
     """What `clip.get_text_features(ids).pooler_output` is, for less.
 
     A causal tower gives the words that all texts of a route begin with the same states in each of them: they run once
     a route, and are keys and values for the rest, beside the prompts. In the last layer only the end of a text is
-    computed, since nothing else is used.
+    computed, since nothing else is used. Layers before the first prompted one can be left out after the first time.
 
     Args:
         clip (`nn.Module`): a model that `can_share`, inside `use_routes`.
         ids (`torch.Tensor`): (texts, tokens), padded behind the end.
+        constants (`dict`, *optional*): of these ids and routes of rows, kept by the caller from call to call: what
+            does not depend on the prompts.
 
     Returns:
         (texts, dim).
     """
-    tower, container = clip.text_model, clip.mmap
+    tower, container, layers = clip.text_model, clip.mmap, list(clip.text_model.encoder.layers)
     routing: Routing = container.current
     routes, batch = len(routing.index), len(ids)
     rows = routing.rows.get("text")
@@ -51,29 +58,53 @@ def shared_text_features(clip: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     equal = (ids == ids[first][rows]).all(dim=0).int().cumprod(dim=0)
     shared = int(min(equal.sum(), ends.min()))  # at least the start
     places = torch.arange(ids.shape[1], device=ids.device)[None]
-    prefix = tower.embeddings(input_ids=ids[first, :shared], position_ids=places[:, :shared])
-    rest = tower.embeddings(input_ids=ids[:, shared:], position_ids=places[:, shared:])
-    ends, places = ends - shared, places[:, : ids.shape[1] - shared]
+    ends, inner = ends - shared, places[:, : ids.shape[1] - shared]
     routing = replace(routing, rows={"text": torch.arange(routes, device=ids.device)})
 
-    layers = tower.encoder.layers
-    for index, layer in enumerate(layers):
-        attention, forward = layer.self_attn, type(layer).forward
-        routed = container.routed(routing, "text", index, prefix)
-        prompts = prefix[:, :0] if routed is None else routed.of_rows(routed.prompts, routes)
-        key, value = key_and_value(layer, torch.cat([prompts, prefix], dim=1))
-        count = prompts.shape[1]
-        valid = torch.ones(key.shape[:2], dtype=torch.bool, device=ids.device)
-        if routed is not None and routed.valid is not None:
-            valid[:, :count] = routed.of_rows(routed.valid, routes)
-        before = PromptStates(key[rows], value[rows], valid[rows], behind_all=True)
-        if layer is layers[-1]:
-            before = before.joined(PromptStates(*key_and_value(layer, rest), places < ends[:, None]))
-            rest = rest[torch.arange(batch, device=ids.device), ends][:, None]
-        with attention.config.joined_by(before):
-            rest = forward(layer, rest, None, is_causal=True)
-        if layer is not layers[-1]:
-            beside = PromptStates(key[:, :count], value[:, :count], valid[:, :count])
-            with attention.config.joined_by(beside):
-                prefix = forward(layer, prefix, None, is_causal=True)
+    def run(numbers: range, prefix: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        for index in numbers:
+            layer = layers[index]
+            attention, forward = layer.self_attn, type(layer).forward
+            routed = container.routed(routing, "text", index, prefix)
+            prompts = prefix[:, :0] if routed is None else routed.of_rows(routed.prompts, routes)
+            key, value = key_and_value(layer, torch.cat([prompts, prefix], dim=1))
+            count = prompts.shape[1]
+            valid = torch.ones(key.shape[:2], dtype=torch.bool, device=ids.device)
+            if routed is not None and routed.valid is not None:
+                valid[:, :count] = routed.of_rows(routed.valid, routes)
+            before = PromptStates(key[rows], value[rows], valid[rows], behind_all=True)
+            if layer is layers[-1]:
+                before = before.joined(PromptStates(*key_and_value(layer, rest), inner < ends[:, None]))
+                rest = rest[torch.arange(batch, device=ids.device), ends][:, None]
+            with attention.config.joined_by(before):
+                rest = forward(layer, rest, None, is_causal=True)
+            if layer is not layers[-1]:
+                beside = PromptStates(key[:, :count], value[:, :count], valid[:, :count])
+                with attention.config.joined_by(beside):
+                    prefix = forward(layer, prefix, None, is_causal=True)
+        return prefix, rest
+
+    def begin(until: int) -> tuple[torch.Tensor, torch.Tensor]:
+        prefix = tower.embeddings(input_ids=ids[first, :shared], position_ids=places[:, :shared])
+        rest = tower.embeddings(input_ids=ids[:, shared:], position_ids=places[:, shared:])
+        return run(range(until), prefix, rest)
+
+    start = container.first_prompted("text", routing, len(layers))
+    if constants is None or not _constant(tower):
+        states = begin(start)
+    else:
+        version = tuple((parameter.data_ptr(), parameter._version) for parameter in tower.parameters())
+        now = start, version, torch.is_autocast_enabled(ids.device.type)
+        if constants.get("of") != now:
+            with torch.no_grad():
+                constants.update(of=now, states=begin(start))
+        states = constants["states"]
+    _, rest = run(range(start, len(layers)), *states)
     return clip.text_projection(tower.final_layer_norm(rest[:, 0]))
+
+
+def _constant(tower: nn.Module) -> bool:
+    """Whether what enters the first prompted layer is the same at every step."""
+    random = tower.training and tower.config.attention_dropout > 0
+    learning = any(parameter.requires_grad for parameter in tower.parameters())
+    return not (random or learning or any(isinstance(module, BaseTunerLayer) for module in tower.modules()))

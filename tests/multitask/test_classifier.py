@@ -6,7 +6,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, Task, TaskGrouping, use_routes
+from mmap_peft import CoOpConfig, MmAPConfig, MultiTaskClassifier, Task, TaskGrouping, lora_config, use_routes
 from mmap_peft.data.pictograms import draw
 from mmap_peft.multitask.images import TaskImages, collate
 
@@ -198,7 +198,7 @@ def test_without_a_config_it_is_zero_shot(clip_folder, processor, tasks, batch):
     assert plain.adapters == []
     prompted = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
     with prompted.zero_shot():
-        assert torch.equal(prompted(**batch).logits, plain(**batch).logits)
+        torch.testing.assert_close(prompted(**batch).logits, plain(**batch).logits, atol=1e-5, rtol=1e-5)
     assert not torch.equal(prompted(**batch).logits, plain(**batch).logits)
 
 
@@ -264,3 +264,28 @@ def test_a_text_beyond_the_positions_stops_with_its_task(clip, processor):
 
 def test_images_are_read_as_rgb(grouped):
     assert grouped.predict(Image.new("RGBA", (60, 60)), task="print").probabilities.shape == (1, 3)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CoOpConfig(num_prompts=4), lora_config()], ids=["mmap", "coop", "lora"])
+def test_chunks_of_texts_change_nothing(config, clip_folder, processor, tasks):
+    found, rows = [], []
+
+    def count(module, args, output):
+        rows.append(len(output))
+
+    for size in (None, 4, 100):
+        clip = CLIPModel.from_pretrained(clip_folder)
+        classifier = MultiTaskClassifier(clip, processor, tasks, config, text_chunk=size)
+        images = TaskImages(tasks, "train", processor.image_processor)
+        clip.text_model.embeddings.register_forward_hook(count)
+        loss = classifier.eval()(**collate([images[row] for row in (7, 0, 23)])).loss
+        gradients = torch.autograd.grad(loss, list(classifier.adapter_parameters("global").values()))
+        assert max(rows) == min(size or 12, 12)
+        with torch.no_grad():
+            features = torch.cat(classifier._text_features(list(classifier.tasks)))
+        found.append((loss, gradients, features))
+        rows.clear()
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="text_chunk=0 encodes no text"):
+        MultiTaskClassifier(clip, processor, tasks, config, text_chunk=0)

@@ -95,3 +95,31 @@ def test_where_it_does_not_hold():
     clip = model.get_base_model()
     (getattr(clip, "activation_checkpointing_enable", None) or clip.gradient_checkpointing_enable)()
     assert not can_share(clip)
+
+
+def test_layers_before_the_first_prompted_one_run_once():
+    model = make(target_modules=r".*text_model.*layers\.[12]")
+    compare(model, IDS, ROUTES, ROWS)
+    clip, constants, runs = model.get_base_model(), {}, []
+    clip.text_model.encoder.layers[0].layer_norm1.register_forward_hook(lambda *_: runs.append(0))
+
+    def run(**kept):
+        with use_routes(model, ROUTES, text=ROWS):
+            features = shared_text_features(clip, IDS, **kept)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return features, torch.autograd.grad(features.square().sum(), parameters)
+
+    expected = run()
+    assert runs
+    for _ in range(2):  # keeps, then takes
+        runs.clear()
+        torch.testing.assert_close(run(constants=constants), expected, atol=1e-6, rtol=1e-5)
+    assert not runs
+    with torch.no_grad():
+        clip.text_model.encoder.layers[0].mlp.fc1.weight.mul_(2)
+    torch.testing.assert_close(run(constants=constants), run(), atol=1e-6, rtol=1e-5)
+    assert (run()[0] - expected[0]).abs().max() > 1e-3
+    clip.text_model.encoder.layers[0].mlp.fc1.weight.requires_grad_(True)
+    with use_routes(model, ROUTES, text=ROWS):
+        shared_text_features(clip, IDS, constants).sum().backward()
+    assert clip.text_model.encoder.layers[0].mlp.fc1.weight.grad.abs().max() > 0
