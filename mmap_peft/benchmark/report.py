@@ -41,11 +41,12 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
     lines = [f"# {study.name}", "", *_origin(study, list(whole.values())), "", NOTE, ""]
     if missing or stale:
         lines += [*_incomplete(missing, stale, len(study.runs())), ""]
-    summary = {}
-    for place, runs in _places(study).items():
-        rows = _rows(runs, whole)
-        if not rows:
-            continue
+    places, summary = _places(study), {}
+    found = {place: rows for place, runs in places.items() if (rows := _rows(runs, whole))}
+    if len(found) > 1:
+        lines += [*_overview({places[place][0].title: rows for place, rows in found.items()}), ""]
+    for place, rows in found.items():
+        runs = places[place]
         summary[place] = [row.to_dict() for row in rows]
         picture = f"{place}.png"
         plot_accuracy(rows, runs[0].title, results.folder / picture)
@@ -103,6 +104,17 @@ def _incomplete(missing: Sequence[Run], stale: Sequence[Run], total: int) -> lis
         names = sorted({f"{run.experiment.name} ({run.title})" for run in runs})
         if names:
             lines.append(f"* {what}: {', '.join(names)}")
+    return lines
+
+
+def _overview(found: dict[str, list[Row]]) -> list[str]:
+    """One line an experiment: parameters, and the mean accuracy of each data set and amount, by its title."""
+    lines = [f"| experiment | parameters | {' | '.join(found)} |", f"|---|---:|{'---:|' * len(found)}"]
+    for name in dict.fromkeys(row.experiment.name for rows in found.values() for row in rows):
+        own = [next((row for row in rows if row.experiment.name == name), None) for rows in found.values()]
+        sizes = dict.fromkeys(row.to_dict()["trainable_parameters"] for row in own if row)  # data sets may differ
+        cells = ["" if row is None else _mean(row.means) for row in own]
+        lines.append(f"| {name} | {', '.join(f'{size:,}' for size in sizes)} | {' | '.join(cells)} |")
     return lines
 
 

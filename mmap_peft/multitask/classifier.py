@@ -52,11 +52,12 @@ class MultiTaskOutput(ModelOutput):
 
 
 class Prediction(NamedTuple):
-    """Classes of some images of one task.
+    """Classes of some images.
 
     Attributes:
         labels: the most probable class name of each image.
-        probabilities: (images, classes), in the order of the task's class names.
+        probabilities: (images, classes of the task with most of them), in the order of the class names of each image's
+            task; 0 beyond them.
     """
 
     labels: list[str]
@@ -305,24 +306,35 @@ class MultiTaskClassifier(nn.Module):
             raise ValueError(f"{task!r} is none of the tasks; write one of {', '.join(self.tasks)}.")
 
     @torch.no_grad()
-    def predict(self, images: Image.Image | Sequence[Image.Image], task: str) -> Prediction:
-        """Classify images of one task.
+    def predict(self, images: Image.Image | Sequence[Image.Image], task: str | Sequence[str]) -> Prediction:
+        """Classify images, all in one batch.
 
         Args:
             images (`PIL.Image.Image` or a list of them): the images.
-            task (`str`): name of the task.
+            task (`str` or a list of them): name of their task, or of the task of each.
+
+        Raises:
+            ValueError: a name is none of a task, or there are more or less of them than images.
         """
-        self.check_task(task)
         images = [images] if isinstance(images, Image.Image) else list(images)
+        tasks = [task] * len(images) if isinstance(task, str) else list(task)
+        if len(tasks) != len(images):
+            raise ValueError(
+                f"{len(tasks)} tasks were given for {len(images)} images; write one a image, or one for all of them."
+            )
+        for name in dict.fromkeys(tasks):
+            self.check_task(name)
         processed = self.processor.image_processor(
             images=[image.convert("RGB") for image in images], return_tensors="pt"
         )
+        numbers = [list(self.tasks).index(name) for name in tasks]
         with self.evaluating():
-            numbers = torch.full((len(images),), list(self.tasks).index(task), device=self.device)
-            logits = self(processed["pixel_values"].to(self.device), numbers).logits
-        names = self.tasks[task].class_names
-        probabilities = logits[:, : len(names)].float().softmax(-1).cpu()
-        return Prediction([names[number] for number in probabilities.argmax(-1).tolist()], probabilities)
+            pixels = processed["pixel_values"].to(self.device)
+            logits = self(pixels, torch.tensor(numbers, device=self.device)).logits
+        classes = [self.tasks[name].class_names for name in tasks]
+        probabilities = logits[:, : max(map(len, classes))].float().softmax(-1).cpu()
+        labels = [names[number] for names, number in zip(classes, probabilities.argmax(-1).tolist())]
+        return Prediction(labels, probabilities)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -79,6 +79,18 @@ def test_the_table(filled, results):
     assert "* Machine: CPU (x86_64), threads: 1, Linux\n* Versions: torch 2\n* Commit: abc\n" in text
 
 
+def test_several_amounts_stand_side_by_side(filled, study, results):
+    both = study(EXPERIMENTS, seeds=[0, 1, 2], fractions=[0.3, 0.5])
+    for run in both.runs():
+        if run.fraction == 0.5 and run.experiment.name in ("mmap", "zero_shot"):
+            (results.folder / run.path).parent.mkdir(exist_ok=True)
+            write_json(full_result(run, mean=0.8), results.folder / run.path)
+    overview = write_report(both, results).split("## ")[0]
+    assert "| experiment | parameters | pictograms, 30 % | pictograms, 50 % |" in overview
+    assert cells(overview, "mmap")[1:] == ["5,400", cells(write_report(filled, results), "mmap")[5], "80.0 ± 0.0"]
+    assert cells(overview, "lora")[1:] == ["120,000", "58.0 ± 0.0", ""]
+
+
 def test_the_controls_of_the_grouping(filled, results):
     text = write_report(filled, results)
     table = text.split("### Controls of the grouping of mmap")[1]

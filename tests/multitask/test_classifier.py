@@ -189,8 +189,14 @@ def test_predicting(grouped):
     assert found.labels == [names[number] for number in found.probabilities.argmax(-1)]
     one = grouped.predict(images[0], task="clipart")
     torch.testing.assert_close(one.probabilities[0], found.probabilities[0])
+    mixed = grouped.predict(images, task=["print", "clipart"])
+    torch.testing.assert_close(mixed.probabilities[1], found.probabilities[1])
+    torch.testing.assert_close(mixed.probabilities[0, :3], grouped.predict(images[0], task="print").probabilities[0])
+    assert mixed.labels[1] == found.labels[1] and (mixed.probabilities[0, 3:] == 0).all()
     with pytest.raises(ValueError, match="'sketch' is none of the tasks; write one of print, clipart, photo"):
         grouped.predict(images, task="sketch")
+    with pytest.raises(ValueError, match="1 tasks were given for 2 images"):
+        grouped.predict(images, task=["print"])
 
 
 def test_without_a_config_it_is_zero_shot(clip_folder, processor, tasks, batch):
