@@ -101,6 +101,7 @@ class Study:
         shots (`list[int]`): or numbers of images of each class.
         seeds (`list[int]`): of split and training.
         tune_seeds (`list[int]`): seeds whose training images choose among grids.
+        tune_fractions (`list[float]`): fractions that choose among grids; empty: all fractions and shots.
         model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
         training (`dict`): training arguments of all experiments, over their own.
 
@@ -115,16 +116,18 @@ class Study:
     shots: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     tune_seeds: list[int] = field(default_factory=lambda: [0])
+    tune_fractions: list[float] = field(default_factory=list)
     model: str = SMALL_CLIP
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name, "Study")
         check_mapping(self.training, f"training of study {self.name!r}")
-        whole = {"shots": (1, int), "seeds": (0, int), "tune_seeds": (0, int), "fractions": (0, float)}
+        whole = {"shots": (1, int), "seeds": (0, int), "tune_seeds": (0, int)}
+        whole |= {"fractions": (0, float), "tune_fractions": (0, float)}
         for part in ("experiments", "data", *whole):
             value = getattr(self, part)
-            if not isinstance(value, list) or (not value and part not in ("fractions", "shots")):
+            if not isinstance(value, list) or (not value and part not in ("fractions", "shots", "tune_fractions")):
                 raise ValueError(f"{part} of study {self.name!r} is {value!r}; write a list.")
         for part, (least, kind) in whole.items():
             for value in getattr(self, part):
@@ -174,11 +177,17 @@ class Study:
 
     def validation_runs(self, experiment: Experiment) -> list[list[Run]]:
         """For each point of an experiment's grid, the runs that say how good it is."""
-        study = replace(self, seeds=self.tune_seeds)
         return [
-            [replace(run, validation=True, note=told(point)) for run in study.runs([experiment.at(point)])]
+            [replace(run, validation=True, note=told(point)) for run in self.tuning.runs([experiment.at(point)])]
             for point in experiment.points
         ]
+
+    @property
+    def tuning(self) -> Study:
+        """The study whose training images choose among grids."""
+        if not self.tune_fractions:
+            return replace(self, seeds=self.tune_seeds)
+        return replace(self, seeds=self.tune_seeds, fractions=self.tune_fractions, shots=[])
 
     @property
     def amounts(self) -> list[dict[str, Any]]:

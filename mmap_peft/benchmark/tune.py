@@ -19,8 +19,8 @@ CHOICES_FILE = "choices.json"
 def choose(study: Study, results: Results) -> dict[str, Any]:
     """The best point of each experiment's grid by what its validation runs came to, written to `choices.json`.
 
-    A point's accuracy is the mean over data sets, fractions or shots, and `tune_seeds`; of equal ones the first is
-    taken. Experiments with a validation run that has no result are left out.
+    A point's accuracy is the mean over the data sets, fractions or shots, and seeds of `study.tuning`; of equal ones
+    the first is taken. Experiments with a validation run that has no result are left out.
 
     Returns:
         By experiment: `of` (its settings and grid), `tried` (points and their accuracies) and `chosen`.
@@ -73,8 +73,8 @@ def apply_choices(study: Study, results: Results) -> tuple[Study, list[str]]:
 
 def _of(study: Study, experiment: Experiment) -> dict[str, Any]:
     """What a choice is made for."""
-    data = [one.settings for one in study.data]
-    amounts = {"fractions": study.fractions, "shots": study.shots, "seeds": study.tune_seeds}
+    data, study = [one.settings for one in study.data], study.tuning
+    amounts = {"fractions": study.fractions, "shots": study.shots, "seeds": study.seeds}
     return {**experiment.settings, "grid": experiment.grid, "data": data, "model": study.model, **amounts}
 
 

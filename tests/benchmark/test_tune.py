@@ -44,6 +44,13 @@ def test_the_best_mean_is_chosen_and_the_first_of_equals(validated, results):
     assert not open_
 
 
+def test_fractions_of_their_own_choose(study):
+    whole = study(EXPERIMENTS, fractions=[0.3, 0.5], shots=[2], tune_fractions=[0.5])
+    points = whole.validation_runs(whole.experiments[0])
+    assert [[run.fraction for run in runs] for runs in points] == [[0.5]] * 3
+    assert {run.fraction for run in whole.runs()} == {0.3, 0.5, None}
+
+
 def test_nothing_is_chosen_from_half_a_grid(validated, results):
     study = validated([[0.5, 0.5], [0.4]])
     assert choose(study, results) == {}
