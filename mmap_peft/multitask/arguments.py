@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -45,7 +46,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
         image_cache_gb (`float`): disk, in GB (1e9 bytes) of `TMPDIR`, in which each process keeps resized images for
             later epochs, of training and of evaluation images each; 0: none are kept.
         dataloader_num_workers (`int`, *optional*): processes that read images; 0: the one that trains. `None`: one a
-            core and at most 8 where there is an accelerator and workers are forked, otherwise 0.
+            core, at most 8, if there is an accelerator, workers are forked, and `/dev/shm` has room for their
+            batches; otherwise 0.
         dataloader_persistent_workers (`bool`, *optional*): whether they stay for the next epoch. `None`: yes.
 
     Raises:
@@ -105,7 +107,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         accelerator = not self.use_cpu and torch.accelerator.is_available()
         if self.dataloader_num_workers is None:
-            self.dataloader_num_workers = _workers() if accelerator else 0
+            self.dataloader_num_workers = self._workers() if accelerator else 0
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         self.dataloader_pin_memory &= accelerator  # a DataLoader would only warn
@@ -155,11 +157,16 @@ class MultiTaskTrainingArguments(TrainingArguments):
             return None
         return [[task.strip() for task in group.split("+")] for group in self.given_groups.split(",")]
 
-
-def _workers() -> int:
-    """Processes that read images for one that trains on an accelerator."""
-    start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    if start != "fork":  # others run a script anew in each worker, and not every script allows for it
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    def _workers(self) -> int:
+        start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+        if start != "fork":  # others run a script anew in each worker, and not every script allows for it
+            return 0
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        most = max(1, min(8, cores // processes))
+        if os.path.isdir("/dev/shm"):
+            # Two batches of each worker wait there. In many containers it has 64 MB, and the process that goes beyond
+            # ends with a bus error. CLIPs take up to 336 x 336 pixels.
+            batch = max(self.per_device_train_batch_size, self.per_device_eval_batch_size) * 3 * 336**2 * 4
+            most = min(most, int(shutil.disk_usage("/dev/shm").free / processes // (2 * batch)))
+        return most

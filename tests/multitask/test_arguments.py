@@ -1,4 +1,7 @@
 import multiprocessing
+import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +16,8 @@ def loading(args):
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """An accelerator, ten cores, and workers that are forked."""
+    """An accelerator, ten cores, workers that are forked, and memory to share."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=6e10))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(10)), raising=False)
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "fork")
@@ -30,6 +34,15 @@ def test_with_an_accelerator_workers_read_them(accelerator, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert loading(MultiTaskTrainingArguments()) == (2, True, True)
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "spawn")
+    assert loading(MultiTaskTrainingArguments()) == (0, False, True)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="nothing that could be full")
+def test_there_are_as_many_workers_as_have_room_for_their_batches(accelerator, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e9))
+    assert MultiTaskTrainingArguments().dataloader_num_workers == 2
+    assert MultiTaskTrainingArguments(per_device_eval_batch_size=64).dataloader_num_workers == 5
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64e6))
     assert loading(MultiTaskTrainingArguments()) == (0, False, True)
 
 

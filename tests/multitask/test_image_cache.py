@@ -71,8 +71,11 @@ def test_the_file_goes_with_its_cache():
 
 
 def test_the_file_goes_with_its_process():
-    code = "from mmap_peft.multitask.image_cache import ImageCache; c = ImageCache(1, (2,), 99); print(c.path.parent)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import runpy, sys; cache = runpy.run_path(sys.argv[1])['ImageCache'](1, (2,), 99); print(cache.path.parent)"
+    )
+    file = sys.modules[ImageCache.__module__].__file__
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
     folder = Path(done.stdout.strip())
     assert folder.name.startswith("mmap_peft_")
     assert not folder.exists()

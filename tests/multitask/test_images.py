@@ -79,24 +79,18 @@ def marked(tmp_path, files):
 
 # Python 3.12 warns of any fork beside threads, which torch has
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize(("start", "stay"), [("fork", False), ("spawn", True)])
-def test_workers_read_each_image_once_in_two_epochs(start, stay, marked, processor):
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_read_each_image_once_in_two_epochs(start, workers, marked, processor):
     task, count = marked
     images = TaskImages([task], "train", processor.image_processor)
-    loader = DataLoader(
-        images,
-        2,
-        shuffle=True,
-        num_workers=2,
-        collate_fn=collate,
-        multiprocessing_context=start,
-        persistent_workers=stay,
-    )
+    options = {"multiprocessing_context": start, "persistent_workers": start == "spawn"}
+    loader = DataLoader(images, 2, shuffle=True, num_workers=workers, collate_fn=collate, **options)
     for _ in range(2):
         assert sorted(torch.cat([batch["labels"] for batch in loader]).tolist()) == [0, 0, 0, 1, 1, 1]
+    found = [images[index]["pixel_values"] for index in range(6)]  # of what workers have kept
     assert count() == 6
-    expected = TaskImages([task], "train", processor.image_processor, cache_bytes=0)
-    assert all(torch.equal(images[index]["pixel_values"], expected[index]["pixel_values"]) for index in range(6))
+    fresh = TaskImages([task], "train", processor.image_processor, cache_bytes=0)
+    assert all(torch.equal(found[index], fresh[index]["pixel_values"]) for index in range(6))
 
 
 def test_images_that_do_not_fit_are_read_again(marked, processor):

@@ -375,5 +375,8 @@ def test_workers_and_no_cache_change_nothing(make):
         trainer = make(sharing="none", max_steps=8, **fields)  # two epochs
         trainer.train()
         found.append(prompts(trainer))
+        loader = trainer.get_train_dataloader()
+        assert loader.num_workers == fields.get("dataloader_num_workers", 0)
+        assert loader.prefetch_factor == fields.get("dataloader_prefetch_factor")
     assert_equal(found[0], found[1])
     assert_equal(found[0], found[2])
