@@ -95,7 +95,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Processes that read images. None: up to 8 on a GPU, 0 without one."}
     )
     dataloader_persistent_workers: Optional[bool] = field(
-        default=None, metadata={"help": "Whether these processes stay for the next epoch. None: yes."}
+        default=None,
+        metadata={"help": "Whether these processes stay for the next epoch. None: yes.", "nargs": "?", "const": True},
     )
 
     @property

@@ -51,6 +51,7 @@ def test_there_are_as_many_workers_as_have_room_for_their_batches(accelerator, m
     [
         (["--dataloader_num_workers", "0"], (0, False, True)),
         (["--dataloader_num_workers", "3", "--dataloader_persistent_workers", "False"], (3, False, True)),
+        (["--dataloader_persistent_workers"], (8, True, True)),
         (["--dataloader_pin_memory", "False"], (8, True, False)),
     ],
 )
