@@ -36,10 +36,11 @@ _PACKAGE = Path(__file__).parents[1]
 
 class Steps(TrainerCallback):
     """Takes the time of each step (forward, backward, update) and the peak memory of the last stage of training, and
-    counts the steps of all stages."""
+    counts the steps, and the seconds that no images were there, of all stages."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.waiting = 0.0
         self.seconds: list[float] = []
         self.peak = 0
         self._start = 0.0
@@ -57,6 +58,9 @@ class Steps(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._start)
         self.count += 1
 
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        self.waiting += logs.get("train_waiting_share", 0.0) * logs.get("train_runtime", 0.0)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.peak = peak_memory()
 
@@ -66,12 +70,13 @@ def measure(run: Run) -> dict[str, Any]:
 
     Returns:
         As JSON knows it: `accuracy` by task, `mean` and `worst` (0 to 1), `groups`, `trainable_parameters`,
-        `share_of_base`, `adapter_bytes`, `seconds` (`step`: median of a training step; `train`, `evaluate`, `total`),
-        `peak_bytes` (`step`: while training; `total`), `steps`, `split`, `settings`, `seed`, `machine`, `code`.
+        `share_of_base`, `adapter_bytes`, `seconds` (`step`: median of a training step; `train`; `waiting`, of `train`,
+        for images; `evaluate`; `total`), `peak_bytes` (`step`: while training; `total`), `steps`, `split`, `settings`,
+        `seed`, `machine`, `code`.
     """
     start = time.perf_counter()
     found = {"accuracy": {}, "groups": None, "trainable_parameters": 0, "adapter_bytes": 0, "steps": 0}
-    times, step_times, peaks = {"train": 0.0, "evaluate": 0.0}, [], [0]
+    times, step_times, peaks = {"train": 0.0, "waiting": 0.0, "evaluate": 0.0}, [], [0]
     with tempfile.TemporaryDirectory() as folder:
         args = run.experiment.arguments(output_dir=folder, seed=run.seed)
         domains, split = run.data.read(run.fraction, run.shots, run.seed)
@@ -94,6 +99,7 @@ def measure(run: Run) -> dict[str, Any]:
             trained = time.perf_counter()
             found["accuracy"].update(_accuracies(trainer, run))
             times["train"] += trained - began
+            times["waiting"] += steps.waiting
             times["evaluate"] += time.perf_counter() - trained
             step_times += steps.seconds[WARM_UP if len(steps.seconds) > WARM_UP else 0 :]
             peaks.append(steps.peak)

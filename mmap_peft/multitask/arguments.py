@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import shutil
 from dataclasses import dataclass, field
 from typing import Optional
 
+import torch
 from transformers import TrainingArguments
 
 from .aggregation import find_aggregator
@@ -39,6 +43,12 @@ class MultiTaskTrainingArguments(TrainingArguments):
         sampling (`str`): share of each task in a batch: `"uniform"` or `"proportional"` to its images.
         template (`str`): text of a class, for scripts that make tasks from files.
         unreadable (`str`): `"refuse"` or `"skip"` files that are no images.
+        image_cache_gb (`float`): disk, in GB (1e9 bytes) of `TMPDIR`, in which each process keeps resized images for
+            later epochs, of training and of evaluation images each; 0: none are kept.
+        dataloader_num_workers (`int`, *optional*): processes that read images; 0: the one that trains. `None`: one a
+            core, at most 8, if there is an accelerator, workers are forked, and `/dev/shm` has room for their
+            batches; otherwise 0.
+        dataloader_persistent_workers (`bool`, *optional*): whether they stay for the next epoch. `None`: yes.
 
     Raises:
         ValueError: a setting that is none of the choices.
@@ -78,6 +88,16 @@ class MultiTaskTrainingArguments(TrainingArguments):
     unreadable: str = field(
         default="refuse", metadata={"help": "What to do with files that are no images.", "choices": ["refuse", "skip"]}
     )
+    image_cache_gb: float = field(
+        default=4.0, metadata={"help": "GB of disk in which a process keeps resized images. 0: none are kept."}
+    )
+    dataloader_num_workers: Optional[int] = field(
+        default=None, metadata={"help": "Processes that read images. None: up to 8 on a GPU, 0 without one."}
+    )
+    dataloader_persistent_workers: Optional[bool] = field(
+        default=None,
+        metadata={"help": "Whether these processes stay for the next epoch. None: yes.", "nargs": "?", "const": True},
+    )
 
     @property
     def n_gpu(self) -> int:
@@ -86,7 +106,15 @@ class MultiTaskTrainingArguments(TrainingArguments):
         return min(1, super().n_gpu)
 
     def __post_init__(self) -> None:
+        accelerator = not self.use_cpu and torch.accelerator.is_available()
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = self._workers() if accelerator else 0
+        if self.dataloader_persistent_workers is None:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        self.dataloader_pin_memory &= accelerator  # a DataLoader would only warn
         super().__post_init__()
+        if self.image_cache_gb < 0:
+            raise ValueError(f"image_cache_gb={self.image_cache_gb} is no size; write 0 to keep no images.")
         if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise ValueError(
                 f"hub_strategy={self.hub_strategy.value!r} would upload the optimizer's state, which is a pickle; "
@@ -129,3 +157,17 @@ class MultiTaskTrainingArguments(TrainingArguments):
         if not self.given_groups:
             return None
         return [[task.strip() for task in group.split("+")] for group in self.given_groups.split(",")]
+
+    def _workers(self) -> int:
+        start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+        if start != "fork":  # others run a script anew in each worker, and not every script allows for it
+            return 0
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        most = max(1, min(8, cores // processes))
+        if os.path.isdir("/dev/shm"):
+            # Two batches of each worker wait there. In many containers it has 64 MB, and the process that goes beyond
+            # ends with a bus error. CLIPs take up to 336 x 336 pixels.
+            batch = max(self.per_device_train_batch_size, self.per_device_eval_batch_size) * 3 * 336**2 * 4
+            most = min(most, int(shutil.disk_usage("/dev/shm").free / processes // (2 * batch)))
+        return most

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from .image_cache import ImageCache
+from .preprocessing import Preprocessing
 from .task import Task
 
 
@@ -34,7 +36,8 @@ class TaskImages(Dataset):
         unreadable (`str`): what to do with a file that is no image: `"refuse"` raises an error with its name,
             `"skip"` names it in a warning and leaves it out of loss and accuracy.
         only (`Collection[str]`, *optional*): names of the tasks whose images there are; the others keep their numbers.
-        cache_bytes (`int`): processed images are kept in memory if all of them fit into this many bytes.
+        cache_bytes (`float`): resized images are kept on disk, for all workers and epochs, as many as fit into so
+            many bytes (`ImageCache`); none if the processor cannot be taken in two steps (`Preprocessing`).
     """
 
     def __init__(
@@ -44,40 +47,45 @@ class TaskImages(Dataset):
         image_processor: Any,
         unreadable: str = "refuse",
         only: Collection[str] | None = None,
-        cache_bytes: int = 2**30,
+        cache_bytes: float = 4e9,
     ) -> None:
         if unreadable not in ("refuse", "skip"):
             raise ValueError(f"unreadable={unreadable!r} is no choice; write 'refuse' or 'skip'.")
-        self.tasks, self.image_processor, self.unreadable = list(tasks), image_processor, unreadable
+        self.tasks, self.unreadable = list(tasks), unreadable
         chosen = [only is None or task.name in only for task in self.tasks]
         self.data = [_undecoded(getattr(task, split)) if here else None for task, here in zip(self.tasks, chosen)]
         self.sizes = [0 if data is None else len(data) for data in self.data]
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        self.cache_bytes = cache_bytes
-        self._cache: dict[int, dict[str, Any]] = {}
+        self._preprocessing = Preprocessing(image_processor)
+        shape = self._preprocessing.shape
+        self._cache = ImageCache(0 if shape is None else len(self), shape or (), cache_bytes)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index in self._cache:
-            return self._cache[index]
         task_id = int(np.searchsorted(self.starts, index, side="right")) - 1
         row_number = int(index - self.starts[task_id])
         row = self.data[task_id][row_number]
         item = {"labels": int(row["label"]), "task_ids": task_id}
-        try:
-            image = _decoded(row["image"])
-        except Exception as error:  # whatever a decoder may raise on a broken file
-            name = _name(row["image"]) or f"number {row_number}"
-            message = f"Image {name} of task {self.tasks[task_id].name!r} cannot be read ({error})"
-            if self.unreadable == "refuse":
-                raise ValueError(f"{message}; mend or remove it, or choose unreadable='skip'.") from error
-            logger.warning("%s; it is left out.", message)
-            image, item["labels"] = Image.new("RGB", (32, 32)), IGNORED
-        item["pixel_values"] = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
-        if len(self) * item["pixel_values"].nbytes <= self.cache_bytes:
-            self._cache[index] = item
+        resized = self._cache.get(index)
+        if resized is None:
+            try:
+                image = _decoded(row["image"])
+            except Exception as error:  # whatever a decoder may raise on a broken file
+                name = _name(row["image"]) or f"number {row_number}"
+                message = f"Image {name} of task {self.tasks[task_id].name!r} cannot be read ({error})"
+                if self.unreadable == "refuse":
+                    raise ValueError(f"{message}; mend or remove it, or choose unreadable='skip'.") from error
+                logger.warning("%s; it is left out.", message)
+                image, item["labels"] = Image.new("RGB", (32, 32)), IGNORED
+            resized = self._preprocessing.resize(image)
+            if resized is None:
+                item["pixel_values"] = self._preprocessing(image)
+                return item
+            if item["labels"] != IGNORED:
+                self._cache.put(index, resized)
+        item["pixel_values"] = self._preprocessing.normalise(resized)
         return item
 
 

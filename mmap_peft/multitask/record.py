@@ -16,8 +16,8 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetens
 # Where things are, what is printed and saved, and what only the machine decides.
 _NOT_OF_THE_METHOD = re.compile(
     "(output_dir|run_name|project|report_to|resume_from|restore_|logging|log_|save_|hub_|push_to|trackio|dataloader_|"
-    "ddp_|fsdp|deepspeed|parallelism|accelerator|label_names|remove_unused|do_|disable_tqdm|use_cpu|local_rank|debug|"
-    "skip_memory|torch_compile|torch_empty|.*_checkpointing).*"
+    "image_cache|ddp_|fsdp|deepspeed|parallelism|accelerator|label_names|remove_unused|do_|disable_tqdm|use_cpu|"
+    "local_rank|debug|skip_memory|torch_compile|torch_empty|.*_checkpointing).*"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,14 @@ class TaskTrainer(Trainer):
             raise ValueError("A zero-shot classifier has nothing to train; give the MultiTaskClassifier a config.")
 
         def images(split: str, only: Sequence[str] | None = None) -> TaskImages | None:
-            found = TaskImages(model.tasks.values(), split, model.processor.image_processor, args.unreadable, only)
+            found = TaskImages(
+                model.tasks.values(),
+                split,
+                model.processor.image_processor,
+                args.unreadable,
+                only,
+                args.image_cache_gb * 1e9,
+            )
             return found if len(found) else None
 
         kwargs.setdefault("data_collator", collate)
@@ -81,6 +89,7 @@ class TaskTrainer(Trainer):
             **kwargs,
         )
         self._sampler: TaskSampler | None = None
+        self._waiting = 0.0  # seconds of this training in which no batch was there
         self._aggregator = None if args.aggregator is None else find_aggregator(args.aggregator)
         processes.set_up(self)
 
@@ -141,6 +150,21 @@ class TaskTrainer(Trainer):
         # accelerate's loaders do not hand the epoch on to a sampler of our own once batches are skipped on resuming.
         self._sampler.set_epoch(epoch)
         super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        # On a GPU work goes on meanwhile that was queued before, so this is the most that it can have been idle.
+        start = time.perf_counter()
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        finally:
+            self._waiting += time.perf_counter() - start
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As `transformers.Trainer.log`; at the end of training with `train_waiting_share`, the share of its time (0
+        to 1) that this process waited for images."""
+        if "train_runtime" in logs and "train_loss" in logs:
+            logs["train_waiting_share"] = round(min(1.0, self._waiting / logs["train_runtime"]), 4)
+        super().log(logs, *args, **kwargs)
 
     # ---- loss and metrics
 
@@ -203,7 +227,8 @@ class TaskTrainer(Trainer):
         (folder / "training_args.json").write_text(self.args.to_json_string())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`."""
+        """As `transformers.Trainer.train`; the metrics have `train_waiting_share` besides."""
+        self._waiting = 0.0
         if self.is_deepspeed_enabled and isinstance(resume_from_checkpoint, str):
             self._load_from_checkpoint(resume_from_checkpoint)  # the engine's checkpoint knows weights only
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

@@ -53,6 +53,7 @@ def test_the_smoke_study_from_end_to_end(tmp_path, monkeypatch, capfd):
     assert lora["trainable_parameters"] == 4 * 28_672
     assert lora["groups"] is None
     assert 0 < mmap["seconds"]["step"] < mmap["seconds"]["train"]
+    assert zero["seconds"]["waiting"] == 0 < mmap["seconds"]["waiting"] < mmap["seconds"]["train"]
     assert mmap["peak_bytes"]["step"] <= mmap["peak_bytes"]["total"]
 
     capfd.readouterr()

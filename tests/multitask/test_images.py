@@ -1,9 +1,11 @@
 import logging
+import os
 
 import datasets
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from mmap_peft import Task
 from mmap_peft.multitask.images import IGNORED, TaskImages, collate
@@ -46,13 +48,58 @@ def test_items_say_their_task(tasks, processor):
     assert batch["labels"].tolist() == [2, 0]
 
 
-def test_keeping_images_in_memory_changes_nothing(tasks, processor):
+def test_keeping_images_changes_nothing(tasks, processor):
     kept = TaskImages(tasks, "train", processor.image_processor)
     fresh = TaskImages(tasks, "train", processor.image_processor, cache_bytes=0)
     for _ in range(2):
-        assert torch.equal(kept[3]["pixel_values"], fresh[3]["pixel_values"])
-    assert len(kept._cache) == 1
-    assert not fresh._cache
+        for index in range(len(kept)):
+            assert torch.equal(kept[index]["pixel_values"], fresh[index]["pixel_values"])
+            assert kept[index]["labels"] == fresh[index]["labels"]
+
+
+class Marked(os.PathLike):
+    """A path that leaves a mark in a file whenever it is opened."""
+
+    def __init__(self, path, marks):
+        self.path, self.marks = path, marks
+
+    def __fspath__(self):
+        with open(self.marks, "a") as file:
+            file.write(f"{self.path}\n")
+        return self.path
+
+
+@pytest.fixture
+def marked(tmp_path, files):
+    """Six images that leave marks, and what reads the marks."""
+    marks = tmp_path / "marks"
+    rows = [{"image": Marked(files[number % 2], marks), "label": number % 2} for number in range(6)]
+    return Task("art", ["x", "y"], train=rows), lambda: len(marks.read_text().splitlines())
+
+
+# Python 3.12 warns of any fork beside threads, which torch has
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_read_each_image_once_in_two_epochs(start, workers, marked, processor):
+    task, count = marked
+    images = TaskImages([task], "train", processor.image_processor)
+    options = {"multiprocessing_context": start, "persistent_workers": start == "spawn"}
+    loader = DataLoader(images, 2, shuffle=True, num_workers=workers, collate_fn=collate, **options)
+    for _ in range(2):
+        assert sorted(torch.cat([batch["labels"] for batch in loader]).tolist()) == [0, 0, 0, 1, 1, 1]
+    found = [images[index]["pixel_values"] for index in range(6)]  # of what workers have kept
+    assert count() == 6
+    fresh = TaskImages([task], "train", processor.image_processor, cache_bytes=0)
+    assert all(torch.equal(found[index], fresh[index]["pixel_values"]) for index in range(6))
+
+
+def test_images_that_do_not_fit_are_read_again(marked, processor):
+    task, count = marked
+    images = TaskImages([task], "train", processor.image_processor, cache_bytes=4.5 * 3 * 48 * 48)
+    for _ in range(2):
+        for index in range(6):
+            images[index]
+    assert count() == 6 + 2
 
 
 @pytest.mark.parametrize("make", [as_paths, as_dataset])
@@ -71,6 +118,7 @@ def test_an_unreadable_image_is_skipped_by_choice_and_named(make, files, process
     assert item["labels"] == IGNORED
     assert item["pixel_values"].shape == images[0]["pixel_values"].shape
     assert "2.png of task 'art' cannot be read" in caplog.text
+    assert images[2]["labels"] == IGNORED  # not taken for an image that was kept
 
 
 def test_other_choices_stop_with_a_sentence(tasks, processor):

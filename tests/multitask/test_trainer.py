@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPModel, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, TaskGrouping
+from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, Task, TaskGrouping
 from mmap_peft.multitask.trainer import GlobalTrainer
 
 from ..conftest import make_task
@@ -346,3 +347,36 @@ def test_a_task_is_added_to_a_loaded_classifier_that_has_no_images(clip, process
     for name, probabilities in before.items():
         assert torch.equal(classifier.predict(image, name).probabilities, probabilities)
     assert not torch.equal(classifier.predict(image, "sketch").probabilities, new)
+
+
+class Slow(list):
+    """Rows that take their time."""
+
+    def __getitem__(self, index):
+        time.sleep(0.05)
+        return super().__getitem__(index)
+
+
+def test_training_tells_its_share_of_waiting(make):
+    shares = []
+    for kind in (list, Slow):
+        task = make_task("print", 3)
+        trainer = make([Task("print", task.class_names, train=kind(task.train))], sharing="none", max_steps=3)
+        shares.append(trainer.train().metrics["train_waiting_share"])
+        assert trainer.state.log_history[-1]["train_waiting_share"] == shares[-1]
+    assert 0 < shares[0] < shares[1] < 1
+
+
+# Python 3.12 warns of any fork beside threads, which torch has
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_workers_and_no_cache_change_nothing(make):
+    found = []
+    for fields in ({}, {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 1}, {"image_cache_gb": 0}):
+        trainer = make(sharing="none", max_steps=8, **fields)  # two epochs
+        trainer.train()
+        found.append(prompts(trainer))
+        loader = trainer.get_train_dataloader()
+        assert loader.num_workers == fields.get("dataloader_num_workers", 0)
+        assert loader.prefetch_factor == fields.get("dataloader_prefetch_factor")
+    assert_equal(found[0], found[1])
+    assert_equal(found[0], found[2])
