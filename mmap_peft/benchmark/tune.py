@@ -13,11 +13,12 @@ from .runner import Results
 from .study import Study, told
 
 
-CHOICES_FILE = "choices.json"
+CHOICES_FILE, TABLE_FILE = "choices.json", "choices.md"
 
 
 def choose(study: Study, results: Results) -> dict[str, Any]:
-    """The best point of each experiment's grid by what its validation runs came to, written to `choices.json`.
+    """The best point of each experiment's grid by what its validation runs came to, written to `choices.json`, and
+    as a table to `choices.md`.
 
     A point's accuracy is the mean over the data sets, fractions or shots, and seeds of `study.tuning`; of equal ones
     the first is taken. Experiments with a validation run that has no result are left out.
@@ -39,6 +40,7 @@ def choose(study: Study, results: Results) -> dict[str, Any]:
             choices[experiment.name] = {"of": _of(study, experiment), "tried": tried, "chosen": best["point"]}
     results.folder.mkdir(parents=True, exist_ok=True)
     write_json(choices, results.folder / CHOICES_FILE)
+    (results.folder / TABLE_FILE).write_text(f"# {study.name}\n\n{table(choices)}\n")
     return choices
 
 

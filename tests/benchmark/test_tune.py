@@ -38,6 +38,7 @@ def test_the_best_mean_is_chosen_and_the_first_of_equals(validated, results):
     assert [one["accuracy"] for one in choices["mmap"]["tried"]] == pytest.approx([0.5, 0.55, 0.55])
     assert choices["mmap"]["chosen"] == {"training.learning_rate": 0.03}
     assert "| mmap | **training.learning_rate: 0.03** | 55.0 % |" in table(choices)
+    assert table(choices) in (results.folder / "choices.md").read_text()
     chosen, open_ = apply_choices(study, results)
     rates = {one.name: one.training.get("learning_rate") for one in chosen.experiments}
     assert rates == {"mmap": 0.03, "mmap_none": 0.03, "lora": 0.002}
