@@ -6,47 +6,60 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
+from ..tuner.copies import prompt_copies
 from .classifier import MultiTaskClassifier
 from .images import IGNORED
+from .processes import is_sharded
 
 
 def task_gradients(
-    classifier: MultiTaskClassifier,
-    parameters: Sequence[nn.Parameter],
-    batches: Iterable[dict[str, torch.Tensor]],
+    classifier: MultiTaskClassifier, adapter: str, batches: Iterable[dict[str, torch.Tensor]]
 ) -> torch.Tensor:
-    """Gradient of each task's summed loss with respect to parameters that all tasks share.
+    """Gradient of each task's summed loss with respect to an adapter that tasks share.
 
-    Nothing is left behind: no `.grad`, no changed mode, no drawn random number.
+    Each task gets a copy of the prompts. So one forward and one backward pass a batch give the gradients of all tasks
+    by their copies, and one small backward pass in the end, through what makes the prompts, those by the adapter's
+    parameters. The texts pass the text tower once, whatever the number of batches. Equal to a backward pass a task.
+
+    Nothing is left behind: no `.grad`, no changed mode or route, no drawn random number.
 
     Args:
-        classifier (`MultiTaskClassifier`): whose tasks all use `parameters`.
-        parameters (`Sequence[nn.Parameter]`): what to differentiate by.
-        batches: batches of `TaskImages`; each holds images of one task.
+        classifier (`MultiTaskClassifier`): whose adapters are prompts.
+        adapter (`str`): name of the adapter.
+        batches: batches of `TaskImages`, of any tasks.
 
     Returns:
-        (tasks, elements of all parameters), float64; zero for a task without images.
+        (tasks, elements of the adapter's parameters), float64; zero for a task without images.
     """
-    size = sum(parameter.numel() for parameter in parameters)
-    gradients = torch.zeros(len(classifier.tasks), size, dtype=torch.float64, device=classifier.device)
-    training = classifier.training
-    classifier.eval()  # no dropout, so that no random number is drawn
-    try:
-        for batch in batches:
-            batch = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
-            with torch.enable_grad():
+    parameters = list(classifier.adapter_parameters(adapter).values())
+    names, clip = list(classifier.tasks), classifier.clip
+    # No dropout, so that no random number is drawn.
+    with torch.enable_grad(), classifier.evaluating(), prompt_copies(clip, adapter, len(names)) as copies:
+        routes = {
+            name: tuple(copy if part == adapter else part for part in classifier.routes[name])
+            for name, copy in zip(names, copies.names)
+        }
+        with classifier.rerouted(routes) as texts:
+            # A sharded tower runs within a whole forward pass only: there it does so for each batch.
+            features = [] if is_sharded(classifier) else classifier._encode_texts(names)
+            texts.update({name: part.detach().requires_grad_() for name, part in zip(names, features)})
+            leaves = [*texts.values(), *copies.leaves]
+            sums = [torch.zeros_like(leaf, dtype=torch.float32) for leaf in leaves]
+            for batch in batches:
+                batch = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
                 loss = classifier(**batch).loss * (batch["labels"] != IGNORED).sum()
-                parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-            flat = [
-                (torch.zeros_like(parameter) if part is None else part).flatten()
-                for part, parameter in zip(parts, parameters)
-            ]
-            gradients[batch["task_ids"][0]] += torch.cat(flat).double()
-    finally:
-        classifier.train(training)
-    return gradients
+                _add(sums, torch.autograd.grad(loss, leaves, materialize_grads=True))
+        by_texts, by_prompts = sums[: len(features)], sums[len(features) :]
+        if features and features[0].requires_grad:
+            by_texts = [part.to(feature.dtype) for part, feature in zip(by_texts, features)]
+            _add(by_prompts, torch.autograd.grad(features, copies.leaves, by_texts, materialize_grads=True))
+        return copies.pull_back(by_prompts, parameters).double()
+
+
+def _add(sums: Sequence[torch.Tensor], parts: Sequence[torch.Tensor]) -> None:
+    for total, part in zip(sums, parts):
+        total += part
 
 
 def cosine_similarity(gradients: torch.Tensor, tasks: Sequence[str]) -> np.ndarray:

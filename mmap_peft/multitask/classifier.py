@@ -113,6 +113,7 @@ class MultiTaskClassifier(nn.Module):
         self.texts = Texts(processor.tokenizer, model.config.text_config, config)
         self._text_cache: dict[tuple, torch.Tensor] = {}
         self._cached_state: tuple | None = None
+        self._given_texts: dict[str, torch.Tensor] = {}
         if self.texts.placeholders and config.init_ids is None:
             self.adapter_config.init_ids = self.texts.first_words(config.num_prompts)
         self.model = model.requires_grad_(False)
@@ -245,6 +246,8 @@ class MultiTaskClassifier(nn.Module):
 
     def _text_features(self, names: Sequence[str]) -> list[torch.Tensor]:
         """Unit text features of each task's classes, (classes, dim); from memory if nothing has changed."""
+        if self._given_texts:
+            return [self._given_texts[name] for name in names]
         parameters = self._text_parameters()
         learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0
@@ -346,6 +349,23 @@ class MultiTaskClassifier(nn.Module):
         finally:
             for module, training in modes.items():
                 module.training = training
+
+    @contextmanager
+    def rerouted(self, routes: dict[str, Route]) -> Iterator[dict[str, torch.Tensor]]:
+        """Inside the `with` block each task uses another route.
+
+        Args:
+            routes: the route of every task, by its name.
+
+        Yields:
+            an empty dict: if the unit text features of every task are put into it, they are taken instead of encoding
+            the texts.
+        """
+        before, self.routes = self.routes, routes
+        try:
+            yield self._given_texts
+        finally:
+            self.routes, self._given_texts = before, {}
 
     @contextmanager
     def zero_shot(self) -> Iterator[None]:

@@ -323,22 +323,22 @@ class GlobalTrainer(TaskTrainer):
 
     def snapshot(self) -> np.ndarray:
         """Cosines of the tasks' gradients by all parameters of the global adapter, (tasks, tasks)."""
-        parameters = list(self.model.adapter_parameters(GLOBAL).values())
         with self.compute_loss_context_manager():
-            gradients = task_gradients(self.model, parameters, self._snapshot_batches())
+            gradients = task_gradients(self.model, GLOBAL, self._snapshot_batches())
         gradients = self.accelerator.reduce(gradients, reduction="sum")
         return cosine_similarity(gradients, list(self.model.tasks))
 
     def _snapshot_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         data, world, rank = self.train_dataset, self.args.world_size, self.args.process_index
+        chosen = []
         for task, size in enumerate(data.sizes):
             rng = np.random.default_rng([self.args.seed, self.state.global_step, task])
-            chosen = data.starts[task] + rng.permutation(size)[: self.args.snapshot_images]
-            for rows in processes.share(chosen, self._train_batch_size, rank, world):
-                batch = collate([data[int(row)] for row in (rows if len(rows) else chosen[:1])])
-                if not len(rows):  # fewer images than processes: this one takes part and counts for nothing
-                    batch["labels"].fill_(IGNORED)
-                yield batch
+            chosen.extend(data.starts[task] + rng.permutation(size)[: self.args.snapshot_images])
+        for rows in processes.share(np.array(chosen), self._train_batch_size, rank, world):
+            batch = collate([data[int(row)] for row in (rows if len(rows) else chosen[:1])])
+            if not len(rows):  # fewer images than processes: this one takes part and counts for nothing
+                batch["labels"].fill_(IGNORED)
+            yield batch
 
     def _state(self) -> dict[str, Any]:
         similarities = [matrix.tolist() for matrix in self.snapshots.similarities]

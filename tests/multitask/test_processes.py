@@ -17,16 +17,23 @@ def test_shares_hold_every_row_once_in_as_many_batches_everywhere(rows, size, wo
     assert sorted(np.concatenate([batch for batches in shares for batch in batches])) == list(range(rows))
 
 
-def test_every_process_takes_a_snapshot_in_as_many_batches(clip, processor, tasks, arguments, monkeypatch):
+@pytest.mark.parametrize(
+    ("count", "batches", "images"), [(1, 1, [1, 1, 1, 0, 0]), (5, 1, [3] * 5), (6, 2, [4, 4, 4, 3, 3])]
+)
+def test_every_process_takes_a_snapshot_in_as_many_batches(
+    count, batches, images, clip, processor, tasks, arguments, monkeypatch
+):
     classifier = MultiTaskClassifier(clip, processor, tasks, MmAPConfig(source_shape=(2, 4)))
-    stage = MultiTaskTrainer(model=classifier, args=arguments(snapshot_images=3))._global_trainer()
+    args = arguments(snapshot_images=count, per_device_train_batch_size=3)
+    stage = MultiTaskTrainer(model=classifier, args=args)._global_trainer()
     monkeypatch.setattr(MultiTaskTrainingArguments, "world_size", property(lambda args: 5))
     found = []
     for rank in range(5):
         monkeypatch.setattr(MultiTaskTrainingArguments, "process_index", property(lambda args, rank=rank: rank))
         found.append(list(stage._snapshot_batches()))
-    assert {len(batches) for batches in found} == {3}  # one a task
-    assert [sum(int((batch["labels"] != IGNORED).sum()) for batch in batches) for batches in found] == [3, 3, 3, 0, 0]
+    assert {len(own) for own in found} == {batches}
+    counts = [sum(int((batch["labels"] != IGNORED).sum()) for batch in own) for own in found]
+    assert counts == images
 
 
 def test_processes_that_know_nothing_of_each_other_are_refused(clip, processor, tasks, arguments, monkeypatch):
