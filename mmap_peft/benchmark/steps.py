@@ -146,7 +146,7 @@ class Setting:
         """The classifier's step, or that of `model` in its place."""
         self._forget()
         with self.precision():
-            loss = (model or self.classifier)(**self.images).loss
+            loss = (self.classifier if model is None else model)(**self.images).loss
         loss.backward()
         return loss.detach()
 

@@ -38,6 +38,7 @@ def measure_runs(runs: Runs, repeats: int, tick: Callable[[], object] = lambda: 
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats} measures nothing; write 1 or more.")
+    gc.collect()  # what was measured before these runs
     peaks: dict[str, int | None] = {}
     for name, run in runs.items():
         run()
@@ -70,7 +71,6 @@ def peak_growth(run: Callable[[], object]) -> int | None:
     """
     if not torch.cuda.is_available() and not Path("/proc/self/clear_refs").exists():
         return None
-    gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed, and would not have to ask again
         ctypes.CDLL(None).malloc_trim(0)
     forget_peak()
