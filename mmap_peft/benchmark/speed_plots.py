@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 
 from .timing import ratio
 
@@ -39,8 +38,6 @@ def plot_speed(settings: Sequence[dict[str, Any]], title: str, path: str | os.Pa
         bars = axes.bar(places, heights, width, color=COLORS[name], label=name)
         axes.bar_label(bars, fmt="%.2g", fontsize=8)
     axes.axhline(1, color="0.4", linestyle="--", label="floor: image tower alone")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_xticks(range(len(settings)), [f"batch {one['batch']}, tasks {one['tasks']}" for one in settings])
     axes.set(ylabel="time of a step / floor", title=title)
     axes.grid(color="0.92", axis="y")
