@@ -3,9 +3,10 @@
     python -m mmap_peft.benchmark tune benchmark/studies/pictograms.yaml
     python -m mmap_peft.benchmark run benchmark/studies/pictograms.yaml --workers 2
     python -m mmap_peft.benchmark report benchmark/studies/pictograms.yaml
+    python -m mmap_peft.benchmark speed --out speed --growth
 
 `tune` chooses from the experiments' grids, on training images alone; `run` runs what has no result yet; `report` makes
-tables and plots of the results that are there.
+tables and plots of the results that are there. `speed` measures time and memory of a step and a prediction.
 """
 
 from __future__ import annotations
@@ -15,8 +16,13 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
+
+from .growth import measure_growth
 from .report import write_report
 from .runner import Results, Runner
+from .speed import measure_speed
+from .steps import SHAPES
 from .study import Study
 from .tune import apply_choices, choose, table
 
@@ -27,13 +33,18 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["run", "tune", "report"])
-    parser.add_argument("study", type=Path, help="YAML file of the study")
-    parser.add_argument("--workers", type=int, default=1, help="runs at the same time [1]")
-    parser.add_argument("--results", type=Path, help="folder of results [../results, as seen from the study]")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("tune", "run", "report"):
+        command = commands.add_parser(name)
+        command.add_argument("study", type=Path, help="YAML file of the study")
+        command.add_argument("--workers", type=int, default=1, help="runs at the same time [1]")
+        command.add_argument("--results", type=Path, help="folder of results [../results, as seen from the study]")
+    _add_speed(commands.add_parser("speed", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no run goes on alone
     try:
+        if options.command == "speed":
+            return _speed(options)
         study = Study.read(options.study)
         results = Results((options.results or options.study.resolve().parents[1] / "results") / study.name)
         runner = Runner(results, options.workers)
@@ -50,8 +61,39 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted; all results so far are kept, and the same command goes on.", file=sys.stderr)
+        goes_on = "" if options.command == "speed" else ", and the same command goes on"
+        print(f"Interrupted; all results so far are kept{goes_on}.", file=sys.stderr)
         return 130
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    gpu = torch.cuda.is_available()
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("speed"), help="folder of what is written")
+    add("--batches", type=int, nargs="*", default=[64, 256] if gpu else [4, 16], help="images of a step; may be none")
+    add("--tasks", type=int, nargs="+", default=[1, 4], help="tasks of a training step")
+    add("--serving-tasks", type=int, nargs="+", default=[1, 32], help="tasks that a serving classifier knows")
+    add("--classes", type=int, default=65, help="classes of each task")
+    add("--repeats", type=int, default=20 if gpu else 5, help="repetitions")
+    add("--compile", action="store_true", help="measure torch.compile too")
+    add("--growth", action="store_true", help="measure how a step grows, too")
+    add("--growth-batch", type=int, default=256 if gpu else 32, help="images of a step that grows")
+    add("--growth-tasks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="numbers of tasks, of 10 classes")
+    add("--growth-classes", type=int, nargs="+", default=[10, 30, 100, 300, 1000], help="numbers of classes")
+    add("--growth-prompts", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="prompts of group and task each")
+    add("--shape", choices=list(SHAPES), default="ViT-B/16", help=argparse.SUPPRESS)  # a tiny one, for tests
+
+
+def _speed(options: argparse.Namespace) -> int:
+    texts = []
+    if options.batches:
+        sizes = (options.batches, options.tasks, options.serving_tasks, options.classes)
+        texts.append(measure_speed(options.out, *sizes, options.repeats, options.compile, options.shape))
+    if options.growth:
+        sizes = (options.growth_batch, options.growth_tasks, options.growth_classes, options.growth_prompts)
+        texts.append(measure_growth(options.out, *sizes, options.repeats, options.shape))
+    print("\n".join(texts))
+    return 0
 
 
 def _tune(study: Study, results: Results, runner: Runner) -> int:

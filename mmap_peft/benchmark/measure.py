@@ -50,11 +50,11 @@ class Steps(TrainerCallback):
         forget_peak()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        _synchronise()
+        synchronise()
         self._start = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        _synchronise()
+        synchronise()
         self.seconds.append(time.perf_counter() - self._start)
         self.count += 1
 
@@ -185,7 +185,8 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait until a GPU, if there is one, has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -38,7 +38,8 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
     whole, stale, missing = results.sort(study.runs())
     if not whole:
         raise ValueError(f"{results.folder} holds no result of study {study.name!r}; run it first.")
-    lines = [f"# {study.name}", "", *_origin(study, list(whole.values())), "", NOTE, ""]
+    lines = [f"# {study.name}", "", f"Model {study.model}; {len(whole)} runs.", ""]
+    lines += [*origin(list(whole.values())), "", NOTE, ""]
     if missing or stale:
         lines += [*_incomplete(missing, stale, len(study.runs())), ""]
     places, summary = _places(study), {}
@@ -76,8 +77,8 @@ def _rows(runs: Sequence[Run], whole: dict[Any, dict[str, Any]]) -> list[Row]:
     return with_gains(list(rows.values()))
 
 
-def _origin(study: Study, found: Sequence[dict[str, Any]]) -> list[str]:
-    """Where the numbers come from; each line names all that occur."""
+def origin(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Where results come from, by their `machine` and `code`; each line names all that occur."""
 
     def distinct(values: Sequence[str]) -> str:
         return "; ".join(dict.fromkeys(values))
@@ -90,8 +91,6 @@ def _origin(study: Study, found: Sequence[dict[str, Any]]) -> list[str]:
         f"{one['commit'] or 'unknown'}{' with changes' * bool(one['changed'])}" for one in (r["code"] for r in found)
     ]
     return [
-        f"Model {study.model}; {len(found)} runs.",
-        "",
         f"* Machine: {distinct(machines)}",
         f"* Versions: {distinct(versions)}",
         f"* Commit: {distinct(commits)}",

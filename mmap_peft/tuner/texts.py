@@ -18,10 +18,13 @@ from .routing import Routing
 
 def can_share(clip: nn.Module) -> bool:
     """Whether `shared_text_features` holds for a model: its text tower is causal, its prompts stand beside the tokens,
-    its attention can be handed keys and values, and nothing is checkpointed or switched off."""
+    its attention can be handed keys and values, no layer is told to be plain, and nothing is checkpointed or switched
+    off."""
     container, tower = getattr(clip, "mmap", None), getattr(clip, "text_model", None)
     routing = None if container is None else container.current
     if tower is None or routing is None or not routing.index.shape[1] or container.rides(routing):
+        return False
+    if any(layer.forward.plain for layer in tower.encoder.layers):
         return False
     checkpointed = tower.training and any(
         getattr(layer, "gradient_checkpointing", False) for layer in tower.encoder.layers
