@@ -157,13 +157,8 @@ class Setting:
 
     def snapshot(self) -> torch.Tensor:
         """Gradients of each task's loss by the group's prompts, of the same images."""
-        parameters = list(self.classifier.adapter_parameters("group_0").values())
-        numbers = self.images["task_ids"]
-        batches = (
-            {name: values[numbers == task] for name, values in self.images.items()} for task in numbers.unique()
-        )
         with self.precision():
-            return task_gradients(self.classifier, parameters, batches)
+            return task_gradients(self.classifier, "group_0", [self.images])
 
     def serving(self) -> Runs:
         """Each of `SERVING`."""
