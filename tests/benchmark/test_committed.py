@@ -1,0 +1,35 @@
+"""What is committed of the studies is what their files say, and README tells the same."""
+
+import shutil
+from pathlib import Path
+
+from mmap_peft.benchmark.report import write_report
+from mmap_peft.benchmark.runner import Results
+from mmap_peft.benchmark.study import Study
+from mmap_peft.benchmark.tune import apply_choices, choose
+
+
+ROOT = Path(__file__).parents[2]
+BENCHMARK = ROOT / "benchmark"
+
+
+def committed(name, tmp_path):
+    """A study and a copy of its results."""
+    shutil.copytree(BENCHMARK / "results" / name, tmp_path / name)
+    return Study.read(BENCHMARK / "studies" / f"{name}.yaml"), Results(tmp_path / name)
+
+
+def test_the_report_and_readme(tmp_path):
+    study, results = committed("pictograms", tmp_path)
+    text = write_report(apply_choices(study, results)[0], results)
+    assert text == (BENCHMARK / "results" / "pictograms" / "report.md").read_text()
+    table = text[text.index("| experiment | parameters") : text.index("\n\n## ")]
+    assert table in (ROOT / "README.md").read_text()
+
+
+def test_the_choices(tmp_path):
+    for name in ("pictograms", "ablations"):
+        study, results = committed(name, tmp_path)
+        assert set(choose(study, results)) == {one.name for one in study.experiments if one.grid}
+        for file in ("choices.json", "choices.md"):
+            assert (tmp_path / name / file).read_text() == (BENCHMARK / "results" / name / file).read_text()
