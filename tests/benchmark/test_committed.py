@@ -23,6 +23,7 @@ def test_the_report_and_readme(tmp_path):
     study, results = committed("pictograms", tmp_path)
     text = write_report(apply_choices(study, results)[0], results)
     assert text == (BENCHMARK / "results" / "pictograms" / "report.md").read_text()
+    assert "Incomplete" not in text
     table = text[text.index("| experiment | parameters") : text.index("\n\n## ")]
     assert table in (ROOT / "README.md").read_text()
 
