@@ -19,6 +19,7 @@ import psutil
 from tqdm import tqdm
 
 from ..multitask.files import write_json
+from ..multitask.processes import cores
 from .study import Run
 
 
@@ -80,8 +81,8 @@ class Runner:
         if workers < 1:
             raise ValueError(f"workers={workers} runs nothing; write 1 or more.")
         self.results, self.workers = results, workers
-        cores = int(os.environ.get("OMP_NUM_THREADS", 0)) or _cores()
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // workers))}
+        threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or cores()
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads // workers))}
         self._processes: set[subprocess.Popen] = set()
         self._stopped = threading.Event()
         self._largest = FIRST_PEAK
@@ -161,11 +162,6 @@ class Runner:
             log.write_text(told)
         last = told.strip().splitlines()[-1:] or [f"it ended with {process.returncode}"]
         return {"error": f"failed: {last[0]} (all of it: {log})"}
-
-
-def _cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _told(outcome: dict[str, Any]) -> str:

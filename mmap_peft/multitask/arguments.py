@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from .aggregation import find_aggregator
 from .grouping import MODES
+from .processes import cores
 from .task import DEFAULT_TEMPLATE
 
 
@@ -166,8 +167,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         if start != "fork":  # others run a script anew in each worker, and not every script allows for it
             return 0
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        most = max(1, min(8, cores // processes))
+        most = max(1, min(8, cores() // processes))
         if os.path.isdir("/dev/shm"):
             # Two batches of each worker wait there. In many containers it has 64 MB, and the process that goes beyond
             # ends with a bus error. CLIPs take up to 336 x 336 pixels.

@@ -370,14 +370,15 @@ class MultiTaskClassifier(nn.Module):
     @contextmanager
     def zero_shot(self) -> Iterator[None]:
         """Inside the `with` block all tasks use the plain CLIP."""
-        before, self.routes = self.routes, dict.fromkeys(self.routes, ())
         trained = {parameter: parameter.requires_grad for parameter in self.parameters()}
         routed = self.prompted or not isinstance(self.model, PeftModel)
         try:
-            with nullcontext() if routed else self.model.disable_adapter():
+            with (
+                self.rerouted(dict.fromkeys(self.routes, ())),
+                nullcontext() if routed else self.model.disable_adapter(),
+            ):
                 yield
         finally:
-            self.routes = before
             for parameter, flag in trained.items():  # which PEFT sets as it likes
                 parameter.requires_grad_(flag)
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..tuner import inputs
 from ..tuner.attention import SUPPORTED, PromptAttentionConfig, PromptStates
-from ..tuner.layer import PromptedForward
+from ..tuner.layer import PromptedForward, key_and_value
 from ..tuner.model import find_towers
 from ..tuner.routing import RoutingHook
 
@@ -38,8 +38,7 @@ class BakedLayer(nn.Module):
         super().__init__()
         self.layer, attention = layer, layer.self_attn
         attention.config = PromptAttentionConfig(attention.config)
-        prompts = layer.layer_norm1(prompts)
-        self.prompt_key, self.prompt_value = nn.Buffer(attention.k_proj(prompts)), nn.Buffer(attention.v_proj(prompts))
+        self.prompt_key, self.prompt_value = map(nn.Buffer, key_and_value(layer, prompts))
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         batch = hidden_states.shape[0]  # unlike len(), open to any size when it is traced

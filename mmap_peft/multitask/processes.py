@@ -73,3 +73,8 @@ def share(rows: np.ndarray, size: int, rank: int, world: int) -> list[np.ndarray
     """
     most = -(-len(rows) // world)
     return np.array_split(rows[rank::world], -(-most // size))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
