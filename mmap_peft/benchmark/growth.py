@@ -58,13 +58,14 @@ def measure_growth(
     }
     found: dict[str, Any] = {**origin_of(shape, repeats, batch=batch), "growth": {}}
     out.mkdir(parents=True, exist_ok=True)
-    count = 3 + 2 * len(tasks) + len(classes) + len(prompts)
+    count = 3 + 3 * len(tasks) + len(classes) + len(prompts)
     bar = tqdm(total=(repeats + 2) * count, disable=None, unit="run")
     for what, sizes in plan.items():
         settings = {value: Setting(clip, processor, batch, *given) for value, given in sizes.items()}
         runs = {f"step {value}": setting.step for value, setting in settings.items()}
         if what == "tasks":
-            runs |= {f"snapshot {value}": setting.snapshot for value, setting in settings.items()}
+            for value, setting in settings.items():
+                runs |= {f"shared {value}": setting.shared, f"snapshot {value}": setting.snapshot}
         runs["floor"] = next(iter(settings.values())).floor
         found["growth"][what] = {"values": list(sizes), **measure_runs(runs, repeats, bar.update)}
         write_json(found, out / "growth.json")
@@ -80,7 +81,7 @@ def measure_growth(
 def _tables(panels: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     for what, panel in panels.items():
-        kinds = ["step", "snapshot"] if what == "tasks" else ["step"]
+        kinds = ["step", "shared", "snapshot"] if what == "tasks" else ["step"]
         rows = []
         for value in panel["values"]:
             cells = [value]

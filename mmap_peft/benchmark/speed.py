@@ -23,10 +23,11 @@ from .timing import measure_runs, ratio
 
 RATIOS = {  # what is divided by what
     "step": "floor",
+    "images": "floor",
     "plain": "step",
     "practice": "step",
     "truncated": "step",
-    "snapshot": "step",
+    "snapshot": "shared",
     "compiled": "step",
     "classifier": "features",
 }

@@ -47,7 +47,7 @@ def plot_speed(settings: Sequence[dict[str, Any]], title: str, path: str | os.Pa
 
 
 def plot_growth(panels: dict[str, dict[str, Any]], title: str, path: str | os.PathLike) -> None:
-    """Time of a step, and of a snapshot where there is one, over what grows; the floor is dashed.
+    """Times of `step`, and of `shared` and `snapshot` where there are some, over what grows; the floor is dashed.
 
     Args:
         panels: what `measure_growth` found, by what grows.
@@ -56,7 +56,7 @@ def plot_growth(panels: dict[str, dict[str, Any]], title: str, path: str | os.Pa
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
     for axes, (what, panel) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
-        for name, color in (("step", "tab:blue"), ("snapshot", "tab:orange")):
+        for name, color in (("step", "tab:blue"), ("shared", "tab:cyan"), ("snapshot", "tab:orange")):
             taken = {value: panel["median"].get(f"{name} {value}") for value in panel["values"]}
             if None not in taken.values():
                 axes.plot(list(taken), list(taken.values()), "o-", color=color, label=name)

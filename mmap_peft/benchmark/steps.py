@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -34,10 +34,12 @@ SHAPES = {  # what differs from CLIPConfig's defaults, of text and vision
 STEPS = {
     "floor": "the image tower alone, forward and backward to the pixels",
     "step": "ours: forward and backward of `MultiTaskClassifier`, prompts of one group and of each task",
-    "plain": "the same with prompts inserted as tokens and stripped, and no words shared between texts",
+    "images": "its image part: the same with the texts' features given",
+    "plain": "the step with prompts inserted as tokens and stripped, and no words shared between texts",
     "practice": "the common practice: a pass a task, prompts as tokens, texts padded to 77 places",
     "truncated": "the same with texts cut after the longest",
-    "snapshot": "gradients of each task's loss by the group's prompts, for affinities",
+    "shared": "ours before tasks are grouped: the group's prompts alone, for all tasks",
+    "snapshot": "gradients of each task's loss by these prompts, for affinities",
     "compiled": "ours under `torch.compile`",
 }
 SERVING = {
@@ -121,13 +123,16 @@ class Setting:
         }
 
     def steps(self, compiled: bool = False) -> Runs:
-        """Forward and backward of each of `STEPS`. All but floor and snapshot return the loss and leave `.grad`."""
+        """Forward and backward of each of `STEPS`. All but floor and snapshot return the loss and leave `.grad`: the
+        same ones, but for images and shared."""
         runs = {
             "floor": self.floor,
             "step": self.step,
+            "images": self._image_part(),
             "plain": self.plain,
             "practice": self._practice(truncated=False),
             "truncated": self._practice(truncated=True),
+            "shared": self.shared,
             "snapshot": self.snapshot,
         }
         if compiled:
@@ -155,9 +160,14 @@ class Setting:
         with plain_path(self.classifier.clip):
             return self.step()
 
+    def shared(self) -> torch.Tensor:
+        """The classifier's step with the group's prompts alone."""
+        with self._ungrouped():
+            return self.step()
+
     def snapshot(self) -> torch.Tensor:
-        """Gradients of each task's loss by the group's prompts, of the same images."""
-        with self.precision():
+        """Gradients of each task's loss by the group's prompts alone, of the same images."""
+        with self._ungrouped(), self.precision():
             return task_gradients(self.classifier, "group_0", [self.images])
 
     def serving(self) -> Runs:
@@ -181,6 +191,21 @@ class Setting:
         """bfloat16 on a GPU, float32 elsewhere."""
         device = self.clip.device.type
         return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+    def _image_part(self) -> Callable[[], torch.Tensor]:
+        names = list(self.classifier.tasks)
+        with torch.no_grad(), self.precision():
+            features = dict(zip(names, self.classifier.encode_texts(names)))
+
+        def step() -> torch.Tensor:
+            with self.classifier.rerouted(self.classifier.routes) as texts:
+                texts.update(features)
+                return self.step()
+
+        return step
+
+    def _ungrouped(self) -> AbstractContextManager:
+        return self.classifier.rerouted(dict.fromkeys(self.classifier.tasks, ("group_0",)))
 
     def _practice(self, truncated: bool) -> Callable[[], torch.Tensor]:
         classifier, device = self.classifier, self.clip.device

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..tuner.copies import prompt_copies
+from ..tuner.routing import Route
 from .classifier import MultiTaskClassifier
 from .images import IGNORED
 from .processes import is_sharded
@@ -20,7 +21,8 @@ def task_gradients(
 
     Each task gets a copy of the prompts. So one forward and one backward pass a batch give the gradients of all tasks
     by their copies, and one small backward pass in the end, through what makes the prompts, those by the adapter's
-    parameters. The texts pass the text tower once, whatever the number of batches. Equal to a backward pass a task.
+    parameters. The texts pass the text tower once, whatever the number of batches; tasks of the same texts share that
+    pass, and go back through it one by one. Equal to a backward pass a task.
 
     Nothing is left behind: no `.grad`, no changed mode or route, no drawn random number.
 
@@ -36,13 +38,19 @@ def task_gradients(
     names, clip = list(classifier.tasks), classifier.clip
     # No dropout, so that no random number is drawn.
     with torch.enable_grad(), classifier.evaluating(), prompt_copies(clip, adapter, len(names)) as copies:
-        routes = {
-            name: tuple(copy if part == adapter else part for part in classifier.routes[name])
-            for name, copy in zip(names, copies.names)
-        }
-        with classifier.rerouted(routes) as texts:
-            # A sharded tower runs within a whole forward pass only: there it does so for each batch.
-            features = [] if is_sharded(classifier) else classifier._encode_texts(names)
+
+        def routes(used: Sequence[str]) -> dict[str, Route]:
+            return {
+                name: tuple(copy if part == adapter else part for part in classifier.routes[name])
+                for name, copy in zip(names, used)
+            }
+
+        # A sharded tower runs within a whole forward pass only: there it does so for each batch.
+        alike = [] if is_sharded(classifier) else classifier.alike_texts(names)
+        owners = [alike.index(key) for key in alike]  # whose copy tasks of the same texts use for them
+        with classifier.rerouted(routes([copies.names[owner] for owner in owners])):
+            features = classifier.encode_texts(names) if owners else []
+        with classifier.rerouted(routes(copies.names)) as texts:
             texts.update({name: part.detach().requires_grad_() for name, part in zip(names, features)})
             leaves = [*texts.values(), *copies.leaves]
             sums = [torch.zeros_like(leaf, dtype=torch.float32) for leaf in leaves]
@@ -52,8 +60,13 @@ def task_gradients(
                 _add(sums, torch.autograd.grad(loss, leaves, materialize_grads=True))
         by_texts, by_prompts = sums[: len(features)], sums[len(features) :]
         if features and features[0].requires_grad:
-            by_texts = [part.to(feature.dtype) for part, feature in zip(by_texts, features)]
-            _add(by_prompts, torch.autograd.grad(features, copies.leaves, by_texts, materialize_grads=True))
+            turns = [owners[:number].count(owner) for number, owner in enumerate(owners)]
+            for turn in range(max(turns) + 1):  # in each, one task of each kind of texts
+                tasks = [number for number, other in enumerate(turns) if other == turn]
+                ends, back = zip(*((features[task], by_texts[task].to(features[task].dtype)) for task in tasks))
+                found = torch.autograd.grad(ends, copies.leaves, back, turn < max(turns), materialize_grads=True)
+                for total, part in zip(by_prompts, found):
+                    total[tasks] += part[[owners[task] for task in tasks]]
         return copies.pull_back(by_prompts, parameters).double()
 
 

@@ -39,8 +39,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
         grouping_snapshots (`int`): how often in stage 1 gradients are taken, evenly spread, the last time at its end.
         snapshot_images (`int`): images of each task that a snapshot's gradients are taken over. They pass in batches
             of `per_device_train_batch_size` images of any tasks: `tasks * snapshot_images` by that many (and by the
-            processes), rounded up. A pass costs no more than a training step on one batch; each task's texts are
-            encoded once more besides, for all passes together (with FSDP, for each).
+            processes), rounded up. A pass costs no more than a training step on one batch; the texts are encoded once
+            more besides, for all passes together (with FSDP, for each).
         grouping_threshold (`str`): similarity above which two tasks gain from sharing a group: a number, or `"mean"`.
         max_groups (`int`, *optional*): at most so many groups; for `"random"`, exactly so many.
         given_groups (`str`, *optional*): groups for `"given"`: `"art+clipart,product"`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +154,7 @@ class MultiTaskClassifier(nn.Module):
         self.tasks[task.name], self.routes[task.name] = task, route
         if self.probes is not None:
             with torch.no_grad(), self.evaluating():
-                self.probes.append(start_probe(self._encode_texts([task.name])[0]))
+                self.probes.append(start_probe(self.encode_texts([task.name])[0]))
 
     @property
     def clip(self) -> PreTrainedModel:
@@ -216,7 +216,10 @@ class MultiTaskClassifier(nn.Module):
         rows = place[task_ids]  # number of each image's task among those present
 
         weight, bias = self._class_weights(names)
-        with self._routed(names, vision=rows):
+        routes = [self.routes[name] for name in names]
+        distinct = list(dict.fromkeys(routes))
+        number = torch.tensor([distinct.index(route) for route in routes], device=rows.device)
+        with self._routed(distinct, vision=number[rows]):
             image = F.normalize(self.clip.get_image_features(pixel_values).pooler_output, dim=-1)
         widths = [len(task.class_names) for task in self.tasks.values()]
         column = torch.arange(max(widths), device=rows.device)
@@ -232,10 +235,10 @@ class MultiTaskClassifier(nn.Module):
             loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
         return MultiTaskOutput(loss=loss, logits=logits)
 
-    def _routed(self, names: Sequence[str], **rows: Any):
+    def _routed(self, routes: Sequence[Route], **rows: Any):
         if not self.prompted:
             return nullcontext()
-        return use_routes(self.model, [self.routes[name] for name in names], pooled=True, **rows)
+        return use_routes(self.model, routes, pooled=True, **rows)
 
     def _class_weights(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | float]:
         """What classifies unit image features: weight (classes of all these tasks, dim) and bias (classes) or 0."""
@@ -254,7 +257,7 @@ class MultiTaskClassifier(nn.Module):
         # A sharded tower runs on all processes at once or on none, whatever tasks are present on each.
         if learning or random or is_sharded(self):
             self._text_cache.clear()
-            return self._encode_texts(names)
+            return self.encode_texts(names)
         # Changed in place or replaced, a parameter shows it here.
         state = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
         if state != self._cached_state:
@@ -265,7 +268,7 @@ class MultiTaskClassifier(nn.Module):
         missing = [name for name in names if keys[name] not in self._text_cache]
         if missing:
             with torch.no_grad():
-                found = zip(missing, self._encode_texts(missing))
+                found = zip(missing, self.encode_texts(missing))
             self._text_cache.update({keys[name]: features for name, features in found})
         return [self._text_cache[keys[name]] for name in names]
 
@@ -274,19 +277,25 @@ class MultiTaskClassifier(nn.Module):
         everything = not self.prompted or "text" in self.adapter_config.towers
         return [parameter for name, parameter in self.named_parameters() if everything or ".mmap." not in name]
 
-    def _encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
-        # Tasks of one route and the same texts have the same features.
-        alike = [(self.routes[name], id(self.texts.of(self.tasks[name], self.routes[name]))) for name in names]
+    def alike_texts(self, names: Sequence[str]) -> list[Hashable]:
+        """For each of these tasks a key that is the same for tasks of one route and the same texts, whose features are
+        therefore the same."""
+        return [(self.routes[name], id(self.texts.of(self.tasks[name], self.routes[name]))) for name in names]
+
+    def encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
+        """Unit text features of each of these tasks' classes, (classes, dim), never from memory."""
+        alike = self.alike_texts(names)
         distinct = dict(zip(alike, names))
         features = dict(zip(distinct, self._encode_distinct(list(distinct.values()))))
         return [features[key] for key in alike]
 
     def _encode_distinct(self, names: Sequence[str]) -> Sequence[torch.Tensor]:
-        batch = self.texts.batch([self.tasks[name] for name in names], [self.routes[name] for name in names])
+        routes = [self.routes[name] for name in names]  # one a task, whose texts begin alike
+        batch = self.texts.batch([self.tasks[name] for name in names], routes)
         size, learning = self.text_chunk or len(batch.ids), torch.is_grad_enabled()
         chunks = []
         for start in range(0, len(batch.ids), size):
-            run = functools.partial(self._encode_rows, names, batch, slice(start, start + size))
+            run = functools.partial(self._encode_rows, routes, batch, slice(start, start + size))
             chunks.append(checkpoint(run, use_reentrant=False) if learning and size < len(batch.ids) else run())
         features = torch.cat(chunks)
         features = F.normalize(features, dim=-1)
@@ -295,12 +304,12 @@ class MultiTaskClassifier(nn.Module):
             features = F.normalize(torch.stack(means), dim=-1)
         return features.split([len(self.tasks[name].class_names) for name in names])
 
-    def _encode_rows(self, names: Sequence[str], batch: TextBatch, rows: slice) -> torch.Tensor:
+    def _encode_rows(self, routes: Sequence[Route], batch: TextBatch, rows: slice) -> torch.Tensor:
         """Features of some rows of a batch of these tasks' texts."""
         ids = batch.ids[rows].to(self.device)
-        with self._routed(names, text=batch.tasks[rows], classes=batch.classes[rows]):
+        with self._routed(routes, text=batch.tasks[rows], classes=batch.classes[rows]):
             if can_share(self.clip) and not is_sharded(self) and not torch.compiler.is_compiling():
-                return shared_text_features(self.clip, ids, batch.constants.setdefault(rows.start, {}))
+                return shared_text_features(self.clip, ids, batch.constants.setdefault((rows.start, rows.stop), {}))
             return self.clip.get_text_features(ids).pooler_output
 
     def check_task(self, task: str) -> None:
@@ -361,11 +370,12 @@ class MultiTaskClassifier(nn.Module):
             an empty dict: if the unit text features of every task are put into it, they are taken instead of encoding
             the texts.
         """
-        before, self.routes = self.routes, routes
+        before = self.routes, self._given_texts
+        self.routes, self._given_texts = routes, {}
         try:
             yield self._given_texts
         finally:
-            self.routes, self._given_texts = before, {}
+            self.routes, self._given_texts = before
 
     @contextmanager
     def zero_shot(self) -> Iterator[None]:

@@ -25,14 +25,14 @@ class TextBatch(NamedTuple):
         tasks: for each row, number of its task.
         classes: for each row, number of its class.
         counts: for each class of each task, how many rows it has.
-        constants: for each chunk of rows, by its start, what `shared_text_features` keeps.
+        constants: for each chunk of rows, by its bounds, what `shared_text_features` keeps.
     """
 
     ids: torch.Tensor
     tasks: list[int]
     classes: list[int]
     counts: list[int]
-    constants: dict[int, dict]
+    constants: dict[tuple[int, int], dict]
 
 
 class Texts:

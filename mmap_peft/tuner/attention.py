@@ -7,7 +7,7 @@ prompt rows through a layer, its attention gets their keys and values.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -46,6 +46,24 @@ class PromptStates(NamedTuple):
             valid = torch.cat(parts, dim=1)
         key, value = torch.cat([self.key, other.key], dim=1), torch.cat([self.value, other.value], dim=1)
         return PromptStates(key, value, valid, self.behind_all)
+
+
+class PackedStates(NamedTuple):
+    """What the prompts add to the attention of several batches of sequences. These stand behind one another as one
+    row of tokens, so that all but attention runs on all of them at once.
+
+    Attributes:
+        sizes: (sequences, tokens) of each batch.
+        joining: is given the keys and values of each batch, (sequences, tokens, width), and says what joins each.
+    """
+
+    sizes: Sequence[tuple[int, int]]
+    joining: Callable[[list[torch.Tensor], list[torch.Tensor]], Sequence[PromptStates | None]]
+
+    def parts(self, packed: torch.Tensor) -> list[torch.Tensor]:
+        """Each batch of (1, tokens, ...): (sequences, tokens, ...)."""
+        parts = packed[0].split([sequences * tokens for sequences, tokens in self.sizes])
+        return [part.unflatten(0, size) for part, size in zip(parts, self.sizes)]
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -92,6 +110,8 @@ def _with_prompts(name: str) -> Callable:
         base, prompt_states = _base_function(name, module), module.config.prompt_states
         if prompt_states is None:
             return base(module, query, key, value, attention_mask, **kwargs)
+        if isinstance(prompt_states, PackedStates):
+            return _packed(attention, module, (query, key, value), prompt_states, **kwargs)
         causal = bool(kwargs.pop("is_causal", False))
         mask = _joined_mask(attention_mask, query, key.shape[2], prompt_states, causal)
         if name == "eager" and mask is not None and mask.dtype == torch.bool:
@@ -105,6 +125,19 @@ def _with_prompts(name: str) -> Callable:
         return base(module, query, key, value, mask, is_causal=False, **kwargs)
 
     return attention
+
+
+def _packed(
+    attention: Callable, module: nn.Module, states: Sequence[torch.Tensor], packed: PackedStates, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention of each batch for itself; `states`: query, key and value of all, (1, heads, tokens, size)."""
+    query, key, value = (packed.parts(part.transpose(1, 2)) for part in states)
+    joining = packed.joining([part.flatten(2) for part in key], [part.flatten(2) for part in value])
+    outputs = []
+    for *one, prompts in zip(query, key, value, joining):
+        with module.config.joined_by(prompts):
+            outputs.append(attention(module, *(part.transpose(1, 2) for part in one), None, **kwargs)[0].flatten(0, 1))
+    return torch.cat(outputs)[None], None
 
 
 for _name in SUPPORTED:
@@ -124,16 +157,16 @@ class PromptAttentionConfig:
 
     def __init__(self, base: Any) -> None:
         self.base = base
-        self.prompt_states: PromptStates | None = None
+        self.prompt_states: PromptStates | PackedStates | None = None
 
     @contextmanager
-    def joined_by(self, states: PromptStates) -> Iterator[None]:
+    def joined_by(self, states: PromptStates | PackedStates | None) -> Iterator[None]:
         """Inside the `with` block these keys and values join the attention's own."""
-        self.prompt_states = states
+        before, self.prompt_states = self.prompt_states, states
         try:
             yield
         finally:
-            self.prompt_states = None
+            self.prompt_states = before
 
     @property
     def _attn_implementation(self) -> str:

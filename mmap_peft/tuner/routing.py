@@ -15,6 +15,11 @@ from torch import nn
 Route = tuple[str, ...]
 
 
+def take_rows(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`tensor[rows]`. Its backward pass is slow on a CPU; that of `index_select`, not deterministic on a GPU."""
+    return tensor.index_select(0, rows) if tensor.device.type == "cpu" else tensor[rows]
+
+
 class RoutedPrompts(NamedTuple):
     """One layer's prompts for a batch.
 
@@ -30,7 +35,7 @@ class RoutedPrompts(NamedTuple):
 
     def of_rows(self, tensor: torch.Tensor, batch: int) -> torch.Tensor:
         """Spread a tensor (routes, ...) over the rows of a batch: (batch, ...)."""
-        return tensor.expand(batch, *tensor.shape[1:]) if self.rows is None else tensor[self.rows]
+        return tensor.expand(batch, *tensor.shape[1:]) if self.rows is None else take_rows(tensor, self.rows)
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ class PromptContainer(nn.Module, BaseTunerLayer):
                 f"Routes were given for {len(rows)} rows of the {tower} batch, which has {batch}; write one number a "
                 "row."
             )
-        index, rows = routing.index.to(device), None if rows is None else rows.to(device)
+        index, rows = routing.index.to(device), None if rows is None or routes == 1 else rows.to(device)
         some = next(prompts.to(hidden_states) for prompts in made if prompts is not None)
         if any(prompts is not None and prompts.dim() == 3 for prompts in made):
             return self._of_classes(made, index, rows, routing.rows.get("classes"), some, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .attention import SUPPORTED, PromptStates
+from .attention import SUPPORTED, PackedStates, PromptStates
 from .inputs import text_ends
 from .layer import key_and_value
-from .routing import Routing
+from .routing import Routing, take_rows
 
 
 def can_share(clip: nn.Module) -> bool:
@@ -39,91 +39,129 @@ def shared_text_features(
     """What `clip.get_text_features(ids).pooler_output` is, for less.
 
     A causal tower gives the words that all texts of a route begin with the same states in each of them: they run once
-    a route, and are keys and values for the rest, beside the prompts. Texts of one length run together, without
-    padding. In the last layer only the end of a text is computed, since nothing else is used. Layers before the first
-    prompted one can be left out after the first time.
+    a route, and are keys and values for the rest, beside the prompts. All tokens stand in one row, without padding,
+    but for attention. In the last layer only the end of a text is computed, since nothing else is used. Layers before
+    the first prompted one can be left out after the first time.
 
     Args:
         clip (`nn.Module`): a model that `can_share`, inside `use_routes`.
         ids (`torch.Tensor`): (texts, tokens), padded behind the end.
-        constants (`dict`, *optional*): of these ids and routes of rows, kept by the caller from call to call: what
-            does not depend on the prompts.
+        constants (`dict`, *optional*): kept by the caller from call to call as long as ids, and which rows are of one
+            route, are the same: what does not depend on the prompts.
 
     Returns:
         (texts, dim).
     """
     tower, container, layers = clip.text_model, clip.mmap, list(clip.text_model.encoder.layers)
+    constants = {} if constants is None else constants
     routing: Routing = container.current
-    routes, batch = len(routing.index), len(ids)
-    rows = routing.rows.get("text")
-    rows = ids.new_zeros(batch) if rows is None else rows.to(ids.device)
-    ends = text_ends(ids, tower.config.eos_token_id)
-    first = torch.stack([(rows == route).int().argmax() for route in range(routes)])
-    equal = (ids == ids[first][rows]).all(dim=0).int().cumprod(dim=0)
-    shared = int(min(equal.sum(), ends.min()))  # at least the start
-    places = torch.arange(ids.shape[1], device=ids.device)[None]
+    routes, pack = len(routing.index), constants.get(ids.device)
+    if pack is None:
+        rows = routing.rows.get("text")
+        rows = ids.new_zeros(len(ids)) if rows is None else rows.to(ids.device)
+        pack = constants[ids.device] = _TextPack(ids, rows, routes, text_ends(ids, tower.config.eos_token_id))
     routing = replace(routing, rows={"text": torch.arange(routes, device=ids.device)})
-    groups = _equally_long(ends)
 
-    def run(
-        numbers: range, prefix: torch.Tensor, rests: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def run(numbers: range, hidden: torch.Tensor) -> torch.Tensor:
         for index in numbers:
             layer = layers[index]
-            attention, forward = layer.self_attn, type(layer).forward
-            routed = container.routed(routing, "text", index, prefix)
-            prompts = prefix[:, :0] if routed is None else routed.of_rows(routed.prompts, routes)
-            key, value = key_and_value(layer, torch.cat([prompts, prefix], dim=1))
-            count = prompts.shape[1]
-            valid = torch.ones(key.shape[:2], dtype=torch.bool, device=ids.device)
-            if routed is not None and routed.valid is not None:
-                valid[:, :count] = routed.of_rows(routed.valid, routes)
-            passed = []
-            for group, rest in zip(groups, rests):
-                own = rows[group]
-                before = PromptStates(key[own], value[own], valid[own], behind_all=True)
-                if layer is layers[-1]:
-                    last = (ends[group] - shared)[:, None]
-                    before = before.joined(
-                        PromptStates(*key_and_value(layer, rest), places[:, : rest.shape[1]] < last)
-                    )
-                    rest = rest.take_along_dim(last[..., None], dim=1)
-                with attention.config.joined_by(before):
-                    passed.append(forward(layer, rest, None, is_causal=True))
-            rests = passed
-            if layer is not layers[-1]:
-                beside = PromptStates(key[:, :count], value[:, :count], valid[:, :count])
-                with attention.config.joined_by(beside):
-                    prefix = forward(layer, prefix, None, is_causal=True)
-        return prefix, rests
-
-    def begin(until: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        prefix = tower.embeddings(input_ids=ids[first, :shared], position_ids=places[:, :shared])
-        rests = []
-        for group in groups:
-            length = int(ends[group].max()) + 1
-            inside = ids[group, shared:length]
-            rests.append(tower.embeddings(input_ids=inside, position_ids=places[:, shared:length]))
-        return run(range(until), prefix, rests)
+            routed = container.routed(routing, "text", index, hidden.expand(routes, -1, -1))
+            prompts = None if routed is None else PromptStates(*key_and_value(layer, routed.prompts), routed.valid)
+            states = pack.joined_by(prompts)
+            if layer is layers[-1]:
+                hidden, states = pack.ends_alone(layer, hidden, states)
+            with layer.self_attn.config.joined_by(states):
+                hidden = type(layer).forward(layer, hidden, None, is_causal=True)
+        return hidden
 
     start = container.first_prompted("text", routing, len(layers))
-    if constants is None or not _constant(tower):
-        states = begin(start)
+    if not _constant(tower):
+        hidden = run(range(start), pack.embedded(tower))
     else:
         version = tuple((parameter.data_ptr(), parameter._version) for parameter in tower.parameters())
         now = start, version, torch.is_autocast_enabled(ids.device.type)
         if constants.get("of") != now:
             with torch.no_grad():
-                constants.update(of=now, states=begin(start))
-        states = constants["states"]
-    _, rests = run(range(start, len(layers)), *states)
-    pooled = torch.cat(rests)[torch.cat(groups).argsort(), 0]
+                constants.update(of=now, hidden=run(range(start), pack.embedded(tower)))
+        hidden = constants["hidden"]
+    pooled = pack.unpacked_ends(run(range(start, len(layers)), hidden))
     return clip.text_projection(tower.final_layer_norm(pooled))
 
 
+class _TextPack:
+    """Texts as one row of tokens: for each route the words that all its texts begin with, then the rest of each text.
+    Those of one length stand together.
+
+    Args:
+        ids (`torch.Tensor`): (texts, tokens), padded behind the end.
+        rows (`torch.Tensor`): (texts,), which route a text has.
+        routes (`int`): how many there are.
+        ends (`torch.Tensor`): (texts,), place of each text's end.
+    """
+
+    def __init__(self, ids: torch.Tensor, rows: torch.Tensor, routes: int, ends: torch.Tensor) -> None:
+        first = torch.stack([(rows == route).int().argmax() for route in range(routes)])
+        equal = (ids == ids[first][rows]).all(dim=0).int().cumprod(dim=0)
+        shared = int(min(equal.sum(), ends.min()))  # at least the start
+        self.order = _equally_long(ends)
+        self.rows = None if routes == 1 else [rows[part] for part in self.order]
+        self.ends = [ends[part] - shared for part in self.order]
+        lengths = [shared + int(last.max()) + 1 for last in self.ends]
+        self.words = [(ids[first, :shared], 0)]
+        self.words += [(ids[part, shared:length], shared) for part, length in zip(self.order, lengths)]
+
+    def embedded(self, tower: nn.Module) -> torch.Tensor:
+        """What enters the first layer: (1, tokens, width)."""
+        parts = []
+        for ids, start in self.words:
+            places = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+            parts.append(tower.embeddings(input_ids=ids, position_ids=places).flatten(0, 1))
+        return torch.cat(parts)[None]
+
+    def joined_by(self, prompts: PromptStates | None) -> PackedStates:
+        """Shared words see the prompts of their route, and a text's rest both; `prompts`: (routes, ...)."""
+
+        def joining(keys: list[torch.Tensor], values: list[torch.Tensor]) -> list[PromptStates | None]:
+            before = PromptStates(keys[0], values[0], None)
+            before = before if prompts is None else prompts.joined(before)
+            return [prompts, *(self._of_texts(before, number) for number in range(len(self.order)))]
+
+        return PackedStates([tuple(ids.shape) for ids, _ in self.words], joining)
+
+    def ends_alone(
+        self, layer: nn.Module, hidden: torch.Tensor, states: PackedStates
+    ) -> tuple[torch.Tensor, PackedStates]:
+        """Of what enters the last layer the ends, (1, texts, width), and the others as keys and values."""
+        keys, values = (states.parts(part) for part in key_and_value(layer, hidden))
+        ends, before = [], []
+        for rest, *own, joining, end in zip(
+            *(parts[1:] for parts in (states.parts(hidden), keys, values, states.joining(keys, values))), self.ends
+        ):
+            others = torch.arange(rest.shape[1], device=end.device) < end[:, None]
+            before.append(joining.joined(PromptStates(*own, others)))
+            ends.append(rest.take_along_dim(end[:, None, None], dim=1))
+        sizes = [(len(end), 1) for end in ends]
+        return torch.cat(ends).transpose(0, 1), PackedStates(sizes, lambda *_: before)
+
+    def unpacked_ends(self, ends: torch.Tensor) -> torch.Tensor:
+        """The ends in the order of the texts: (texts, width)."""
+        return take_rows(ends[0], torch.cat(self.order).argsort())
+
+    def _of_texts(self, states: PromptStates, number: int) -> PromptStates:
+        """States of routes, (routes, ...), for the texts of one length: (texts, ...), which they stand before."""
+
+        def of_texts(part: torch.Tensor) -> torch.Tensor:
+            if self.rows is None:
+                return part.expand(len(self.order[number]), *part.shape[1:])
+            return take_rows(part, self.rows[number])
+
+        valid = None if states.valid is None else of_texts(states.valid)
+        return PromptStates(of_texts(states.key), of_texts(states.value), valid, behind_all=True)
+
+
 def _equally_long(ends: torch.Tensor) -> list[torch.Tensor]:
-    """Rows of texts that run together: those of one length, so that none is padded. On a GPU all of them, since there
-    more and smaller batches cost more than padding does."""
+    """Numbers of the texts of each length. On a GPU of all texts, which are padded then, since there more and smaller
+    batches cost more than padding does."""
     if ends.device.type != "cpu":
         return [torch.arange(len(ends), device=ends.device)]
     return [(ends == end).nonzero()[:, 0] for end in ends.unique()]

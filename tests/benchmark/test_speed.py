@@ -75,8 +75,17 @@ def test_the_compiled_step_is_that_of_the_compiled_classifier(setting, monkeypat
     assert compiled == [setting.classifier]
 
 
-def test_a_snapshot_is_the_gradient_of_the_group_by_task(setting):
+def test_the_image_part_is_the_step_without_the_text_tower(setting):
+    steps, loss = setting.steps(), setting.step()
+    found = lengths(setting.classifier.clip.text_model.encoder.layers[0].layer_norm2)
+    torch.testing.assert_close(steps["images"](), loss, atol=1e-5, rtol=1e-5)
+    assert not found
     setting.step()
+    assert found
+
+
+def test_a_snapshot_is_the_gradient_of_the_group_by_task(setting):
+    setting.shared()
     group = torch.cat([p.grad.flatten() for p in setting.classifier.adapter_parameters("group_0").values()])
     torch.testing.assert_close(setting.snapshot().sum(dim=0).float() / 7, group, atol=1e-5, rtol=1e-4)
 
@@ -174,7 +183,10 @@ def test_the_command_from_end_to_end(tmp_path, monkeypatch, capsys):
         "classes": [9],
         "prompts": [4],
     }
-    assert set(grown["tasks"]["seconds"]) == {"step 1", "step 2", "snapshot 1", "snapshot 2", "floor"}
+    assert set(grown["tasks"]["seconds"]) == {
+        *(f"{kind} {count}" for kind in ("step", "shared", "snapshot") for count in (1, 2)),
+        "floor",
+    }
     assert f"| 9 | {1000 * grown['classes']['median']['step 9']:.0f} |" in printed
     assert printed.strip().endswith((tmp_path / "growth.md").read_text().strip())
     for picture in ("speed.png", "growth.png"):

@@ -108,22 +108,39 @@ def test_a_task_without_images_has_no_gradient(clip, processor):
     assert norms[1] == 0 and norms[0] > 0 and norms[2] > 0
 
 
-def test_one_pass_holds_all_tasks(clip, processor):
-    classifier, rows = make(clip, processor, CONFIGS["mmap"], 16), {"text": [], "vision": []}
+def count_tokens(clip):
+    """Tokens of each pass through a tower's first layer."""
+    tokens = {"text": [], "vision": []}
     for name, tower in (("text", clip.text_model), ("vision", clip.vision_model)):
         tower.encoder.layers[0].mlp.register_forward_hook(
-            lambda module, args, output, name=name: rows[name].append(len(output))
+            lambda module, args, output, name=name: tokens[name].append(output.shape[0] * output.shape[1])
         )
-    batch = images(classifier, [2] * 16)
+    return tokens
+
+
+def test_one_pass_holds_all_tasks(clip, processor):
+    classifier, tokens = make(clip, processor, CONFIGS["mmap"], 12), count_tokens(clip)
+    batch = images(classifier, [2] * 12)
     classifier(**batch)
-    step = {name: list(found) for name, found in rows.items()}
-    for found in rows.values():
+    step = {name: list(found) for name, found in tokens.items()}
+    for found in tokens.values():
         found.clear()
     task_gradients(classifier, "global", [batch, batch, batch])
-    # Every task has a route of its own, so that texts which tasks share run for each of them.
-    classes = sum(len(task.class_names) for task in classifier.tasks.values())
-    assert sum(rows["text"]) == classes + 16  # and what all texts of a route begin with
-    assert rows["vision"] == step["vision"] * 3
+    assert tokens == {"text": step["text"], "vision": step["vision"] * 3}
+
+
+@pytest.mark.parametrize(("method", "chunk"), [("mmap", None), ("mmap", 2), ("ivlp", None)])
+def test_tasks_of_the_same_texts_share_their_pass(clip, processor, method, chunk):
+    names = [WORDS[:3], WORDS[3:], WORDS[:3], WORDS[2:], WORDS[:3], WORDS[3:]]
+    tasks = [Task(f"task {number}", found, train=[], eval=[]) for number, found in enumerate(names)]
+    classifier = MultiTaskClassifier(clip, processor, tasks, CONFIGS[method], text_chunk=chunk)
+    batch = images(classifier, [3, 2, 4, 2, 3, 2])
+    expected, tokens = a_backward_pass_a_task(classifier, batch), count_tokens(clip)
+    assert_same_directions(task_gradients(classifier, "global", [batch]), expected)
+    if method == "mmap" and chunk is None:
+        classifier(**batch)
+        snapshot, step = tokens["text"]
+        assert snapshot == step
 
 
 @pytest.mark.parametrize("fails", [False, True])

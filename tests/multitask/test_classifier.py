@@ -102,7 +102,7 @@ def test_free_texts_and_several_templates(clip, processor):
         return F.normalize(classifier.model.get_text_features(ids).pooler_output, dim=-1)[0]
 
     assert task.texts[2] == ("a very small ship on a wall",)
-    found = classifier._encode_texts(["print"])[0]
+    found = classifier.encode_texts(["print"])[0]
     for row, texts in enumerate(task.texts):
         expected = F.normalize(torch.stack([feature(text) for text in texts]).mean(0), dim=-1)
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
@@ -143,8 +143,8 @@ def test_equal_texts_of_one_route_run_once_and_other_routes_apart(clip, processo
 
 def test_text_features_are_kept_at_evaluation_and_dropped_when_prompts_change(grouped, batch):
     calls = []
-    encode = grouped._encode_texts
-    grouped._encode_texts = lambda names: calls.append(names) or encode(names)
+    encode = grouped.encode_texts
+    grouped.encode_texts = lambda names: calls.append(names) or encode(names)
     grouped.eval()
     with torch.no_grad():
         first = grouped(**batch).logits
