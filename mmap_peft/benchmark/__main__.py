@@ -4,9 +4,11 @@
     python -m mmap_peft.benchmark run benchmark/studies/pictograms.yaml --workers 2
     python -m mmap_peft.benchmark report benchmark/studies/pictograms.yaml
     python -m mmap_peft.benchmark speed --out speed --growth
+    python -m mmap_peft.benchmark loading --out loading
 
 `tune` chooses from the experiments' grids, on training images alone; `run` runs what has no result yet; `report` makes
-tables and plots of the results that are there. `speed` measures time and memory of a step and a prediction.
+tables and plots of the results that are there. `speed` measures time and memory of a step and a prediction, `loading`
+how fast images are read.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from pathlib import Path
 
 import torch
 
+from ..multitask.processes import cores
 from .growth import measure_growth
+from .loading import measure_loading
 from .report import write_report
 from .runner import Results, Runner
 from .speed import measure_speed
@@ -40,11 +44,15 @@ def main() -> int:
         command.add_argument("--workers", type=int, default=1, help="runs at the same time [1]")
         command.add_argument("--results", type=Path, help="folder of results [../results, as seen from the study]")
     _add_speed(commands.add_parser("speed", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
+    _add_loading(commands.add_parser("loading", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no run goes on alone
     try:
         if options.command == "speed":
             return _speed(options)
+        if options.command == "loading":
+            print(measure_loading(options.out, options.workers, options.images, options.side, options.epochs))
+            return 0
         study = Study.read(options.study)
         results = Results((options.results or options.study.resolve().parents[1] / "results") / study.name)
         runner = Runner(results, options.workers)
@@ -61,7 +69,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = "" if options.command == "speed" else ", and the same command goes on"
+        goes_on = "" if options.command in ("speed", "loading") else ", and the same command goes on"
         print(f"Interrupted; all results so far are kept{goes_on}.", file=sys.stderr)
         return 130
 
@@ -82,6 +90,15 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     add("--growth-classes", type=int, nargs="+", default=[10, 30, 100, 300, 1000], help="numbers of classes")
     add("--growth-prompts", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="prompts of group and task each")
     add("--shape", choices=list(SHAPES), default="ViT-B/16", help=argparse.SUPPRESS)  # a tiny one, for tests
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("loading"), help="folder of what is written")
+    add("--workers", type=int, nargs="+", default=[0, cores()], help="numbers of processes that read")
+    add("--images", type=int, default=1000, help="JPEG files that are made")
+    add("--side", type=int, default=400, help="their height and width")
+    add("--epochs", type=int, default=3, help="passes over all of them")
 
 
 def _speed(options: argparse.Namespace) -> int:

@@ -73,9 +73,14 @@ def measure_growth(
         bar.write(f"{what}: {medians}")
     bar.close()
     plot_growth(found["growth"], f"{shape}, batch {batch}, {found['machine']['device']}", out / "growth.png")
-    text = "\n".join(["# Growth", "", *origin_lines(found), "", *_tables(found["growth"])])
+    text = growth_text(found)
     (out / "growth.md").write_text(text)
     return text
+
+
+def growth_text(found: dict[str, Any]) -> str:
+    """What `measure_growth` found, as Markdown."""
+    return "\n".join(["# Growth", "", *origin_lines(found), "", *_tables(found["growth"])])
 
 
 def _tables(panels: dict[str, dict[str, Any]]) -> list[str]:

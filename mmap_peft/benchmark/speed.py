@@ -31,6 +31,7 @@ RATIOS = {  # what is divided by what
     "compiled": "step",
     "classifier": "features",
 }
+MEMORY = ", memory"  # marks a ratio of memory
 
 
 def origin_of(shape: str, repeats: int, **settings: Any) -> dict[str, Any]:
@@ -99,9 +100,14 @@ def measure_speed(
     bar.close()
     if found["training"]:
         plot_speed(found["training"], f"{shape}, {classes} classes, {found['machine']['device']}", out / "speed.png")
-    text = "\n".join(["# Speed", "", *origin_lines(found), "", *_tables(found), ""])
+    text = speed_text(found)
     (out / "speed.md").write_text(text)
     return text
+
+
+def speed_text(found: dict[str, Any]) -> str:
+    """What `measure_speed` found, as Markdown."""
+    return "\n".join(["# Speed", "", *origin_lines(found), "", *_tables(found), ""])
 
 
 def ratios(one: dict[str, Any]) -> dict[str, float]:
@@ -111,7 +117,7 @@ def ratios(one: dict[str, Any]) -> dict[str, float]:
         if name in one["seconds"]:
             found[f"{name} / {over}"] = ratio(one["seconds"], name, over)
             if peaks[name] is not None and peaks[over]:
-                found[f"{name} / {over}, memory"] = peaks[name] / peaks[over]
+                found[f"{name} / {over}{MEMORY}"] = peaks[name] / peaks[over]
     return found
 
 
@@ -131,13 +137,18 @@ def _tables(found: dict[str, Any]) -> list[str]:
     for part, title in (("training", "Training step"), ("serving", "Prediction")):
         if not found[part]:
             continue
-        names, keys = list(found[part][0]["seconds"]), list(found[part][0]["ratios"])
+        names = list(found[part][0]["seconds"])
         lines += [f"## {title}", "", *(f"* {name}: {SERVING.get(name) or STEPS[name]}" for name in names), ""]
-        parts = [(keys, [[f"{value:.2f}" for value in one["ratios"].values()] for one in found[part]])]
+        parts = []
+        for memory in (False, True):
+            keys = [key for key in found[part][0]["ratios"] if key.endswith(MEMORY) == memory]
+            parts.append((keys, [[f"{one['ratios'][key]:.2f}" for key in keys] for one in found[part]]))
         for unit, factor, kind in (("ms", 1e3, "median"), ("MB", 1e-6, "peak_bytes")):
             cells = [[number(value, factor) for value in one[kind].values()] for one in found[part]]
             parts.append(([f"{name}, {unit}" for name in names], cells))
         for heads, cells in parts:
+            if not heads:
+                continue
             rows = [[one["batch"], one["tasks"], *row] for one, row in zip(found[part], cells)]
             lines += [*table(["batch", "tasks", *heads], rows), ""]
     return lines

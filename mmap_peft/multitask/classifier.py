@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,12 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..methods.linear_probe import LinearProbeConfig, start_probe
 from ..prompts.base import PromptConfig
 from ..tuner.routing import Route, use_routes
-from ..tuner.texts import can_share, shared_text_features
 from . import exporting, saving
 from .exporting import TaskClassifier
 from .grouping import TaskGrouping
@@ -32,7 +29,8 @@ from .images import IGNORED
 from .processes import is_sharded
 from .record import TrainingRecord
 from .task import Task
-from .texts import TextBatch, Texts
+from .text_features import TextMemory, encode
+from .texts import Texts
 
 
 GLOBAL = "global"  # the one adapter of all tasks before they are grouped
@@ -111,8 +109,7 @@ class MultiTaskClassifier(nn.Module):
         self.tasks: dict[str, Task] = {}
         self.routes: dict[str, Route] = {}
         self.texts = Texts(processor.tokenizer, model.config.text_config, config)
-        self._text_cache: dict[tuple, torch.Tensor] = {}
-        self._cached_state: tuple | None = None
+        self._text_memory = TextMemory()
         self._given_texts: dict[str, torch.Tensor] = {}
         if self.texts.placeholders and config.init_ids is None:
             self.adapter_config.init_ids = self.texts.first_words(config.num_prompts)
@@ -219,7 +216,8 @@ class MultiTaskClassifier(nn.Module):
         routes = [self.routes[name] for name in names]
         distinct = list(dict.fromkeys(routes))
         number = torch.tensor([distinct.index(route) for route in routes], device=rows.device)
-        with self._routed(distinct, vision=number[rows]):
+        routed = use_routes(self.clip, distinct, vision=number[rows], pooled=True) if self.prompted else nullcontext()
+        with routed:
             image = F.normalize(self.clip.get_image_features(pixel_values).pooler_output, dim=-1)
         widths = [len(task.class_names) for task in self.tasks.values()]
         column = torch.arange(max(widths), device=rows.device)
@@ -234,11 +232,6 @@ class MultiTaskClassifier(nn.Module):
         if labels is not None:
             loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
         return MultiTaskOutput(loss=loss, logits=logits)
-
-    def _routed(self, routes: Sequence[Route], **rows: Any):
-        if not self.prompted:
-            return nullcontext()
-        return use_routes(self.model, routes, pooled=True, **rows)
 
     def _class_weights(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | float]:
         """What classifies unit image features: weight (classes of all these tasks, dim) and bias (classes) or 0."""
@@ -256,61 +249,30 @@ class MultiTaskClassifier(nn.Module):
         random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0
         # A sharded tower runs on all processes at once or on none, whatever tasks are present on each.
         if learning or random or is_sharded(self):
-            self._text_cache.clear()
+            self._text_memory.clear()
             return self.encode_texts(names)
-        # Changed in place or replaced, a parameter shows it here.
-        state = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
-        if state != self._cached_state:
-            self._text_cache.clear()
-            self._cached_state = state
         autocast = torch.is_autocast_enabled(self.device.type)
         keys = {name: (name, self.routes[name], autocast) for name in names}
-        missing = [name for name in names if keys[name] not in self._text_cache]
-        if missing:
-            with torch.no_grad():
-                found = zip(missing, self.encode_texts(missing))
-            self._text_cache.update({keys[name]: features for name, features in found})
-        return [self._text_cache[keys[name]] for name in names]
+        return self._text_memory(keys, parameters, self.encode_texts)
 
     def _text_parameters(self) -> list[nn.Parameter]:
         """What the texts' features depend on: everything but prompts of a method that has none in the text tower."""
         everything = not self.prompted or "text" in self.adapter_config.towers
         return [parameter for name, parameter in self.named_parameters() if everything or ".mmap." not in name]
 
-    def alike_texts(self, names: Sequence[str]) -> list[Hashable]:
-        """For each of these tasks a key that is the same for tasks of one route and the same texts, whose features are
-        therefore the same."""
+    def alike_texts(self, names: Sequence[str]) -> list[tuple[Route, int]]:
+        """For each of these tasks its route and a number of its texts; where both are the same, features are, too."""
         return [(self.routes[name], id(self.texts.of(self.tasks[name], self.routes[name]))) for name in names]
 
     def encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
         """Unit text features of each of these tasks' classes, (classes, dim), never from memory."""
         alike = self.alike_texts(names)
         distinct = dict(zip(alike, names))
-        features = dict(zip(distinct, self._encode_distinct(list(distinct.values()))))
-        return [features[key] for key in alike]
-
-    def _encode_distinct(self, names: Sequence[str]) -> Sequence[torch.Tensor]:
-        routes = [self.routes[name] for name in names]  # one a task, whose texts begin alike
-        batch = self.texts.batch([self.tasks[name] for name in names], routes)
-        size, learning = self.text_chunk or len(batch.ids), torch.is_grad_enabled()
-        chunks = []
-        for start in range(0, len(batch.ids), size):
-            run = functools.partial(self._encode_rows, routes, batch, slice(start, start + size))
-            chunks.append(checkpoint(run, use_reentrant=False) if learning and size < len(batch.ids) else run())
-        features = torch.cat(chunks)
-        features = F.normalize(features, dim=-1)
-        if max(batch.counts) > 1:
-            means = [part.mean(dim=0) for part in features.split(batch.counts)]
-            features = F.normalize(torch.stack(means), dim=-1)
-        return features.split([len(self.tasks[name].class_names) for name in names])
-
-    def _encode_rows(self, routes: Sequence[Route], batch: TextBatch, rows: slice) -> torch.Tensor:
-        """Features of some rows of a batch of these tasks' texts."""
-        ids = batch.ids[rows].to(self.device)
-        with self._routed(routes, text=batch.tasks[rows], classes=batch.classes[rows]):
-            if can_share(self.clip) and not is_sharded(self) and not torch.compiler.is_compiling():
-                return shared_text_features(self.clip, ids, batch.constants.setdefault((rows.start, rows.stop), {}))
-            return self.clip.get_text_features(ids).pooler_output
+        tasks, routes = [self.tasks[name] for name in distinct.values()], [route for route, _ in distinct]
+        batch, prompted = self.texts.batch(tasks, routes), routes if self.prompted else None
+        features = encode(self.clip, batch, prompted, self.text_chunk, share=not is_sharded(self))
+        parts = dict(zip(distinct, features.split([len(task.class_names) for task in tasks])))
+        return [parts[key] for key in alike]
 
     def check_task(self, task: str) -> None:
         """Raise a `ValueError` if there is no task of this name."""

@@ -11,6 +11,7 @@ import torch
 
 from mmap_peft.benchmark import speed, timing
 from mmap_peft.benchmark.__main__ import main
+from mmap_peft.benchmark.loading import measure_loading
 from mmap_peft.benchmark.steps import STEPS, Setting, class_names, plain_path, random_clip
 from mmap_peft.benchmark.timing import measure_runs, peak_growth, ratio
 from mmap_peft.tuner.texts import can_share
@@ -171,8 +172,9 @@ def test_the_command_from_end_to_end(tmp_path, monkeypatch, capsys):
     one = found["training"][0]
     assert list(one["seconds"]) == [name for name in STEPS if name != "compiled"]
     assert one["ratios"]["practice / step"] == ratio(one["seconds"], "practice", "step")
-    cells = " | ".join(f"{value:.2f}" for value in one["ratios"].values())
-    assert f"| 4 | 2 | {cells} |" in printed
+    for memory in (False, True):
+        cells = [f"{value:.2f}" for key, value in one["ratios"].items() if key.endswith("memory") == memory]
+        assert not cells or f"| 4 | 2 | {' | '.join(cells)} |" in printed
     assert f"{found['serving'][0]['ratios']['classifier / features']:.2f}" in printed
     assert found["machine"]["threads"] == torch.get_num_threads()
     assert found["settings"] == {"shape": "tiny", "precision": "float32", "repeats": 1, "classes": 5}
@@ -224,3 +226,18 @@ def test_an_interruption_keeps_what_is_complete(tmp_path, monkeypatch, capfd):
 def test_mistakes_are_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, tmp_path, *arguments) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_loading_tells_images_a_second_of_each_epoch(tmp_path, monkeypatch, capsys):
+    sizes = ["--workers", "0", "1", "--images", "6", "--side", "64", "--epochs", "2"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", "loading", "--out", str(tmp_path), *sizes])
+    assert main() == 0
+    found = json.loads((tmp_path / "loading.json").read_text())
+    ways = [(one["workers"], one["cached"]) for one in found["loading"]]
+    assert ways == [(0, False), (0, True), (1, False), (1, True)]
+    speeds = [f"{6 / seconds:.0f}" for seconds in found["loading"][3]["seconds"]]
+    printed = capsys.readouterr().out
+    assert f"| 1 | yes | {' | '.join(speeds)} |" in printed
+    assert printed == (tmp_path / "loading.md").read_text() + "\n"
+    with pytest.raises(ValueError, match="0 images of 400 pixels in 3 epochs of batches of 32 measure nothing"):
+        measure_loading(tmp_path, [0], images=0)

@@ -163,7 +163,7 @@ def test_nothing_is_left_behind(clip, processor, name, fails):
             "tensors": list(classifier.state_dict()),
             "adapters": (list(classifier.model.peft_config), container.active_adapters, dict(container.places)),
             "routes": dict(classifier.routes),
-            "texts": set(classifier._text_cache),
+            "texts": set(classifier._text_memory._features),
             "random": torch.get_rng_state().tolist(),
         }
 
