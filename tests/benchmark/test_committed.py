@@ -1,10 +1,14 @@
 """What is committed of the studies is what their files say, and README tells the same."""
 
+import json
 import shutil
 from pathlib import Path
 
+from mmap_peft.benchmark.growth import growth_text
+from mmap_peft.benchmark.loading import loading_text
 from mmap_peft.benchmark.report import write_report
 from mmap_peft.benchmark.runner import Results
+from mmap_peft.benchmark.speed import speed_text
 from mmap_peft.benchmark.study import Study
 from mmap_peft.benchmark.tune import apply_choices, choose
 
@@ -34,3 +38,13 @@ def test_the_choices(tmp_path):
         assert set(choose(study, results)) == {one.name for one in study.experiments if one.grid}
         for file in ("choices.json", "choices.md"):
             assert (tmp_path / name / file).read_text() == (BENCHMARK / "results" / name / file).read_text()
+
+
+def test_speed():
+    folder = BENCHMARK / "results" / "speed"
+    for name, text in (("speed", speed_text), ("growth", growth_text), ("loading", loading_text)):
+        assert text(json.loads((folder / f"{name}.json").read_text())) == (folder / f"{name}.md").read_text()
+    training, prediction = (folder / "speed.md").read_text().split("## Prediction")
+    for part in (training, prediction):
+        ratios = part[part.index("| batch |") :].partition("\n\n")[0]
+        assert ratios in (ROOT / "README.md").read_text()
