@@ -50,7 +50,7 @@ class PromptedForward:
         if prompt_routing is not None and not (rides and not self.index):  # those are among the tokens already
             routed = self.container.routed(prompt_routing, self.tower, self.index, hidden_states)
         if rides and routed is not None:
-            hidden_states, routed = _replaced(hidden_states, routed), None
+            hidden_states, routed = replaced(hidden_states, routed), None
         checkpointed = self.layer.training and getattr(self.layer, "gradient_checkpointing", False)
         supported = self.layer.self_attn.config.base._attn_implementation in SUPPORTED
         fast = supported and not (self.plain or checkpointed)
@@ -119,7 +119,7 @@ def key_and_value(layer: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.
     return layer.self_attn.k_proj(normed), layer.self_attn.v_proj(normed)
 
 
-def _replaced(hidden_states: torch.Tensor, routed: RoutedPrompts) -> torch.Tensor:
+def replaced(hidden_states: torch.Tensor, routed: RoutedPrompts) -> torch.Tensor:
     """Prompts in the places of those that came out of the layer before; where there are none, those ride on."""
     batch, count = len(hidden_states), routed.prompts.shape[1]
     prompts = routed.of_rows(routed.prompts, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
@@ -12,17 +13,19 @@ from torch import nn
 
 from .attention import SUPPORTED, PackedStates, PromptStates
 from .inputs import text_ends
-from .layer import key_and_value
-from .routing import Routing, take_rows
+from .layer import key_and_value, replaced
+from .routing import PromptContainer, RoutedPrompts, Routing, take_rows, use_routes
 
 
 def can_share(clip: nn.Module) -> bool:
-    """Whether `shared_text_features` holds for a model: its text tower is causal, its prompts stand beside the tokens,
-    its attention can be handed keys and values, no layer is told to be plain, and nothing is checkpointed or switched
-    off."""
+    """Whether `shared_text_features` holds for a model: its text tower is causal, its prompts stand beside the tokens
+    or before all words that differ, its attention can be handed keys and values, no layer is told to be plain, and
+    nothing is checkpointed or switched off."""
     container, tower = getattr(clip, "mmap", None), getattr(clip, "text_model", None)
     routing = None if container is None else container.current
-    if tower is None or routing is None or not routing.index.shape[1] or container.rides(routing):
+    if tower is None or routing is None or not routing.index.shape[1]:
+        return False
+    if container.rides(routing) and not _ride_before_the_names(container, routing):
         return False
     if any(layer.forward.plain for layer in tower.encoder.layers):
         return False
@@ -31,6 +34,13 @@ def can_share(clip: nn.Module) -> bool:
     )
     causal = tower.config.model_type.removesuffix("_text_model") in ("clip", "metaclip_2", "clipseg")
     return causal and not checkpointed and tower.config._attn_implementation in SUPPORTED
+
+
+def _ride_before_the_names(container: PromptContainer, routing: Routing) -> bool:
+    if container.first_prompted("text", routing, 1) or container.position != "end":
+        return False
+    made = [generator.prompts("text", 0) for generator in container.generators(routing)]
+    return all(prompts is not None and prompts.dim() == 2 for prompts in made)  # three: one context a class
 
 
 def shared_text_features(
@@ -61,11 +71,17 @@ def shared_text_features(
         rows = ids.new_zeros(len(ids)) if rows is None else rows.to(ids.device)
         pack = constants[ids.device] = _TextPack(ids, rows, routes, text_ends(ids, tower.config.eos_token_id))
     routing = replace(routing, rows={"text": torch.arange(routes, device=ids.device)})
+    rides = container.rides(routing)
 
     def run(numbers: range, hidden: torch.Tensor) -> torch.Tensor:
         for index in numbers:
             layer = layers[index]
             routed = container.routed(routing, "text", index, hidden.expand(routes, -1, -1))
+            if rides and routed is not None:
+                if not index:
+                    places = tower.embeddings.position_embedding.weight[1 : routed.prompts.shape[1] + 1]
+                    routed = routed._replace(prompts=routed.prompts + places)
+                hidden, routed = pack.with_words(hidden, routed), None
             prompts = None if routed is None else PromptStates(*key_and_value(layer, routed.prompts), routed.valid)
             states = pack.joined_by(prompts)
             if layer is layers[-1]:
@@ -74,15 +90,24 @@ def shared_text_features(
                 hidden = type(layer).forward(layer, hidden, None, is_causal=True)
         return hidden
 
+    def begin(until: int) -> torch.Tensor:
+        with use_routes(clip, ()):  # or prompts that ride on would come in with each part of the texts
+            hidden = pack.embedded(tower)
+        return run(range(until), hidden)
+
+    if rides:
+        entering = container.routed(routing, "text", 0, tower.embeddings.token_embedding.weight.expand(routes, -1, -1))
+        if entering.valid is not None or entering.prompts.shape[1] >= pack.shared:
+            return clip.get_text_features(ids).pooler_output
     start = container.first_prompted("text", routing, len(layers))
     if not _constant(tower):
-        hidden = run(range(start), pack.embedded(tower))
+        hidden = begin(start)
     else:
         version = tuple((parameter.data_ptr(), parameter._version) for parameter in tower.parameters())
         now = start, version, torch.is_autocast_enabled(ids.device.type)
         if constants.get("of") != now:
             with torch.no_grad():
-                constants.update(of=now, hidden=run(range(start), pack.embedded(tower)))
+                constants.update(of=now, hidden=begin(start))
         hidden = constants["hidden"]
     pooled = pack.unpacked_ends(run(range(start, len(layers)), hidden))
     return clip.text_projection(tower.final_layer_norm(pooled))
@@ -102,13 +127,14 @@ class _TextPack:
     def __init__(self, ids: torch.Tensor, rows: torch.Tensor, routes: int, ends: torch.Tensor) -> None:
         first = torch.stack([(rows == route).int().argmax() for route in range(routes)])
         equal = (ids == ids[first][rows]).all(dim=0).int().cumprod(dim=0)
-        shared = int(min(equal.sum(), ends.min()))  # at least the start
+        self.shared = shared = int(min(equal.sum(), ends.min()))  # at least the start
         self.order = _equally_long(ends)
         self.rows = None if routes == 1 else [rows[part] for part in self.order]
         self.ends = [ends[part] - shared for part in self.order]
         lengths = [shared + int(last.max()) + 1 for last in self.ends]
         self.words = [(ids[first, :shared], 0)]
         self.words += [(ids[part, shared:length], shared) for part, length in zip(self.order, lengths)]
+        self.sizes = [tuple(ids.shape) for ids, _ in self.words]
 
     def embedded(self, tower: nn.Module) -> torch.Tensor:
         """What enters the first layer: (1, tokens, width)."""
@@ -118,6 +144,12 @@ class _TextPack:
             parts.append(tower.embeddings(input_ids=ids, position_ids=places).flatten(0, 1))
         return torch.cat(parts)[None]
 
+    def with_words(self, hidden: torch.Tensor, routed: RoutedPrompts) -> torch.Tensor:
+        """Prompts in the places of shared words after the first."""
+        count = math.prod(self.sizes[0])
+        words = replaced(hidden[0, :count].unflatten(0, self.sizes[0]), routed)
+        return torch.cat([words.flatten(0, 1), hidden[0, count:]])[None]
+
     def joined_by(self, prompts: PromptStates | None) -> PackedStates:
         """Shared words see the prompts of their route, and a text's rest both; `prompts`: (routes, ...)."""
 
@@ -126,7 +158,7 @@ class _TextPack:
             before = before if prompts is None else prompts.joined(before)
             return [prompts, *(self._of_texts(before, number) for number in range(len(self.order)))]
 
-        return PackedStates([tuple(ids.shape) for ids, _ in self.words], joining)
+        return PackedStates(self.sizes, joining)
 
     def ends_alone(
         self, layer: nn.Module, hidden: torch.Tensor, states: PackedStates

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from mmap_peft import MmAPConfig, VPTConfig, use_routes
+from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, VPTConfig, use_routes
 from mmap_peft.tuner.texts import can_share, shared_text_features
 
 from .test_families import build
@@ -74,6 +74,37 @@ def test_an_old_config_whose_end_has_the_highest_id():
     compare(model, IDS, ROUTES, ROWS)
 
 
+def ride(one, other, attention="sdpa"):
+    model = get_peft_model(build("clip", attention), one, adapter_name="x")
+    model.add_adapter("y", other)
+    model.base_model.set_requires_grad(["x", "y"], True)
+    return model.eval()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("method", [CoOpConfig, IVLPConfig, MaPLeConfig])
+def test_prompts_that_ride_on(method, attention):
+    fields = {"num_prompts": 2, "init_std": 0.5}
+    model = ride(method(**fields), method(**fields), attention)
+    tokens = []
+    model.get_base_model().text_model.encoder.layers[1].mlp.register_forward_hook(
+        lambda module, args, output: tokens.append(output.shape[0] * output.shape[1])
+    )
+    compare(model, IDS[:4], [("x",), ("y",)], [0, 0, 1, 1])
+    assert tokens == [2 * 3 + 2 + 4 + 2 + 1, 4 * 7]  # two beginnings of three, and the rests; the model's own forward
+    compare(model, IDS[:2], ("y",), None)
+
+
+def test_prompts_that_ride_on_to_different_depths():
+    fields = {"num_prompts": 2, "init_std": 0.5}
+    compare(ride(IVLPConfig(depth=1, **fields), IVLPConfig(**fields)), IDS[:4], [("x",), ("y",)], [0, 0, 1, 1])
+
+
+def test_prompts_that_reach_beyond_the_words_in_common():
+    fields = {"num_prompts": 2, "init_std": 0.5}
+    compare(ride(CoOpConfig(**fields), CoOpConfig(**fields)), IDS, [("x",), ("y",)], [0, 0, 1, 1, 1])
+
+
 def test_half_precision_stays_near():
     model = make()
     clip = model.get_base_model()
@@ -87,7 +118,9 @@ def test_half_precision_stays_near():
 def test_where_it_does_not_hold():
     assert not can_share(build("clip"))  # no prompts
     assert not can_share(get_peft_model(build("siglip"), MmAPConfig(**CONFIG)).get_base_model())  # not causal
-    assert not can_share(get_peft_model(build("clip"), VPTConfig()).get_base_model())  # prompts that ride on
+    assert not can_share(get_peft_model(build("clip"), VPTConfig()).get_base_model())  # none for texts
+    for field in ({"position": "front"}, {"num_classes": 3}):
+        assert not can_share(get_peft_model(build("clip"), CoOpConfig(**field)).get_base_model())
     model = make().train()
     assert can_share(model.get_base_model())
     with model.disable_adapter():
