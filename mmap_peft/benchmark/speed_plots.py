@@ -14,6 +14,8 @@ from .timing import ratio
 COLORS = {
     "step": "tab:blue",
     "compiled": "tab:cyan",
+    "shared": "tab:purple",
+    "snapshot": "tab:brown",
     "plain": "tab:green",
     "truncated": "tab:orange",
     "practice": "tab:red",
@@ -30,7 +32,7 @@ def plot_speed(settings: Sequence[dict[str, Any]], title: str, path: str | os.Pa
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    names = [name for name in COLORS if name in settings[0]["median"]]
+    names = [name for name in COLORS if name in settings[0]["median"] and name not in ("shared", "snapshot")]
     width = 0.8 / len(names)
     for number, name in enumerate(names):
         heights = [ratio(one["seconds"], name, "floor") for one in settings]
@@ -47,7 +49,8 @@ def plot_speed(settings: Sequence[dict[str, Any]], title: str, path: str | os.Pa
 
 
 def plot_growth(panels: dict[str, dict[str, Any]], title: str, path: str | os.PathLike) -> None:
-    """Times of `step`, and of `shared` and `snapshot` where there are some, over what grows; the floor is dashed.
+    """Times of `step`, and of `shared` and `snapshot` where there are some, as multiples of the floor's (see `ratio`),
+    a dashed line, over what grows.
 
     Args:
         panels: what `measure_growth` found, by what grows.
@@ -56,18 +59,20 @@ def plot_growth(panels: dict[str, dict[str, Any]], title: str, path: str | os.Pa
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
     for axes, (what, panel) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
-        for name, color in (("step", "tab:blue"), ("shared", "tab:cyan"), ("snapshot", "tab:orange")):
-            taken = {value: panel["median"].get(f"{name} {value}") for value in panel["values"]}
-            if None not in taken.values():
-                axes.plot(list(taken), list(taken.values()), "o-", color=color, label=name)
-        axes.axhline(panel["median"]["floor"], color="0.4", linestyle="--", label="floor: image tower alone")
+        values, seconds = panel["values"], panel["seconds"]
+        for name in ("step", "shared", "snapshot"):
+            if f"{name} {values[0]}" in seconds:
+                heights = [ratio(seconds, f"{name} {value}", "floor") for value in values]
+                axes.plot(values, heights, "o-", color=COLORS[name], label=name)
+        axes.axhline(1, color="0.4", linestyle="--", label="floor: image tower alone")
         axes.set_xscale("log")
-        axes.set_xticks(panel["values"], [str(value) for value in panel["values"]])
+        axes.set_xticks(values, [str(value) for value in values])
         axes.minorticks_off()
-        axes.set(xlabel=what, ylim=(0, None))
+        axes.set(xlabel=what)
         axes.grid(color="0.92")
         axes.label_outer()
-        axes.legend(fontsize=8)
-    figure.axes[0].set_ylabel("seconds")
+        axes.legend(fontsize=8, loc="lower left")
+    figure.axes[0].set(ylabel="time / floor")
+    figure.axes[0].set_ylim(bottom=0)  # last, since it would stop the scale from growing with what comes later
     figure.suptitle(title)
     figure.savefig(path, dpi=120)

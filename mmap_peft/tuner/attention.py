@@ -58,7 +58,7 @@ class PackedStates(NamedTuple):
     """
 
     sizes: Sequence[tuple[int, int]]
-    joining: Callable[[list[torch.Tensor], list[torch.Tensor]], Sequence[PromptStates | None]]
+    joining: Callable[[list[torch.Tensor], list[torch.Tensor]], Sequence[PromptStates]]
 
     def parts(self, packed: torch.Tensor) -> list[torch.Tensor]:
         """Each batch of (1, tokens, ...): (sequences, tokens, ...)."""
@@ -160,7 +160,7 @@ class PromptAttentionConfig:
         self.prompt_states: PromptStates | PackedStates | None = None
 
     @contextmanager
-    def joined_by(self, states: PromptStates | PackedStates | None) -> Iterator[None]:
+    def joined_by(self, states: PromptStates | PackedStates) -> Iterator[None]:
         """Inside the `with` block these keys and values join the attention's own."""
         before, self.prompt_states = self.prompt_states, states
         try:

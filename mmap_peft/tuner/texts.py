@@ -153,10 +153,11 @@ class _TextPack:
     def joined_by(self, prompts: PromptStates | None) -> PackedStates:
         """Shared words see the prompts of their route, and a text's rest both; `prompts`: (routes, ...)."""
 
-        def joining(keys: list[torch.Tensor], values: list[torch.Tensor]) -> list[PromptStates | None]:
-            before = PromptStates(keys[0], values[0], None)
-            before = before if prompts is None else prompts.joined(before)
-            return [prompts, *(self._of_texts(before, number) for number in range(len(self.order)))]
+        def joining(keys: list[torch.Tensor], values: list[torch.Tensor]) -> list[PromptStates]:
+            nothing = PromptStates(keys[0][:, :0], values[0][:, :0], None)
+            beside = nothing if prompts is None else prompts
+            before = beside.joined(PromptStates(keys[0], values[0], None))
+            return [beside, *(self._of_texts(before, number) for number in range(len(self.order)))]
 
         return PackedStates(self.sizes, joining)
 

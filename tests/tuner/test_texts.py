@@ -58,8 +58,9 @@ def test_one_route():
     compare(make(), IDS[:2], ("x", "y"), None)
 
 
-def test_prompts_in_the_first_layer_only():
-    compare(make(depth=1), IDS, ROUTES, ROWS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_prompts_in_the_first_layer_only(attention):
+    compare(make(attention=attention, depth=1), IDS, ROUTES, ROWS)
 
 
 @pytest.mark.parametrize("rows", [[0], [0, 3], [2, 3]])
