@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..data.pictograms import small_clip
 from ..multitask.files import write_json
 from ..multitask.saving import load_processor
-from .speed import number, origin_lines, origin_of, table
+from .speed import number, origin_lines, origin_of, precision, table
 from .speed_plots import plot_growth
 from .steps import Setting, random_clip
 from .timing import measure_runs
@@ -56,7 +56,8 @@ def measure_growth(
         "classes": {value: (1, value, None) for value in classes},
         "prompts": {value: (1, 65, value) for value in prompts},
     }
-    found: dict[str, Any] = {**origin_of(shape, repeats, batch=batch), "growth": {}}
+    origin = origin_of(shape=shape, precision=precision(), repeats=repeats, batch=batch)
+    found: dict[str, Any] = {**origin, "growth": {}}
     out.mkdir(parents=True, exist_ok=True)
     count = 3 + 3 * len(tasks) + len(classes) + len(prompts)
     bar = tqdm(total=(repeats + 2) * count, disable=None, unit="run")

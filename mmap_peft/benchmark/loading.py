@@ -18,11 +18,9 @@ from tqdm import tqdm
 from ..data.pictograms import small_clip
 from ..multitask.files import write_json
 from ..multitask.images import TaskImages, collate
-from ..multitask.record import versions
 from ..multitask.saving import load_processor
 from ..multitask.task import Task
-from .measure import commit, machine
-from .speed import origin_lines, table
+from .speed import origin_lines, origin_of, table
 
 
 CACHE_BYTES = 4e9
@@ -53,7 +51,7 @@ def measure_loading(
         )
     processor = type(load_processor(small_clip()).image_processor)()  # of the size that larger CLIPs have
     settings = {"images": images, "side": side, "batch": batch, "cache GB": CACHE_BYTES / 1e9}
-    found = {"machine": machine(), "code": {"versions": versions(), **commit()}, "settings": settings, "loading": []}
+    found = {**origin_of(**settings), "loading": []}
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         task = _task(Path(folder), images, side)

@@ -34,14 +34,14 @@ RATIOS = {  # what is divided by what
 MEMORY = ", memory"  # marks a ratio of memory
 
 
-def origin_of(shape: str, repeats: int, **settings: Any) -> dict[str, Any]:
+def precision() -> str:
+    """What a step computes in on this machine."""
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def origin_of(**settings: Any) -> dict[str, Any]:
     """Where and with what something is measured."""
-    precision = "bfloat16" if torch.cuda.is_available() else "float32"
-    return {
-        "machine": machine(),
-        "code": {"versions": versions(), **commit()},
-        "settings": {"shape": shape, "precision": precision, "repeats": repeats, **settings},
-    }
+    return {"machine": machine(), "code": {"versions": versions(), **commit()}, "settings": settings}
 
 
 def origin_lines(found: dict[str, Any]) -> list[str]:
@@ -82,7 +82,8 @@ def measure_speed(
         )
     processor = load_processor(small_clip())
     clip = random_clip(shape, processor.tokenizer)
-    found = {**origin_of(shape, repeats, classes=classes), "training": [], "serving": []}
+    origin = origin_of(shape=shape, precision=precision(), repeats=repeats, classes=classes)
+    found = {**origin, "training": [], "serving": []}
     plan = [("training", *sizes) for sizes in itertools.product(batches, tasks)]
     plan += [("serving", *sizes) for sizes in itertools.product(batches, serving_tasks)]
     out.mkdir(parents=True, exist_ok=True)

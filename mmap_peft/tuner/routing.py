@@ -20,6 +20,12 @@ def take_rows(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return tensor.index_select(0, rows) if tensor.device.type == "cpu" else tensor[rows]
 
 
+def spread(tensor: torch.Tensor, rows: torch.Tensor | None, batch: int) -> torch.Tensor:
+    """A tensor of routes, (routes, ...), for the rows of a batch: (batch, ...). `rows`: the route of each; `None` if
+    there is one."""
+    return tensor.expand(batch, *tensor.shape[1:]) if rows is None else take_rows(tensor, rows)
+
+
 class RoutedPrompts(NamedTuple):
     """One layer's prompts for a batch.
 
@@ -35,7 +41,7 @@ class RoutedPrompts(NamedTuple):
 
     def of_rows(self, tensor: torch.Tensor, batch: int) -> torch.Tensor:
         """Spread a tensor (routes, ...) over the rows of a batch: (batch, ...)."""
-        return tensor.expand(batch, *tensor.shape[1:]) if self.rows is None else take_rows(tensor, self.rows)
+        return spread(tensor, self.rows, batch)
 
 
 @dataclass(frozen=True)

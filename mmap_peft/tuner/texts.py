@@ -14,7 +14,7 @@ from torch import nn
 from .attention import SUPPORTED, PackedStates, PromptStates
 from .inputs import text_ends
 from .layer import key_and_value, replaced
-from .routing import PromptContainer, RoutedPrompts, Routing, take_rows, use_routes
+from .routing import PromptContainer, RoutedPrompts, Routing, spread, take_rows, use_routes
 
 
 def can_share(clip: nn.Module) -> bool:
@@ -129,7 +129,7 @@ class _TextPack:
         equal = (ids == ids[first][rows]).all(dim=0).int().cumprod(dim=0)
         self.shared = shared = int(min(equal.sum(), ends.min()))  # at least the start
         self.order = _equally_long(ends)
-        self.rows = None if routes == 1 else [rows[part] for part in self.order]
+        self.rows = [None if routes == 1 else rows[part] for part in self.order]
         self.ends = [ends[part] - shared for part in self.order]
         lengths = [shared + int(last.max()) + 1 for last in self.ends]
         self.words = [(ids[first, :shared], 0)]
@@ -182,14 +182,9 @@ class _TextPack:
 
     def _of_texts(self, states: PromptStates, number: int) -> PromptStates:
         """States of routes, (routes, ...), for the texts of one length: (texts, ...), which they stand before."""
-
-        def of_texts(part: torch.Tensor) -> torch.Tensor:
-            if self.rows is None:
-                return part.expand(len(self.order[number]), *part.shape[1:])
-            return take_rows(part, self.rows[number])
-
-        valid = None if states.valid is None else of_texts(states.valid)
-        return PromptStates(of_texts(states.key), of_texts(states.value), valid, behind_all=True)
+        rows, count = self.rows[number], len(self.order[number])
+        key, value, valid = (None if part is None else spread(part, rows, count) for part in states[:3])
+        return PromptStates(key, value, valid, behind_all=True)
 
 
 def _equally_long(ends: torch.Tensor) -> list[torch.Tensor]:
