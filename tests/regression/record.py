@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
-from PIL import Image
+from peft import PeftConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
@@ -53,6 +52,8 @@ from mmap_peft import (
     lora_config,
 )
 
+from .outputs import classifier_outputs, load_base, peft_outputs
+
 
 HERE = Path(__file__).parent
 IMAGES, SIZE = 8, 48
@@ -75,43 +76,6 @@ THREE_CLASSES = [Task("Art", ["sun", "chess queen", "cat"]), Task("clipart", ["h
 ADDED = Task("Sketch", ["anchor", "gear", "chess knight"], template="a sketch of a {}.")
 PLAIN_TEXTS = ["a photo of a sun.", "a chess queen.", "a small white cat on a chess king."]
 PLACEHOLDER_TEXTS = ["X X X X sun.", "X X X X chess queen.", "X X X X crossed swords."]
-
-
-def load_base(folder: Path) -> CLIPModel:
-    """The base of a recorded version, in float32; its file is in half precision, to be small."""
-    return CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-@torch.no_grad()
-def classifier_outputs(
-    classifier: MultiTaskClassifier, inputs: dict[str, torch.Tensor], task_ids: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """What a classifier computes: `logits` and `zero_shot_logits` (images, classes), `text_features` (classes of all
-    tasks, dim) and the `probabilities` (images, classes) of `predict`."""
-    classifier.eval()
-    names = list(classifier.tasks)
-    with classifier.zero_shot():
-        zero_shot_logits = classifier(inputs["pixel_values"].float(), task_ids).logits
-    pictures = [Image.fromarray(image.numpy()) for image in inputs["images"]]
-    return {
-        "logits": classifier(inputs["pixel_values"].float(), task_ids).logits,
-        "zero_shot_logits": zero_shot_logits,
-        "text_features": torch.cat(classifier.encode_texts(names)),
-        "probabilities": classifier.predict(pictures, task=[names[task] for task in task_ids]).probabilities,
-    }
-
-
-@torch.no_grad()
-def peft_outputs(
-    model: PeftModel, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """What a plain PEFT model computes: `logits_per_image` (images, texts) with and without the mask of the texts."""
-    model.eval()
-    texts = {"input_ids": input_ids, "pixel_values": pixel_values.float()}
-    return {
-        "logits_per_image": model(**texts, attention_mask=attention_mask).logits_per_image.contiguous(),
-        "logits_per_image_without_mask": model(**texts).logits_per_image.contiguous(),
-    }
 
 
 def group_all(classifier: MultiTaskClassifier) -> None:

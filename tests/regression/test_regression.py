@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 import mmap_peft
 from mmap_peft import MultiTaskClassifier, load_processor
 
-from .record import HERE, classifier_outputs, load_base, main, peft_outputs
+from .outputs import classifier_outputs, load_base, peft_outputs
+from .record import HERE, main
 
 
 CLASSIFIERS = sorted(HERE.glob("*/*/classifier"))
