@@ -19,7 +19,7 @@ from .prompts.mmap import MmAPConfig
 from .prompts.vpt import VPTConfig
 from .registration import MethodPeftType, PromptPeftType, register
 from .tuner.model import PromptTuner
-from .tuner.routing import use_routes
+from .tuner.routes import use_routes
 
 
 __version__ = "0.1.0"

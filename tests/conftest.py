@@ -77,7 +77,7 @@ def processor():
 @pytest.fixture(scope="session")
 def inputs(processor) -> dict[str, torch.Tensor]:
     """Three images and three texts of unequal length, padded, without a mask."""
-    texts = ["a photo of a sun.", "snowflake", "this is a small chess knight on a wall"]
+    texts = ["a photo of a bright sun.", "a very small snowflake on a wall", "this is a small chess knight on a wall"]
     ids = processor.tokenizer(texts, return_tensors="pt", padding=True)["input_ids"]
     return {"input_ids": ids, "pixel_values": torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(1))}
 

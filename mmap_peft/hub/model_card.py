@@ -43,7 +43,7 @@ def model_card(classifier: MultiTaskClassifier, repo_id: str | None = None, subf
     """
     config, base = classifier.adapter_config, _base_name(classifier)
     method, known = type(config).__name__.removesuffix("Config"), METHODS.get(config.peft_type)
-    method = f"{method} prompts" if classifier.prompted else known.name if known else method
+    method = f"{method} prompts" if classifier.uses_prompts else known.name if known else method
     title = f"{method} of {len(classifier.tasks)} tasks for {base}"
     parts = [
         f"---\n{_metadata(classifier, repo_id.split('/')[-1] if repo_id else title).to_yaml()}\n---",
@@ -74,7 +74,7 @@ def _metadata(classifier: MultiTaskClassifier, name: str) -> ModelCardData:
         base_model=hub_id(classifier.clip.name_or_path),
         library_name="peft",
         pipeline_tag="zero-shot-image-classification",
-        tags=["mmap_peft", "clip", "multi-task", *(["prompt-tuning"] if classifier.prompted else [])],
+        tags=["mmap_peft", "clip", "multi-task", *(["prompt-tuning"] if classifier.uses_prompts else [])],
         datasets=ids or None,
         model_name=name,
         eval_results=_results(classifier) or None,
@@ -122,7 +122,7 @@ def _size(classifier: MultiTaskClassifier) -> str:
 
 def _task_table(classifier: MultiTaskClassifier) -> str:
     record = classifier.record
-    trained = "with prompts" if classifier.prompted else "trained"
+    trained = "with prompts" if classifier.uses_prompts else "trained"
     columns = [(head, found) for head, found in (("zero-shot", record.zero_shot), (trained, record.prompted))]
     columns = [(head, found) for head, found in columns if set(found) & set(classifier.tasks)]
     rows = [
@@ -186,7 +186,7 @@ def _settings(classifier: MultiTaskClassifier) -> list[str]:
     values = {name: getattr(config, name) for name in sorted(own)}
     unset = (None, False, ENCODER_LAYERS, [], {}, "", "none")
     rows = [(name, value) for name, value in values.items() if value not in unset and not is_dataclass(value)]
-    head = "## Prompts" if classifier.prompted else "## Settings"
+    head = "## Prompts" if classifier.uses_prompts else "## Settings"
     return [head, _table(("setting", "value"), rows)] if rows else []
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 
-from ..tuner.copies import prompt_copies
-from ..tuner.routing import Route
 from .classifier import MultiTaskClassifier
 from .images import IGNORED
 from .processes import is_sharded
@@ -34,40 +33,92 @@ def task_gradients(
     Returns:
         (tasks, elements of the adapter's parameters), float64; zero for a task without images.
     """
-    parameters = list(classifier.adapter_parameters(adapter).values())
-    names, clip = list(classifier.tasks), classifier.clip
-    # No dropout, so that no random number is drawn.
-    with torch.enable_grad(), classifier.evaluating(), prompt_copies(clip, adapter, len(names)) as copies:
+    copies = _PromptCopies(classifier, adapter)
+    names, routes = list(classifier.tasks), classifier.routes
 
-        def routes(used: Sequence[str]) -> dict[str, Route]:
-            return {
-                name: tuple(copy if part == adapter else part for part in classifier.routes[name])
+    def override(used: Sequence[str]) -> AbstractContextManager[None]:
+        return classifier.override_routes(
+            {
+                name: tuple(copy if part == adapter else part for part in routes[name])
                 for name, copy in zip(names, used)
             }
+        )
 
+    # No dropout, so that no random number is drawn.
+    with torch.enable_grad(), classifier.evaluating():
         # A sharded tower runs within a whole forward pass only: there it does so for each batch.
-        alike = [] if is_sharded(classifier) else classifier.alike_texts(names)
-        owners = [alike.index(key) for key in alike]  # whose copy tasks of the same texts use for them
-        with classifier.rerouted(routes([copies.names[owner] for owner in owners])):
-            features = classifier.encode_texts(names) if owners else []
-        with classifier.rerouted(routes(copies.names)) as texts:
-            texts.update({name: part.detach().requires_grad_() for name, part in zip(names, features)})
-            leaves = [*texts.values(), *copies.leaves]
-            sums = [torch.zeros_like(leaf, dtype=torch.float32) for leaf in leaves]
+        keys = [] if is_sharded(classifier) else classifier.text_keys(names)
+        owners = [keys.index(key) for key in keys]  # whose copy tasks of the same texts use for them
+        features: list[torch.Tensor] = []
+        if owners:
+            with override([copies.names[owner] for owner in owners]):
+                features = classifier.encode_texts(names, copies.given)
+        texts = {name: part.detach().requires_grad_() for name, part in zip(names, features)}
+        leaves = [*texts.values(), *copies.leaves]
+        sums = [torch.zeros_like(leaf, dtype=torch.float32) for leaf in leaves]
+        with override(copies.names):
             for batch in batches:
                 batch = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
-                loss = classifier(**batch).loss * (batch["labels"] != IGNORED).sum()
+                loss = classifier(**batch, text_features=texts, given=copies.given).loss
+                loss = loss * (batch["labels"] != IGNORED).sum()
                 _add(sums, torch.autograd.grad(loss, leaves, materialize_grads=True))
         by_texts, by_prompts = sums[: len(features)], sums[len(features) :]
         if features and features[0].requires_grad:
-            turns = [owners[:number].count(owner) for number, owner in enumerate(owners)]
-            for turn in range(max(turns) + 1):  # in each, one task of each kind of texts
-                tasks = [number for number, other in enumerate(turns) if other == turn]
-                ends, back = zip(*((features[task], by_texts[task].to(features[task].dtype)) for task in tasks))
-                found = torch.autograd.grad(ends, copies.leaves, back, turn < max(turns), materialize_grads=True)
-                for total, part in zip(by_prompts, found):
-                    total[tasks] += part[[owners[task] for task in tasks]]
-        return copies.pull_back(by_prompts, parameters).double()
+            _back_through_texts(features, by_texts, owners, copies.leaves, by_prompts)
+        return copies.pull_back(by_prompts).double()
+
+
+class _PromptCopies:
+    """A copy of an adapter's prompts for each task, which are leaves: one backward pass gives the gradient of each."""
+
+    def __init__(self, classifier: MultiTaskClassifier, adapter: str) -> None:
+        container, count = classifier.adapter_set.container, len(classifier.tasks)
+        self.parameters = list(classifier.adapter_parameters(adapter).values())
+        with torch.enable_grad():
+            prompts = container.adapter_prompts(adapter, list(container.mmap_generators[adapter].depths))
+        self.prompts = list(prompts.towers.values())
+        self.leaves = [torch.stack([part.detach()] * count).requires_grad_() for part in self.prompts]
+        self.names = [f"{adapter}/{number}" for number in range(count)]  # no adapter may be called so
+        self.given = {
+            name: prompts._replace(towers=dict(zip(prompts.towers, parts)))
+            for name, *parts in zip(self.names, *self.leaves)
+        }
+
+    def pull_back(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """From gradients by `leaves` to those by the adapter's parameters, (tasks, elements), through its generator
+        alone. Works once."""
+        gradients = [part.to(prompts.dtype) for part, prompts in zip(gradients, self.prompts)]
+        # All tasks in one backward pass, which the parts' first dimension makes many of.
+        parts = torch.autograd.grad(self.prompts, self.parameters, gradients, is_grads_batched=True, allow_unused=True)
+        count = len(self.names)
+        parts = [
+            parameter.new_zeros(count, parameter.numel()) if part is None else part.reshape(count, -1)
+            for part, parameter in zip(parts, self.parameters)
+        ]
+        return torch.cat(parts, dim=1)
+
+
+def _back_through_texts(
+    features: Sequence[torch.Tensor],
+    by_texts: Sequence[torch.Tensor],
+    owners: Sequence[int],
+    leaves: Sequence[torch.Tensor],
+    by_prompts: Sequence[torch.Tensor],
+) -> None:
+    """Add the gradients that come by way of text features to those by the prompts of each task.
+
+    Args:
+        features: of each task; `owners` says whose prompts they were made with.
+        by_texts: gradients by them.
+        leaves, by_prompts: (tasks, ...), the prompts and where their gradients are added.
+    """
+    turns = [owners[:number].count(owner) for number, owner in enumerate(owners)]
+    for turn in range(max(turns) + 1):  # in each, one task of each kind of texts
+        tasks = [number for number, other in enumerate(turns) if other == turn]
+        ends, back = zip(*((features[task], by_texts[task].to(features[task].dtype)) for task in tasks))
+        parts = torch.autograd.grad(ends, leaves, back, retain_graph=turn < max(turns), materialize_grads=True)
+        for total, part in zip(by_prompts, parts):
+            total[tasks] += part[[owners[task] for task in tasks]]
 
 
 def _add(sums: Sequence[torch.Tensor], parts: Sequence[torch.Tensor]) -> None:

@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import align_module_device
 from huggingface_hub import CommitInfo
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..methods.linear_probe import LinearProbeConfig, start_probe
-from ..prompts.base import PromptConfig
-from ..tuner.routing import Route, use_routes
-from . import exporting, saving
-from .exporting import TaskClassifier
-from .grouping import TaskGrouping
+from ..export import files
+from ..export.merging import merged
+from ..export.task_classifier import TaskClassifier
+from ..tuner.assemble import AdapterPrompts, Prompts, Route
+from ..tuner.context import ContextValue
+from ..tuner.fingerprint import Fingerprint
+from . import saving
+from .adapters import ProbeSet, make_adapters
+from .class_texts import ClassTexts
+from .evaluation_mode import EvaluationMode
 from .images import IGNORED
 from .processes import is_sharded
 from .record import TrainingRecord
 from .task import Task
-from .text_features import TextMemory, encode
-from .texts import Texts
+from .task_adapters import TaskAdapters
+from .text_features import TextFeatureCache, encode_texts
 
 
-GLOBAL = "global"  # the one adapter of all tasks before they are grouped
+# Routes that `override_routes` set, each with the classifier that they are for.
+_overrides: ContextValue[tuple[tuple[nn.Module, Mapping[str, Route]], ...]] = ContextValue("mmap_peft_tasks", ())
 
 
 @dataclass
@@ -62,7 +69,7 @@ class Prediction(NamedTuple):
     probabilities: torch.Tensor
 
 
-class MultiTaskClassifier(nn.Module):
+class MultiTaskClassifier(TaskAdapters):
     """A frozen CLIP, its adapters, and the tasks that use them.
 
     A task has no decoder: its class names' text features classify its image features. Whose adapters it uses is its
@@ -70,8 +77,11 @@ class MultiTaskClassifier(nn.Module):
     its group and its own, in this order: `("group_0", "art")`. Any other method has one adapter for all tasks, since
     two cannot be joined; a linear probe has one for each task.
 
+    Several threads may predict at once, with different tasks and inside or outside of `zero_shot`.
+
     Args:
-        model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Adapters are put into it.
+        model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Adapters are put into it,
+            so that it can be the base of one classifier only.
         processor: its processor, with `tokenizer` and `image_processor`.
         tasks (`Sequence[Task]`): the tasks.
         config (`PeftConfig`, *optional*): the method: prompts (`MmAPConfig()`), one of PEFT's (`lora_config()`), or
@@ -80,11 +90,9 @@ class MultiTaskClassifier(nn.Module):
         text_chunk (`int`, *optional*): so many texts are encoded at a time, and in training once more in the backward
             pass: memory no longer grows with the number of classes, and nothing else changes.
 
-    Attributes:
-        record (`TrainingRecord`): how it was trained and how well it does, filled by a trainer, for the model card.
-
     Raises:
-        ValueError: no task, tasks whose names collide, or a text that is longer than the text tower's positions.
+        ValueError: no task, tasks whose names collide, a text that is longer than the text tower's positions, settings
+            that do not fit the model, or a model that has adapters already. The model is as it was then.
     """
 
     def __init__(
@@ -97,107 +105,57 @@ class MultiTaskClassifier(nn.Module):
         text_chunk: int | None = None,
     ) -> None:
         super().__init__()
+        _check_model(model)
         if text_chunk is not None and text_chunk < 1:
             raise ValueError(f"text_chunk={text_chunk} encodes no text; write 1 or more, or None for all at once.")
-        if model.config.model_type == "siglip2":
-            raise ValueError(
-                "Siglip2Model takes images of any size as patches, which a MultiTaskClassifier does not make; give a "
-                "checkpoint of SigLIP 2 with a fixed resolution, which is a SiglipModel."
-            )
-        self.processor, self.adapter_config, self.grouping = processor, copy.deepcopy(config), None
-        self.record, self.text_chunk = TrainingRecord(), text_chunk
-        self.tasks: dict[str, Task] = {}
-        self.routes: dict[str, Route] = {}
-        self.texts = Texts(processor.tokenizer, model.config.text_config, config)
-        self._text_memory = TextMemory()
-        self._given_texts: dict[str, torch.Tensor] = {}
-        if self.texts.placeholders and config.init_ids is None:
-            self.adapter_config.init_ids = self.texts.first_words(config.num_prompts)
-        self.model = model.requires_grad_(False)
-        self.probes = nn.ModuleList() if isinstance(config, LinearProbeConfig) else None  # in the order of the tasks
-        if config is not None and self.probes is None:
-            with _seeded(seed):
-                self.model = get_peft_model(model, copy.deepcopy(self.adapter_config), adapter_name=GLOBAL)
         if not tasks:
             raise ValueError("A MultiTaskClassifier was given no task; give a list with one Task or more.")
-        for task in tasks:
-            self._enter(task, self._first_route(task))
-
-    def _first_route(self, task: Task) -> Route:
-        """A task's route before there are groups."""
-        if self.adapter_config is None:
-            return ()
-        return (GLOBAL,) if self.probes is None else (task.adapter,)
+        self.processor, self.text_chunk = processor, text_chunk
+        self.tasks, self.routes, self.grouping = {}, {}, None
+        self.trained_adapters, self.record = set(), TrainingRecord()
+        config = copy.deepcopy(config)
+        self.texts = ClassTexts(processor.tokenizer, model.config.text_config, config)
+        if self.texts.placeholders and config.init_ids is None:
+            config.init_ids = self.texts.first_words(config.num_prompts)
+        self._text_cache, self._evaluation_mode = TextFeatureCache(), EvaluationMode()
+        flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        try:
+            with torch.inference_mode(False):  # adapters that are made inside it could never train
+                self.adapter_set = make_adapters(model.requires_grad_(False), config, seed)
+                for task in tasks:
+                    route = self.adapter_set.first_route(task.adapter)
+                    self.check_new_task(task, route)
+                    self._enter(task, route)
+        except BaseException:
+            if "adapter_set" in self._modules:
+                self.unload()
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
+            raise
 
     def _enter(self, task: Task, route: Route) -> None:
-        taken = {other.adapter: name for name, other in self.tasks.items()}
-        if task.adapter in taken:
-            raise ValueError(
-                f"Tasks {taken[task.adapter]!r} and {task.name!r} would both have the adapter {task.adapter!r}; "
-                "rename one."
-            )
-        if task.adapter == GLOBAL or task.adapter.startswith("group_"):
-            raise ValueError(
-                f"Task {task.name!r} would have the adapter {task.adapter!r}, a name that is kept for prompts of "
-                "several tasks; rename it."
-            )
-        contexts = getattr(self.adapter_config, "num_classes", None)
-        if contexts not in (None, len(task.class_names)):
-            raise ValueError(
-                f"Task {task.name!r} has {len(task.class_names)} classes, but num_classes={contexts} contexts were "
-                "asked for; give tasks with as many classes, or leave num_classes out."
-            )
-        self.texts.of(task, route)
-        self.tasks[task.name], self.routes[task.name] = task, route
-        if self.probes is not None:
-            with torch.no_grad(), self.evaluating():
-                self.probes.append(start_probe(self.encode_texts([task.name])[0]))
-
-    @property
-    def clip(self) -> PreTrainedModel:
-        """The CLIP itself."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if isinstance(self.adapter_set, ProbeSet):
+            with torch.inference_mode(False), torch.no_grad(), self.evaluating():
+                features = self._encode({task.name: task}, {task.name: ()})[0]
+            self.adapter_set.add(task.adapter, features)
+        self.tasks = {**self.tasks, task.name: task}
+        self.routes = {**self.routes, task.name: route}
 
     @property
     def device(self) -> torch.device:
-        return self.clip.device
-
-    @property
-    def adapters(self) -> list[str]:
-        """Names of the adapters, those of groups first."""
-        if self.probes is not None:
-            return [task.adapter for task in self.tasks.values()]
-        return list(self.model.peft_config) if isinstance(self.model, PeftModel) else []
-
-    @property
-    def prompted(self) -> bool:
-        """Whether the adapters are prompts, which a task can use several of."""
-        return isinstance(self.adapter_config, PromptConfig)
-
-    def adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
-        """The parameters of one adapter, by name."""
-        if self.probes is not None:
-            return dict(self._probe(adapter).named_parameters())
-        if self.prompted:
-            return dict(self.clip.mmap.mmap_generators[adapter].named_parameters())
-        found = ((f"{name}.", parameter) for name, parameter in self.clip.named_parameters())
-        return {name.replace(f".{adapter}.", ".")[:-1]: tensor for name, tensor in found if f".{adapter}." in name}
-
-    def _probe(self, adapter: str) -> nn.Linear:
-        return self.probes[self.adapters.index(adapter)]
-
-    @property
-    def base_size(self) -> int:
-        """Number of the base's parameters."""
-        # A copy of a base's module that an adapter trains is no part of the base.
-        parts = ("mmap.", ".modules_to_save.", f".{GLOBAL}.")
-        sizes = {f"{name}.": parameter.numel() for name, parameter in self.clip.named_parameters()}
-        return sum(size for name, size in sizes.items() if not any(part in name for part in parts))
+        """Where the model computes."""
+        hook = getattr(self.clip, "_hf_hook", None)  # of accelerate, if weights are offloaded
+        return torch.device(getattr(hook, "execution_device", None) or self.clip.device)
 
     # ---- forward
 
     def forward(
-        self, pixel_values: torch.Tensor, task_ids: torch.Tensor, labels: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        task_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        text_features: Mapping[str, torch.Tensor] | None = None,
+        given: Mapping[str, AdapterPrompts] | None = None,
     ) -> MultiTaskOutput:
         """Classify images of any tasks in one pass.
 
@@ -205,6 +163,9 @@ class MultiTaskClassifier(nn.Module):
             pixel_values (`torch.Tensor`): (batch, 3, H, W).
             task_ids (`torch.Tensor`): (batch,), number of each image's task in `tasks`.
             labels (`torch.Tensor`, *optional*): (batch,), number of each image's class; -100 is left out of the loss.
+            text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes,
+                (classes, dim), by the name of the task. `None`: they are computed.
+            given (`Mapping[str, AdapterPrompts]`, *optional*): prompts that routes name besides the adapters.
         """
         present = torch.unique(task_ids).tolist()
         names = [name for number, name in enumerate(self.tasks) if number in present]
@@ -212,67 +173,123 @@ class MultiTaskClassifier(nn.Module):
         place[present] = torch.arange(len(present), device=task_ids.device)
         rows = place[task_ids]  # number of each image's task among those present
 
-        weight, bias = self._class_weights(names)
-        routes = [self.routes[name] for name in names]
-        distinct = list(dict.fromkeys(routes))
-        number = torch.tensor([distinct.index(route) for route in routes], device=rows.device)
-        routed = use_routes(self.clip, distinct, vision=number[rows], pooled=True) if self.prompted else nullcontext()
-        with routed:
-            image = F.normalize(self.clip.get_image_features(pixel_values).pooler_output, dim=-1)
-        widths = [len(task.class_names) for task in self.tasks.values()]
-        column = torch.arange(max(widths), device=rows.device)
-        counts = torch.tensor([len(self.tasks[name].class_names) for name in names], device=rows.device)
-        starts = counts.cumsum(0) - counts
-        # (batch, classes of all tasks present)
-        every = self.clip.logit_scale.exp() * image.to(weight.dtype) @ weight.T + bias
-        own = column < counts[rows][:, None]
-        chosen = torch.where(own, starts[rows][:, None] + column, 0)
-        logits = every.gather(1, chosen).masked_fill(~own, float("-inf"))
+        tasks, routes = self._tasks_and_routes(names)
+        route_list = list(routes.values())
+        texts = text_features or {}
+        weight, bias = self.adapter_set.class_weights(
+            route_list, lambda: [texts[name] for name in names] if texts else self._text_features(tasks, routes, given)
+        )
+        distinct = list(dict.fromkeys(route_list))
+        number = torch.tensor([distinct.index(route) for route in route_list], device=rows.device)
+        prompts = self.adapter_set.prompts("vision", distinct, given, vision=number[rows])
+        image = F.normalize(self.clip.get_image_features(pixel_values, **_keyword(prompts)).pooler_output, dim=-1)
+        logits = self._logits(image, weight, bias, [tasks[name] for name in names], rows)
         loss = None
         if labels is not None:
             loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
         return MultiTaskOutput(loss=loss, logits=logits)
 
-    def _class_weights(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """What classifies unit image features: weight (classes of all these tasks, dim) and bias (classes) or 0."""
-        if self.probes is None or not all(self.routes[name] for name in names):
-            return torch.cat(self._text_features(names)), 0.0
-        probes = [self._probe(self.tasks[name].adapter) for name in names]
-        return torch.cat([probe.weight for probe in probes]), torch.cat([probe.bias for probe in probes])
+    def _logits(
+        self,
+        image: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | float,
+        tasks: Sequence[Task],
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits of each image for the classes of its own task, which is the `rows`-th of the tasks."""
+        widest = max(len(task.class_names) for task in self.tasks.values())
+        column = torch.arange(widest, device=rows.device)
+        counts = torch.tensor([len(task.class_names) for task in tasks], device=rows.device)
+        starts = counts.cumsum(0) - counts
+        # (batch, classes of all tasks present)
+        every = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias
+        own = column < counts[rows][:, None]
+        chosen = torch.where(own, starts[rows][:, None] + column, 0)
+        return every.gather(1, chosen).masked_fill(~own, float("-inf"))
 
-    def _text_features(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """Unit text features of each task's classes, (classes, dim); from memory if nothing has changed."""
-        if self._given_texts:
-            return [self._given_texts[name] for name in names]
-        parameters = self._text_parameters()
-        learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+    def logit_scale(self) -> torch.Tensor:
+        """CLIP's inverse temperature."""
+        if not self.clip.logit_scale.is_meta:
+            return self.clip.logit_scale.exp()
+        with align_module_device(self.clip, self.device):  # offloaded by accelerate
+            return self.clip.logit_scale.exp()
+
+    def _tasks_and_routes(self, names: Sequence[str]) -> tuple[dict[str, Task], dict[str, Route]]:
+        routes: Mapping[str, Route] = self.routes
+        for classifier, others in _overrides.get():
+            if classifier is self:
+                routes = others
+        return {name: self.tasks[name] for name in names}, {name: routes[name] for name in names}
+
+    # ---- texts
+
+    def class_weights(self, task: str) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """What classifies unit image features of a task: weight (classes, dim) and bias (classes) or 0."""
+        tasks, routes = self._tasks_and_routes([task])
+        return self.adapter_set.class_weights([routes[task]], lambda: self._text_features(tasks, routes))
+
+    def _text_features(
+        self,
+        tasks: dict[str, Task],
+        routes: dict[str, Route],
+        given: Mapping[str, AdapterPrompts] | None = None,
+    ) -> list[torch.Tensor]:
+        """Unit text features of each task's classes, (classes, dim); from the cache if nothing has changed."""
+        learning = torch.is_grad_enabled() and any(
+            parameter.requires_grad for part in self.adapter_set.text_parameters() for parameter in part
+        )
         random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0
         # A sharded tower runs on all processes at once or on none, whatever tasks are present on each.
-        if learning or random or is_sharded(self):
-            self._text_memory.clear()
-            return self.encode_texts(names)
-        autocast = torch.is_autocast_enabled(self.device.type)
-        keys = {name: (name, self.routes[name], autocast) for name in names}
-        return self._text_memory(keys, parameters, self.encode_texts)
+        if given or learning or random or is_sharded(self):
+            self._text_cache.clear()
+            return self._encode(tasks, routes, given)
+        state = torch.is_autocast_enabled(self.device.type), self.adapter_set.enabled
+        keys = {name: (key, state) for name, key in zip(tasks, self._text_keys(tasks, routes))}
+        return self._text_cache(
+            keys,
+            Fingerprint(*self.adapter_set.text_parameters()),
+            lambda names: self._encode({name: tasks[name] for name in names}, routes),
+        )
 
-    def _text_parameters(self) -> list[nn.Parameter]:
-        """What the texts' features depend on: everything but prompts of a method that has none in the text tower."""
-        everything = not self.prompted or "text" in self.adapter_config.towers
-        return [parameter for name, parameter in self.named_parameters() if everything or ".mmap." not in name]
-
-    def alike_texts(self, names: Sequence[str]) -> list[tuple[Route, int]]:
+    def _text_keys(self, tasks: dict[str, Task], routes: dict[str, Route]) -> list[tuple[Route, int]]:
         """For each of these tasks its route and a number of its texts; where both are the same, features are, too."""
-        return [(self.routes[name], id(self.texts.of(self.tasks[name], self.routes[name]))) for name in names]
+        return [(routes[name], id(self.texts.of(task, routes[name]))) for name, task in tasks.items()]
 
-    def encode_texts(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """Unit text features of each of these tasks' classes, (classes, dim), never from memory."""
-        alike = self.alike_texts(names)
-        distinct = dict(zip(alike, names))
-        tasks, routes = [self.tasks[name] for name in distinct.values()], [route for route, _ in distinct]
-        batch, prompted = self.texts.batch(tasks, routes), routes if self.prompted else None
-        features = encode(self.clip, batch, prompted, self.text_chunk, share=not is_sharded(self))
-        parts = dict(zip(distinct, features.split([len(task.class_names) for task in tasks])))
-        return [parts[key] for key in alike]
+    def text_keys(self, names: Sequence[str]) -> list[tuple[Route, int]]:
+        """For each of these tasks a key; tasks with the same key have the same text features."""
+        return self._text_keys(*self._tasks_and_routes(names))
+
+    def encode_texts(
+        self, names: Sequence[str], given: Mapping[str, AdapterPrompts] | None = None
+    ) -> list[torch.Tensor]:
+        """Unit text features of each of these tasks' classes, (classes, dim), never from the cache.
+
+        Args:
+            names (`Sequence[str]`): names of the tasks.
+            given (`Mapping[str, AdapterPrompts]`, *optional*): prompts that routes name besides the adapters.
+        """
+        return self._encode(*self._tasks_and_routes(names), given)
+
+    def _encode(
+        self,
+        tasks: dict[str, Task],
+        routes: dict[str, Route],
+        given: Mapping[str, AdapterPrompts] | None = None,
+    ) -> list[torch.Tensor]:
+        keys = self._text_keys(tasks, routes)
+        distinct = dict(zip(keys, tasks.values()))
+        batch = self.texts.batch(list(distinct.values()), [route for route, _ in distinct])
+
+        def prompts_of(rows: slice) -> Prompts | None:
+            numbers = {"text": torch.tensor(batch.tasks[rows]), "classes": torch.tensor(batch.classes[rows])}
+            return self.adapter_set.prompts("text", [route for route, _ in distinct], given, **numbers)
+
+        features = encode_texts(self.clip, batch, prompts_of, self.device, self.text_chunk, not is_sharded(self))
+        parts = dict(zip(distinct, features.split([len(task.class_names) for task in distinct.values()])))
+        return [parts[key] for key in keys]
+
+    # ---- prediction
 
     def check_task(self, task: str) -> None:
         """Raise a `ValueError` if there is no task of this name."""
@@ -313,46 +330,27 @@ class MultiTaskClassifier(nn.Module):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside the `with` block nothing is in training mode."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
+        with self._evaluation_mode.of(self):
             yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
 
     @contextmanager
-    def rerouted(self, routes: dict[str, Route]) -> Iterator[dict[str, torch.Tensor]]:
-        """Inside the `with` block each task uses another route.
+    def override_routes(self, routes: Mapping[str, Route]) -> Iterator[None]:
+        """Inside the `with` block, in this thread, each task uses another route.
 
         Args:
             routes: the route of every task, by its name.
-
-        Yields:
-            an empty dict: if the unit text features of every task are put into it, they are taken instead of encoding
-            the texts.
         """
-        before = self.routes, self._given_texts
-        self.routes, self._given_texts = routes, {}
-        try:
-            yield self._given_texts
-        finally:
-            self.routes, self._given_texts = before
+        with _overrides.set((*_overrides.get(), (self, dict(routes)))):
+            yield
 
     @contextmanager
     def zero_shot(self) -> Iterator[None]:
-        """Inside the `with` block all tasks use the plain CLIP."""
-        trained = {parameter: parameter.requires_grad for parameter in self.parameters()}
-        routed = self.prompted or not isinstance(self.model, PeftModel)
-        try:
-            with (
-                self.rerouted(dict.fromkeys(self.routes, ())),
-                nullcontext() if routed else self.model.disable_adapter(),
-            ):
-                yield
-        finally:
-            for parameter, flag in trained.items():  # which PEFT sets as it likes
-                parameter.requires_grad_(flag)
+        """Inside the `with` block all tasks use the plain CLIP.
+
+        With prompts, other threads are not concerned. The adapters of other methods are disabled for all threads.
+        """
+        with self.override_routes(dict.fromkeys(self.tasks, ())), self.adapter_set.disabled():
+            yield
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """As CLIP's own: store less for the backward pass and compute more."""
@@ -362,155 +360,7 @@ class MultiTaskClassifier(nn.Module):
         """The same, by its name up to transformers 5.20, the last for Python 3.10."""
         self.clip.gradient_checkpointing_enable(**kwargs)
 
-    # ---- adapters
-
-    def set_grouping(self, grouping: TaskGrouping, seed: int = 0) -> None:
-        """Give every group and every task an adapter of its own, in place of those that were there.
-
-        A group's prompts start as a copy of the global ones, if there are any (a choice of this library), a task's at
-        random. All of them train.
-
-        Args:
-            grouping (`TaskGrouping`): a partition of exactly these tasks.
-            seed (`int`): seed of the initial values.
-
-        Raises:
-            ValueError: the grouping is one of other tasks, or the method is none of prompts.
-        """
-        self.check_grouping()
-        if sorted(grouping.tasks) != sorted(self.tasks):
-            raise ValueError(
-                f"The grouping is one of {sorted(grouping.tasks)}, but the classifier has {sorted(self.tasks)}; make "
-                "one of the same tasks."
-            )
-        shared = self.adapter_parameters(GLOBAL) if GLOBAL in self.adapters else {}
-        shared = {name: parameter.detach().clone() for name, parameter in shared.items()}
-        groups = {f"group_{number}": members for number, members in enumerate(grouping.groups)}
-        names = [*groups, *(task.adapter for task in self.tasks.values())]
-        self.fresh_adapters(names, seed)
-        for group, members in groups.items():
-            for name, parameter in self.adapter_parameters(group).items():
-                if name in shared:
-                    parameter.data.copy_(shared[name])
-            self.routes.update({task: (group, self.tasks[task].adapter) for task in members})
-        self.grouping = grouping
-
-    def check_grouping(self) -> None:
-        """Raise a `ValueError` if the method can have no groups."""
-        if not self.prompted:
-            method = "zero-shot" if self.adapter_config is None else type(self.adapter_config).__name__
-            raise ValueError(
-                f"A task joins its group's prompts to its own, but {method} has no prompts to join; train without "
-                "groups, by MultiTaskTrainer.train() with the default of grouping."
-            )
-
-    def share_one_adapter(self, seed: int = 0) -> None:
-        """Give all tasks one global adapter, as at the beginning, unless it is that already."""
-        if self.adapters != [GLOBAL]:
-            self.check_grouping()
-            self.fresh_adapters([GLOBAL], seed)
-            self.routes, self.grouping = dict.fromkeys(self.tasks, (GLOBAL,)), None
-
-    def separate_adapters(self, seed: int = 0) -> None:
-        """Give each task an adapter of its own, in place of those that were there, and nothing that tasks share."""
-        self.check_grouping()
-        self.fresh_adapters([task.adapter for task in self.tasks.values()], seed)
-        self.routes, self.grouping = {name: (task.adapter,) for name, task in self.tasks.items()}, None
-
-    def add_task(self, task: Task, group: str | None = None, seed: int = 0) -> None:
-        """Teach a trained classifier one more task: from now on only the new task's prompts, or its probe, train.
-
-        The one adapter of any other method goes on training for all tasks, the new one too.
-
-        Args:
-            task (`Task`): the task.
-            group (`str`, *optional*): the group whose prompts it uses besides its own, or a task of that group.
-                `None`: its own alone.
-            seed (`int`): seed of the initial values.
-
-        Raises:
-            ValueError: no such group, or a name that is taken.
-        """
-        if self.adapter_config is None:
-            raise ValueError("A classifier without a config is zero-shot and cannot learn a task; give a config.")
-        if group is not None:
-            self.check_grouping()
-        if group in self.tasks:
-            group = self.routes[group][0]
-        if group is not None and group not in self.adapters:
-            raise ValueError(
-                f"{group!r} is no group or task; write one of {', '.join([*self.adapters, *self.tasks])}."
-            )
-        if not self.prompted:
-            self._enter(task, self._first_route(task))
-            self.train_adapters(self.routes[task.name])
-            return
-        self._enter(task, (task.adapter,) if group is None else (group, task.adapter))
-        with _seeded(seed):
-            self.model.add_adapter(task.adapter, copy.deepcopy(self.adapter_config))
-        if self.grouping is not None:
-            groups = [list(members) for members in self.grouping.groups]
-            if group is None or group == GLOBAL:
-                groups.append([task.name])
-            else:
-                groups[int(group.removeprefix("group_"))].append(task.name)
-            self.grouping = TaskGrouping([*self.grouping.tasks, task.name], groups, mode="given")
-        self.train_adapters([task.adapter])
-
-    def users(self) -> dict[nn.Parameter, list[int]]:
-        """For each parameter that trains, the numbers of the tasks that use it."""
-        numbers = {name: number for number, name in enumerate(self.tasks)}
-        return {
-            parameter: [numbers[name] for name, route in self.routes.items() if adapter in route]
-            for adapter in self.adapters
-            for parameter in self.adapter_parameters(adapter).values()
-            if parameter.requires_grad
-        }
-
-    @property
-    def training_tasks(self) -> list[str]:
-        """Names of the tasks that use an adapter which trains."""
-        training = {
-            adapter
-            for adapter in self.adapters
-            if any(parameter.requires_grad for parameter in self.adapter_parameters(adapter).values())
-        }
-        return [name for name, route in self.routes.items() if training & set(route)]
-
-    def train_adapters(self, adapters: Sequence[str]) -> None:
-        """Let exactly these adapters train."""
-        if self.probes is not None:
-            for adapter in self.adapters:
-                self._probe(adapter).requires_grad_(adapter in adapters)
-            return
-        self.model.base_model.set_requires_grad(self.adapters, requires_grad=False)
-        self.model.base_model.set_requires_grad(list(adapters), requires_grad=True)
-
-    def fresh_adapters(self, names: Sequence[str], seed: int = 0) -> None:
-        """New adapters with these names in place of all that were there; all of them train."""
-        base = self.model.unload()
-        with _seeded(seed):
-            self.model = get_peft_model(base, copy.deepcopy(self.adapter_config), adapter_name=names[0])
-            for name in names[1:]:
-                self.model.add_adapter(name, copy.deepcopy(self.adapter_config))
-        self.model.train(self.training)
-        self.train_adapters(names)
-        self.record.prompted = {}
-
     # ---- files
-
-    def adapter_state(self, adapter: str) -> dict[str, torch.Tensor]:
-        """The tensors of an adapter's file, by their names there."""
-        if self.probes is not None:
-            return self._probe(adapter).state_dict()
-        return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
-
-    def load_adapter_state(self, adapter: str, tensors: dict[str, torch.Tensor]) -> None:
-        """The inverse of `adapter_state`."""
-        if self.probes is not None:
-            self._probe(adapter).load_state_dict(tensors)
-        else:
-            set_peft_model_state_dict(self.model, tensors, adapter_name=adapter)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `tasks.json`, a model card, and a folder for each adapter, which is a PEFT adapter of its own."""
@@ -551,8 +401,8 @@ class MultiTaskClassifier(nn.Module):
     def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
         """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
 
-        The prompts' keys and values and the texts' features become constants, and what other methods learned becomes
-        part of the weights, so that it needs no text tower and no other task. Only bottleneck adapters, which cannot,
+        The prompts and the texts' features become constants, and what other methods learned becomes part of the
+        weights, so that it needs no text tower and no other task. Only bottleneck adapters, which cannot,
         stay layers of their own. It is float32, and a copy: what becomes of this classifier later does not reach it.
 
         ```python
@@ -575,7 +425,19 @@ class MultiTaskClassifier(nn.Module):
             ValueError: no such task or format, or a path with another ending.
             ImportError: ONNX's packages are not installed.
         """
-        return exporting.export(self, task, format, path)
+        self.check_task(task)
+        return files.export(lambda: self._task_classifier(task), self.tasks[task].adapter, format, path)
+
+    @torch.no_grad()
+    def _task_classifier(self, task: str) -> TaskClassifier:
+        route = self._tasks_and_routes([task])[1][task]
+        clip = self.clip if self.uses_prompts else merged(self.model, bool(route))
+        with self.evaluating():
+            weight, bias = self.class_weights(task)
+            prompts = self.adapter_set.prompts("vision", [route])
+        weight, bias = self.logit_scale().float() * weight.float(), bias if isinstance(bias, torch.Tensor) else None
+        names, processor = self.tasks[task].class_names, self.processor.image_processor
+        return TaskClassifier(clip, prompts, weight, bias, task, names, processor)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
@@ -605,10 +467,26 @@ def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tens
     return sums / (labels != IGNORED).sum().clamp(min=1)
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers from a seed inside, and as if nothing had happened outside."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
+def _keyword(prompts: Prompts | None) -> dict[str, Prompts]:
+    return {} if prompts is None else {"prompts": prompts}
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    """Raise a `ValueError` if a model cannot be the base of a classifier."""
+    adapters = dict.fromkeys(
+        name
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer)
+        for attribute in module.adapter_layer_names
+        for name in getattr(module, attribute)
+    )
+    if adapters or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            f"The {type(model).__name__} has the adapters {', '.join(adapters)} already, of another classifier or of "
+            "get_peft_model; load the CLIP anew, or take them out with unload() of what they belong to."
+        )
+    if model.config.model_type == "siglip2":
+        raise ValueError(
+            "Siglip2Model takes images of any size as patches, which a MultiTaskClassifier does not make; give a "
+            "checkpoint of SigLIP 2 with a fixed resolution, which is a SiglipModel."
+        )

@@ -132,7 +132,7 @@ def load(classifier: MultiTaskClassifier, folder: Path) -> None:
         raise ValueError(f"{folder} is of the tasks {list(routes)}, but the classifier has {list(classifier.tasks)}.")
     adapters = description["adapters"]
     weights = _read_weights(folder, adapters)
-    if not classifier.prompted and adapters != classifier.adapters:
+    if not classifier.uses_prompts and adapters != classifier.adapters:
         raise ValueError(f"{folder} holds the adapters {adapters}, but the classifier has {classifier.adapters}.")
     for adapter, tensors in weights.items():
         like = adapter if adapter in classifier.adapters else classifier.adapters[0]
@@ -143,7 +143,7 @@ def load(classifier: MultiTaskClassifier, folder: Path) -> None:
                 f"need {expected}; nothing was loaded."
             )
     if classifier.adapters != adapters:
-        classifier.fresh_adapters(adapters)
+        classifier.replace_adapters(adapters)
     for adapter, tensors in weights.items():
         classifier.load_adapter_state(adapter, tensors)
     classifier.routes = routes

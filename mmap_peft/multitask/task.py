@@ -25,7 +25,8 @@ def adapter_name(task_name: str) -> str:
     return re.sub(r"[^0-9a-z]+", "_", task_name.lower()).strip("_")
 
 
-def _tuple(texts: str | Sequence[str]) -> tuple[str, ...]:
+def as_tuple(texts: str | Sequence[str]) -> tuple[str, ...]:
+    """One text or several, as a tuple."""
     return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
@@ -73,7 +74,7 @@ class Task:
                 f"Class names of task {self.name!r} are the same or empty after cleaning: "
                 f"{', '.join(map(repr, clash))}; give each class a name of its own."
             )
-        for template in _tuple(self.template):
+        for template in as_tuple(self.template):
             if template.count("{}") != 1:
                 raise ValueError(
                     f"Template {template!r} of task {self.name!r} must hold {{}} once, for the class name."
@@ -94,9 +95,9 @@ class Task:
     @property
     def texts(self) -> list[tuple[str, ...]]:
         """The texts of each class."""
-        templates = _tuple(self.template)
+        templates = as_tuple(self.template)
         return [
-            _tuple(self.class_texts[name])
+            as_tuple(self.class_texts[name])
             if name in self.class_texts
             else tuple(template.format(name) for template in templates)
             for name in self.class_names

@@ -1,41 +1,49 @@
-"""Features of texts, and a memory for them."""
+"""Features of texts, and a cache for them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..tuner.routing import Route, use_routes
+from ..tuner.assemble import Prompts
+from ..tuner.fingerprint import Fingerprint
 from ..tuner.texts import can_share, shared_text_features
-from .texts import TextBatch
+from .class_texts import TextBatch
 
 
-def encode(
-    clip: nn.Module, batch: TextBatch, routes: Sequence[Route] | None, chunk: int | None = None, share: bool = True
+def encode_texts(
+    clip: nn.Module,
+    batch: TextBatch,
+    prompts_of: Callable[[slice], Prompts | None],
+    device: torch.device,
+    chunk: int | None = None,
+    share: bool = True,
 ) -> torch.Tensor:
     """Unit features of the classes of a batch's texts; that of several texts is their mean.
 
     Args:
         clip (`nn.Module`): encodes them.
         batch (`TextBatch`): the texts.
-        routes (`Sequence[Route]`, *optional*): of each task of the batch; `None` if the method is none of prompts.
+        prompts_of: returns the prompts of some rows of the batch; `None` if the method has none.
+        device (`torch.device`): where the text tower computes.
         chunk (`int`, *optional*): so many texts at a time.
         share (`bool`): whether words that texts begin with may run once.
 
     Returns:
         (classes of all tasks, dim).
     """
-    size, learning = chunk or len(batch.ids), torch.is_grad_enabled()
+    count = batch.ids.shape[0]
+    size, learning = chunk or count, torch.is_grad_enabled()
     chunks = []
-    for start in range(0, len(batch.ids), size):
-        run = functools.partial(_encode_rows, clip, batch, routes, slice(start, start + size), share)
-        chunks.append(checkpoint(run, use_reentrant=False) if learning and size < len(batch.ids) else run())
+    for start in range(0, count, size):
+        rows = slice(start, start + size)
+        run = functools.partial(_encode_rows, clip, batch, rows, prompts_of(rows), device, share)
+        chunks.append(checkpoint(run, use_reentrant=False) if learning and size < count else run())
     features = F.normalize(torch.cat(chunks), dim=-1)
     if max(batch.counts) > 1:
         means = [part.mean(dim=0) for part in features.split(batch.counts)]
@@ -44,50 +52,48 @@ def encode(
 
 
 def _encode_rows(
-    clip: nn.Module, batch: TextBatch, routes: Sequence[Route] | None, rows: slice, share: bool
+    clip: nn.Module, batch: TextBatch, rows: slice, prompts: Prompts | None, device: torch.device, share: bool
 ) -> torch.Tensor:
-    ids = batch.ids[rows].to(clip.device)
-    routed = nullcontext()
-    if routes is not None:
-        routed = use_routes(clip, routes, text=batch.tasks[rows], classes=batch.classes[rows], pooled=True)
-    with routed:
-        if share and can_share(clip) and not torch.compiler.is_compiling():
-            return shared_text_features(clip, ids, batch.constants.setdefault((rows.start, rows.stop), {}))
-        return clip.get_text_features(ids).pooler_output
+    ids = batch.ids[rows].to(device)
+    if share and can_share(clip, prompts) and not torch.compiler.is_compiling():
+        return shared_text_features(clip, ids, prompts, batch.constants.setdefault((rows.start, rows.stop), {}))
+    return clip.get_text_features(ids, **({} if prompts is None else {"prompts": prompts})).pooler_output
 
 
-class TextMemory:
-    """Features by a key that tells of what they are, kept while no parameter changes."""
+class TextFeatureCache:
+    """Text features by a key, kept as long as the parameters that they depend on have the same values.
+
+    What is kept is one value that is replaced as a whole, so several threads may use the cache.
+    """
 
     def __init__(self) -> None:
-        self._features: dict[Hashable, torch.Tensor] = {}
-        self._state: tuple | None = None
+        self._kept: tuple[Fingerprint | None, dict[Hashable, torch.Tensor]] = None, {}
 
     def clear(self) -> None:
-        """Forget all."""
-        self._features.clear()
+        """Forget all features."""
+        self._kept = None, {}
 
     def __call__(
         self,
         keys: dict[str, Hashable],
-        parameters: Iterable[nn.Parameter],
+        fingerprint: Fingerprint,
         encode: Callable[[list[str]], Sequence[torch.Tensor]],
     ) -> list[torch.Tensor]:
         """The features of some tasks.
 
         Args:
             keys: a key for each task's name.
-            parameters: what features depend on.
-            encode: makes, without gradients, the features of the tasks of which there are none.
+            fingerprint (`Fingerprint`): of the parameters that features depend on.
+            encode: makes the features of the tasks of which there are none.
         """
-        # Changed in place or replaced, a parameter shows it here.
-        state = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
-        if state != self._state:
-            self.clear()
-            self._state = state
-        missing = [name for name, key in keys.items() if key not in self._features]
+        before, features = self._kept
+        if before != fingerprint:
+            features = {}
+        missing = [name for name, key in keys.items() if key not in features]
         if missing:
-            with torch.no_grad():
-                found = zip(missing, encode(missing))
-            self._features.update({keys[name]: features for name, features in found})
-        return [self._features[key] for key in keys.values()]
+            # No inference tensors, which a later training step could not use.
+            with torch.inference_mode(False), torch.no_grad():
+                encoded = zip(missing, encode(missing))
+            features = {**features, **{keys[name]: part for name, part in encoded}}
+            self._kept = fingerprint, features
+        return [features[key] for key in keys.values()]

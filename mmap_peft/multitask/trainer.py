@@ -20,10 +20,11 @@ from transformers.utils import logging
 from ..hub.model_card import model_card
 from ..hub.repository import hub_errors
 from . import processes
+from .adapters import GLOBAL
 from .affinity import cosine_similarity, task_gradients
 from .aggregation import backward, find_aggregator
 from .arguments import MultiTaskTrainingArguments
-from .classifier import GLOBAL, MultiTaskClassifier, task_losses
+from .classifier import MultiTaskClassifier, task_losses
 from .grouping import TaskGrouping
 from .images import IGNORED, TaskImages, collate
 from .plots import plot_grouping
@@ -116,7 +117,7 @@ class TaskTrainer(Trainer):
             loss, outputs = self.compute_loss(self.model, inputs, return_outputs=True)
             losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
         accumulated = self.args.gradient_accumulation_steps
-        backward([part / accumulated for part in losses], self.model.users(), self._aggregator)
+        backward([part / accumulated for part in losses], self.model.tasks_by_parameter(), self._aggregator)
         return loss.detach() / accumulated
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -445,12 +446,12 @@ class MultiTaskTrainer(TaskTrainer):
         classifier, sharing = self.model, self.args.sharing
         own = {name: (task.adapter,) for name, task in classifier.tasks.items()}
         if sharing == "all":
-            if classifier.prompted:
+            if classifier.uses_prompts:
                 classifier.share_one_adapter(self.args.seed)
         elif sharing == "none":
             if classifier.routes != own:  # a probe is a task's own already
                 classifier.separate_adapters(self.args.seed)
-        elif classifier.grouping is None and (classifier.prompted or self.args.grouping != "gradient"):
+        elif classifier.grouping is None and (classifier.uses_prompts or self.args.grouping != "gradient"):
             self.group_tasks()  # which says so if the method can have no groups
 
     def _last_checkpoint(self) -> str:

@@ -34,7 +34,7 @@ class PromptConfig(PeftConfig):
 
     generator_class: ClassVar[type[PromptGenerator]]
     towers: ClassVar[tuple[str, ...]] = ("text", "vision")  # which of them a model may have prompts in
-    rides: ClassVar[bool] = False  # whether prompts take places among the tokens and ride on from layer to layer
+    stays_in_sequence: ClassVar[bool] = False  # whether prompts are tokens that later layers see, too
 
     num_prompts: int = field(default=4, metadata={"help": "Prompts that a layer of a tower gets."})
     depth: int | None = field(
@@ -60,7 +60,7 @@ class PromptConfig(PeftConfig):
     @property
     def placeholders(self) -> int:
         """How many tokens after the first of a text give their places to prompts."""
-        return self.num_prompts if self.rides and "text" in self.towers else 0
+        return self.num_prompts if self.stays_in_sequence and "text" in self.towers else 0
 
     def check(self, towers: Mapping[str, TowerShape]) -> None:
         """Raise a `ValueError` if the settings do not fit a model with these towers."""
@@ -80,18 +80,25 @@ class PromptConfig(PeftConfig):
 class PromptGenerator(nn.Module, ABC):
     """Holds the parameters of one adapter and makes its prompts. Knows nothing of CLIP or of tasks.
 
-    Prompts of layer l stand beside the tokens that enter layer l. Those of a method that `rides` enter before the
-    positions of the text and the first norm of the images, if l is 0, and are still there after layer l.
+    The prompts of layer l are added to the tokens that enter layer l, after the first token. What becomes of them after
+    the layer is the method's policy, `PromptConfig.stays_in_sequence`: they are removed again, or stay in the sequence,
+    where the prompts of the next prompted layer replace them.
 
     Args:
         config (`PromptConfig`): the adapter's settings, which fit `towers`.
         towers (`Mapping[str, TowerShape]`): the towers that get prompts, by name (`"text"`, `"vision"`).
+
+    Attributes:
+        depths (`dict[str, int]`): for each tower, how many layers get prompts.
+        position (`str`): where class names stand among text prompts that replace words: `"end"`, `"middle"`, `"front"`.
     """
+
+    position = "end"
 
     def __init__(self, config: PromptConfig, towers: Mapping[str, TowerShape]) -> None:
         super().__init__()
-        # Plain numbers, not the config: a saved or copied module must not drag a config along.
-        self.rides = config.rides
+        # Plain values, not the config: a saved or copied module must not hold a config.
+        self.stays_in_sequence = config.stays_in_sequence
         self.depths = {
             name: min(self._depth(config, name) or shape.layers, shape.layers) for name, shape in towers.items()
         }
@@ -100,16 +107,8 @@ class PromptGenerator(nn.Module, ABC):
         return config.depth
 
     @abstractmethod
-    def layer_prompts(self, tower: str, layer: int) -> torch.Tensor:
-        """Prompts of one layer, shape (prompts, width), for a layer below the tower's depth.
-
-        Those of text may differ from class to class: (classes, prompts, width).
-        """
-
-    def prompts(self, tower: str, layer: int) -> torch.Tensor | None:
-        """Prompts of one layer, shape (prompts, width), or `None` if that layer of that tower has none."""
-        return self.layer_prompts(tower, layer) if layer < self.depths.get(tower, 0) else None
-
     def forward(self, tower: str) -> torch.Tensor:
-        """All prompts of a tower, shape (depth, prompts, width)."""
-        return torch.stack([self.layer_prompts(tower, layer) for layer in range(self.depths[tower])])
+        """All prompts of a tower, shape (depth, prompts, width).
+
+        Those of text may differ from class to class: (depth, classes, prompts, width).
+        """

@@ -11,14 +11,14 @@ from torch import nn
 
 from ..registration import PromptPeftType
 from .base import PromptGenerator, TowerShape
-from .riding import RidingConfig, RidingGenerator
+from .sequence import SequencePromptConfig, SequencePromptGenerator
 
 
 POSITIONS = ("end", "middle", "front")
 
 
 @dataclass
-class CoOpConfig(RidingConfig):
+class CoOpConfig(SequencePromptConfig):
     """Settings of CoOp, Context Optimization (Zhou et al., IJCV 2022).
 
     Args:
@@ -50,7 +50,7 @@ class CoOpConfig(RidingConfig):
             raise ValueError(f"num_classes={self.num_classes} is no number of classes; write 1 or more, or None.")
 
 
-class CoOpGenerator(RidingGenerator):
+class CoOpGenerator(SequencePromptGenerator):
     r"""Makes CoOp's context: the text of class $i$ is
 
     $$t_i = [V]_1 [V]_2 \dots [V]_M [\mathrm{CLASS}]_i$$
@@ -67,8 +67,12 @@ class CoOpGenerator(RidingGenerator):
         size = *classes, config.num_prompts, towers["text"].width
         self.text_prompts = nn.Parameter(torch.empty(size).normal_(std=config.init_std))
 
-    def layer_prompts(self, tower: str, layer: int) -> torch.Tensor:
+    @property
+    def first_text_prompts(self) -> torch.Tensor:
         return self.text_prompts
+
+    def forward(self, tower: str) -> torch.Tensor:
+        return self.text_prompts[None]
 
 
 CoOpConfig.generator_class = CoOpGenerator

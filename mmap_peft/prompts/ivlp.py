@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from ..registration import PromptPeftType
 from .base import TowerShape
-from .riding import RidingConfig, RidingGenerator
+from .sequence import SequencePromptConfig, SequencePromptGenerator
 
 
 @dataclass
-class IVLPConfig(RidingConfig):
+class IVLPConfig(SequencePromptConfig):
     """Settings of IVLP, independent vision-language prompting (Rasheed et al., CVPR 2023; the baseline of MaPLe).
 
     Args:
@@ -44,10 +44,10 @@ class IVLPConfig(RidingConfig):
             )
 
 
-class IVLPGenerator(RidingGenerator):
+class IVLPGenerator(SequencePromptGenerator):
     r"""Makes prompts of both towers, which know nothing of each other: $P_l$ = `text_prompts[l]` in the text tower and
-    `vision_prompts[l]` in the vision tower, each put in before layer $l$ below its tower's depth, and riding on from
-    there.
+    `vision_prompts[l]` in the vision tower, each put in before layer $l$ below its tower's depth, where they stay in
+    the sequence.
 
     Source: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, section 4.2, and its code.
     """

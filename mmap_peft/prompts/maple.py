@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..registration import PromptPeftType
 from .base import PromptGenerator, TowerShape
-from .riding import RidingConfig, RidingGenerator
+from .sequence import SequencePromptConfig, SequencePromptGenerator
 
 
 @dataclass
-class MaPLeConfig(RidingConfig):
+class MaPLeConfig(SequencePromptConfig):
     """Settings of MaPLe, Multi-modal Prompt Learning (Khattak et al., CVPR 2023).
 
     Args:
@@ -41,14 +40,14 @@ class MaPLeConfig(RidingConfig):
             )
 
 
-class MaPLeGenerator(RidingGenerator):
+class MaPLeGenerator(SequencePromptGenerator):
     r"""Makes MaPLe prompts: those of text are parameters, and those of images are made of them by one linear map a
     layer, the coupling function:
 
     $$\tilde P_l = W_l P_l + b_l$$
 
     with $P_l$ = `text_prompts[l]` (prompts, d_text), $W_l$ = `proj_weight[l]` (d_vision, d_text) and $b_l$ =
-    `proj_bias[l]` (d_vision). Both enter before layer $l$ below the depth, and ride on from there. As in the authors'
+    `proj_bias[l]` (d_vision). Both enter before layer $l$ below the depth, and stay in the sequence. As in the authors'
     code, the couplings of all layers but the first start as copies of one.
 
     Source: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, equations 5 to 9.
@@ -65,9 +64,10 @@ class MaPLeGenerator(RidingGenerator):
         self.proj_weight = nn.Parameter(torch.stack([coupling.weight.detach() for coupling in couplings]))
         self.proj_bias = nn.Parameter(torch.stack([coupling.bias.detach() for coupling in couplings]))
 
-    def layer_prompts(self, tower: str, layer: int) -> torch.Tensor:
-        prompts = self.text_prompts[layer]
-        return prompts if tower == "text" else F.linear(prompts, self.proj_weight[layer], self.proj_bias[layer])
+    def forward(self, tower: str) -> torch.Tensor:
+        if tower == "text":
+            return self.text_prompts
+        return torch.baddbmm(self.proj_bias[:, None], self.text_prompts, self.proj_weight.transpose(1, 2))
 
 
 MaPLeConfig.generator_class = MaPLeGenerator

@@ -90,8 +90,8 @@ class MmAPGenerator(PromptGenerator):
             scale = torch.empty(self.depths[name], config.num_prompts // rows, shape.width // columns)
             self.register_parameter(f"scale_{name}", nn.Parameter(scale.normal_(std=spread)))
 
-    def layer_prompts(self, tower: str, layer: int) -> torch.Tensor:
-        return torch.kron(getattr(self, f"scale_{tower}")[layer], self.source)
+    def forward(self, tower: str) -> torch.Tensor:
+        return torch.kron(getattr(self, f"scale_{tower}"), self.source[None])  # of all layers at once
 
 
 MmAPConfig.generator_class = MmAPGenerator

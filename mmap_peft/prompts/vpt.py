@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..registration import PromptPeftType
-from .riding import RidingConfig, RidingGenerator
+from .sequence import SequencePromptConfig, SequencePromptGenerator
 
 
 @dataclass
-class VPTConfig(RidingConfig):
+class VPTConfig(SequencePromptConfig):
     """Settings of VPT, Visual Prompt Tuning (Jia et al., ECCV 2022), as CLIP's vision tower has it in the code of
     Khattak et al. (CVPR 2023).
 
@@ -26,7 +26,7 @@ class VPTConfig(RidingConfig):
         self.peft_type = PromptPeftType.VPT
 
 
-class VPTGenerator(RidingGenerator):
+class VPTGenerator(SequencePromptGenerator):
     r"""Makes VPT prompts: with $E_l$ the tokens of the image and $x_l$ the class token before layer $l$,
 
     $$[x_{l+1}, Z_{l+1}, E_{l+1}] = L_l([x_l, P_l, E_l])$$

@@ -7,8 +7,7 @@ prompt rows through a layer, its attention gets their keys and values.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -105,9 +104,11 @@ def _with_prompts(name: str) -> Callable:
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        prompt_states: PromptStates | PackedStates | None = None,
+        prompts: Any = None,  # the layer's own keyword, which its attention is called with, too
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        base, prompt_states = _base_function(name, module), module.config.prompt_states
+        base = _base_function(name, module)
         if prompt_states is None:
             return base(module, query, key, value, attention_mask, **kwargs)
         if isinstance(prompt_states, PackedStates):
@@ -135,8 +136,8 @@ def _packed(
     joining = packed.joining([part.flatten(2) for part in key], [part.flatten(2) for part in value])
     outputs = []
     for *one, prompts in zip(query, key, value, joining):
-        with module.config.joined_by(prompts):
-            outputs.append(attention(module, *(part.transpose(1, 2) for part in one), None, **kwargs)[0].flatten(0, 1))
+        parts = (part.transpose(1, 2) for part in one)
+        outputs.append(attention(module, *parts, None, prompt_states=prompts, **kwargs)[0].flatten(0, 1))
     return torch.cat(outputs)[None], None
 
 
@@ -145,11 +146,10 @@ for _name in SUPPORTED:
 
 
 class PromptAttentionConfig:
-    """Stands in for the config of one attention module, sends it to the functions above, and brings them the prompts.
+    """Stands in for the config of one attention module and sends it to the functions above.
 
     The model's own config stays as it is, so that masks are still made for the implementation that the user chose and
-    `set_attn_implementation` keeps working. The prompts come this way since not every family's attention hands
-    keywords on.
+    `set_attn_implementation` keeps working.
 
     Args:
         base: the config that the attention module had.
@@ -157,16 +157,6 @@ class PromptAttentionConfig:
 
     def __init__(self, base: Any) -> None:
         self.base = base
-        self.prompt_states: PromptStates | PackedStates | None = None
-
-    @contextmanager
-    def joined_by(self, states: PromptStates | PackedStates) -> Iterator[None]:
-        """Inside the `with` block these keys and values join the attention's own."""
-        before, self.prompt_states = self.prompt_states, states
-        try:
-            yield
-        finally:
-            self.prompt_states = before
 
     @property
     def _attn_implementation(self) -> str:

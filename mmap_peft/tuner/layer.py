@@ -2,115 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from .attention import SUPPORTED, PromptAttentionConfig, PromptStates, additive
-from .routing import PromptContainer, RoutedPrompts, Routing
+from .assemble import LayerPrompts, Prompts
+from .attention import SUPPORTED, PromptStates, additive
 
 
-class PromptedForward:
-    """Takes the place of an encoder layer's `forward`: same arguments, same shape of output, prompts in between.
+# By the towers' `model_type` less its ending: families whose attention passes keyword arguments on, so that prompts can
+# be keys and values of it. SigLIP's does not.
+PASSES_KEYWORDS = ("clip", "metaclip_2", "clipseg")
 
-    Prompts that ride on are among the tokens: they are replaced, and the layer does the rest. For others, which stand
-    beside the tokens, there are two exact ways. The fast one hands the prompts to the attention as keys and values.
-    The plain one inserts them as tokens after the first and drops what comes out at their places; it is taken where
-    the attention cannot be handed anything (flash attention) or where the layer is checkpointed, whose inputs must
-    hold all that needs a gradient.
 
-    Where nothing but the first token of the last layer is used, the fast way computes that one alone; the others are
-    keys and values too.
+class PromptedLayer:
+    """The hooks of an encoder layer: `enter` before its forward, `leave` after it.
+
+    What they do depends on the keyword argument `prompts` of the layer alone. Prompts that stay in the sequence are
+    tokens: they enter at the first prompted layer, and those of a deeper layer replace them. For others there are two
+    ways, which give the same. The fast one passes the prompts to the attention as keys and values. The plain one adds
+    them as tokens after the first and removes what comes out at their places. It is taken where the attention takes no
+    keys and values (flash attention, SigLIP), and where the layer is checkpointed, since what needs a gradient must be
+    among its positional arguments then.
+
+    If nothing but the first token of the last layer is used, the fast way computes that one alone; the others are keys
+    and values, too.
 
     Args:
-        layer (`nn.Module`): the encoder layer, with `self_attn` and `layer_norm1`.
-        container (`PromptContainer`): where the prompts come from.
-        tower (`str`): `"text"` or `"vision"`.
+        tower (`nn.Module`): the text or vision tower.
+        name (`str`): its name, `"text"` or `"vision"`.
         index (`int`): number of the layer in its tower.
-        pools (`bool`): whether the tower pools the first token that comes out of this layer, and nothing else.
     """
 
-    def __init__(
-        self, layer: nn.Module, container: PromptContainer, tower: str, index: int, pools: bool = False
-    ) -> None:
-        self.layer, self.container, self.tower, self.index, self.pools = layer, container, tower, index, pools
-        self.plain = False
+    def __init__(self, tower: nn.Module, name: str, index: int) -> None:
+        self.tower, self.name, self.index = tower, name, index
+        family = tower.config.model_type.removesuffix(f"_{name}_model")
+        self.passes_keywords = family in PASSES_KEYWORDS
+        self.last = index == len(tower.encoder.layers) - 1
+        # SigLIP pools all tokens.
+        self.pools_first_token = self.last and name == "vision" and not family.startswith("siglip")
 
-    def __call__(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        *,
-        prompt_routing: Routing | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        rides = self.container.rides(prompt_routing)
-        routed = None
-        if prompt_routing is not None and not (rides and not self.index):  # those are among the tokens already
-            routed = self.container.routed(prompt_routing, self.tower, self.index, hidden_states)
-        if rides and routed is not None:
-            hidden_states, routed = replaced(hidden_states, routed), None
-        checkpointed = self.layer.training and getattr(self.layer, "gradient_checkpointing", False)
-        supported = self.layer.self_attn.config.base._attn_implementation in SUPPORTED
-        fast = supported and not (self.plain or checkpointed)
-        first_alone = fast and self.pools and prompt_routing is not None and prompt_routing.pooled
-        if routed is None and not first_alone:
-            return self._original(hidden_states, attention_mask, **kwargs)
-        if not fast:
-            return self._insert_and_strip(routed, hidden_states, attention_mask, **kwargs)
-        return self._keys_and_values(routed, hidden_states, attention_mask, first_alone, **kwargs)
-
-    def _original(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return type(self.layer).forward(self.layer, *args, **kwargs)
-
-    def _keys_and_values(
-        self,
-        routed: RoutedPrompts | None,
-        hidden_states: torch.Tensor,
-        mask: torch.Tensor | None,
-        first_alone: bool,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        batch, states = len(hidden_states), None
-        if routed is not None:
-            states = PromptStates(
-                *(routed.of_rows(part, batch) for part in key_and_value(self.layer, routed.prompts)),
-                None if routed.valid is None else routed.of_rows(routed.valid, batch),
-            )
-        if first_alone:
-            others = PromptStates(*key_and_value(self.layer, hidden_states[:, 1:]), None)
+    def enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """The arguments of the layer with prompts in them."""
+        prompts: Prompts | None = kwargs.get("prompts")
+        if prompts is None:
+            return None
+        hidden_states, *rest = args
+        mask = rest.pop(0) if rest else kwargs.pop("attention_mask", None)
+        here, states = prompts.layers.get((self.name, self.index)), None
+        if here is not None and prompts.stays_in_sequence:
+            hidden_states = with_prompts(self.tower, self.name, self.index, hidden_states, prompts)
+        elif here is not None and self._fast(layer, prompts):
+            states = self._as_states(layer, here, hidden_states, prompts)
+        elif here is not None:
+            hidden_states, mask, kwargs = self._widened(layer, here, hidden_states, mask, prompts, kwargs)
+        if prompts.pooled and self.pools_first_token and self._fast(layer, prompts):
+            others = PromptStates(*key_and_value(layer, hidden_states[:, 1:]), None)
             states = others if states is None else states.joined(others)
             hidden_states = hidden_states[:, :1]
-        with self.layer.self_attn.config.joined_by(states):
-            return self._original(hidden_states, mask, **kwargs)
+        if states is not None:
+            kwargs = {**kwargs, "prompt_states": states}
+        return (hidden_states, mask, *rest), kwargs
 
-    def _insert_and_strip(
-        self, routed: RoutedPrompts, hidden_states: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
-    ) -> torch.Tensor:
-        batch, length, count = len(hidden_states), hidden_states.shape[1], routed.prompts.shape[1]
-        prompts = routed.of_rows(routed.prompts, batch)
-        widened = torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1:]], dim=1)
-        valid = None if routed.valid is None else routed.of_rows(routed.valid, batch)
-        mask = _widened_mask(mask, batch, length, count, valid, bool(kwargs.get("is_causal")), hidden_states.device)
+    def leave(self, layer: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor | None:
+        """The output of the layer without prompts, unless they stay."""
+        prompts: Prompts | None = kwargs.get("prompts")
+        if prompts is None:
+            return None
+        if prompts.stays_in_sequence:
+            added = self.last and self.name == "vision" and prompts.length(self.name)
+        else:
+            added = (self.name, self.index) in prompts.layers and not self._fast(layer, prompts)
+        return without_prompts(output, prompts.length(self.name)) if added else None
+
+    def _fast(self, layer: nn.Module, prompts: Prompts) -> bool:
+        checkpointed = layer.training and getattr(layer, "gradient_checkpointing", False)
+        supported = self.passes_keywords and layer.self_attn.config.base._attn_implementation in SUPPORTED
+        return supported and not (prompts.as_tokens or checkpointed)
+
+    def _as_states(
+        self, layer: nn.Module, here: LayerPrompts, hidden_states: torch.Tensor, prompts: Prompts
+    ) -> PromptStates:
+        batch = hidden_states.shape[0]
+        key, value = here.key_and_value or key_and_value(layer, here.states.to(hidden_states))
+        key, value, real = (
+            None if part is None else prompts.spread(self.name, part, batch) for part in (key, value, here.real)
+        )
+        return PromptStates(key, value, None if real is None else real.to(key.device))
+
+    def _widened(
+        self,
+        layer: nn.Module,
+        here: LayerPrompts,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        prompts: Prompts,
+        kwargs: dict,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
+        batch, length = hidden_states.shape[:2]
+        states = prompts.spread(self.name, here.states.to(hidden_states), batch)
+        real = None if here.real is None else prompts.spread(self.name, here.real, batch).to(states.device)
+        widened = torch.cat([hidden_states[:, :1], states, hidden_states[:, 1:]], dim=1)
+        causal = bool(kwargs.get("is_causal"))
+        mask = _widened_mask(mask, batch, length, states.shape[1], real, causal, states.device)
         if mask is not None and mask.dim() == 4:
-            kwargs.pop("is_causal", None)
-            if self.layer.self_attn.config.base._attn_implementation == "eager":
+            kwargs = {name: value for name, value in kwargs.items() if name != "is_causal"}
+            if layer.self_attn.config.base._attn_implementation == "eager":
                 mask = additive(mask, hidden_states.dtype)
-        output = self._original(widened, mask, **kwargs)
-        return torch.cat([output[:, :1], output[:, 1 + count :]], dim=1)
-
-    @staticmethod
-    def attach(layer: nn.Module, container: PromptContainer, tower: str, index: int, pools: bool = False) -> None:
-        """Hook a layer."""
-        layer.forward = PromptedForward(layer, container, tower, index, pools)
-        layer.self_attn.config = PromptAttentionConfig(layer.self_attn.config)
-
-    @staticmethod
-    def detach(layer: nn.Module) -> None:
-        """Give a hooked layer back as it was."""
-        del layer.forward
-        layer.self_attn.config = layer.self_attn.config.base
+        return widened, mask, kwargs
 
 
 def key_and_value(layer: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,14 +117,76 @@ def key_and_value(layer: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.
     return layer.self_attn.k_proj(normed), layer.self_attn.v_proj(normed)
 
 
-def replaced(hidden_states: torch.Tensor, routed: RoutedPrompts) -> torch.Tensor:
-    """Prompts in the places of those that came out of the layer before; where there are none, those ride on."""
-    batch, count = len(hidden_states), routed.prompts.shape[1]
-    prompts = routed.of_rows(routed.prompts, batch)
-    if routed.valid is not None:
-        valid = routed.of_rows(routed.valid, batch)[..., None]
-        prompts = torch.where(valid, prompts, hidden_states[:, 1 : count + 1])
-    return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, count + 1 :]], dim=1)
+def without_prompts(hidden_states: torch.Tensor, count: int) -> torch.Tensor:
+    """Tokens without the prompts that stand after the first of them."""
+    return torch.cat([hidden_states[:, :1], hidden_states[:, 1 + count :]], dim=1)
+
+
+def with_prompts(
+    tower: nn.Module, name: str, index: int, hidden_states: torch.Tensor, prompts: Prompts
+) -> torch.Tensor:
+    """The tokens that enter a layer, (batch, tokens, width), with the prompts of that layer among them.
+
+    At the first prompted layer, prompts are added to the tokens of an image, and replace the tokens after the first of
+    a text. At deeper layers they replace the prompts before; where a route has none, those stay.
+    """
+    here = prompts.layers[name, index]
+    batch, count = hidden_states.shape[0], here.states.shape[1]
+    first = index == prompts.first_layer(name)
+    states = here.states.to(hidden_states)
+    if first and index == 0:
+        states = first_states(tower, name, states, prompts)
+    states = prompts.spread(name, states, batch, here.per_row)
+    if here.real is not None:
+        real = prompts.spread(name, here.real, batch).to(states.device)[..., None]
+        states = torch.where(real, states, hidden_states[:, 1 : count + 1])
+    replaced = 0 if first and name == "vision" else count
+    hidden_states = torch.cat([hidden_states[:, :1], states, hidden_states[:, 1 + replaced :]], dim=1)
+    if first and name == "text" and prompts.position != "end":
+        return _with_names_moved(tower, hidden_states, prompts, count)
+    return hidden_states
+
+
+def first_states(tower: nn.Module, name: str, states: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+    """Prompts as they enter the layer 0: those of text get positions, those of images pass the norm before it."""
+    if name == "text":
+        places = torch.arange(1, states.shape[1] + 1, device=states.device)
+        return states + tower.embeddings.position_embedding(places).to(states)
+    norm = getattr(tower, "pre_layrnorm", None)  # SigLIP has none
+    return states if norm is None else norm(states)
+
+
+def _with_names_moved(tower: nn.Module, hidden_states: torch.Tensor, prompts: Prompts, count: int) -> torch.Tensor:
+    if prompts.text_ends is None:
+        raise ValueError(
+            f"Class names at position={prompts.position!r} move by the end of each text, which is not known where the "
+            "encoder is called by itself; call the model or its text tower."
+        )
+    length = hidden_states.shape[1]
+    places = torch.arange(length, device=hidden_states.device)
+    positions = tower.embeddings.position_embedding(places).to(hidden_states)
+    order = name_order(prompts.position, prompts.text_ends.to(hidden_states.device), count, length)
+    words = hidden_states - positions
+    return words.gather(1, order[..., None].expand_as(words)) + positions
+
+
+def name_order(position: str, ends: torch.Tensor, prompts: int, length: int) -> torch.Tensor:
+    """Which token of `[start, prompts, name, full stop, end, ...]` comes at each place if the name moves.
+
+    Args:
+        position: `"front"` or `"middle"`, of the name.
+        ends: (batch,), place of the end of each text; it does not move.
+        prompts: how many.
+        length: of the texts.
+
+    Returns:
+        (batch, length), numbers of tokens.
+    """
+    before = 0 if position == "front" else prompts // 2  # prompts before the name
+    name = (ends - prompts - 2)[:, None]  # tokens of each name: start and full stop are no part of it
+    place = torch.arange(length, device=ends.device)[None]
+    order = torch.where((place > before) & (place <= before + name), place + prompts - before, place)
+    return torch.where((place > before + name) & (place <= prompts + name), place - name, order)
 
 
 def _widened_mask(
@@ -134,15 +194,15 @@ def _widened_mask(
     batch: int,
     length: int,
     count: int,
-    valid: torch.Tensor | None,
+    real: torch.Tensor | None,
     causal: bool,
     device: torch.device,
 ) -> torch.Tensor | None:
     """The mask for tokens with `count` prompts after the first of them: none, 2-D as given, or boolean 4-D."""
-    if mask is None and valid is None:
+    if mask is None and real is None:
         return None  # the implementation makes its own causal mask, for whatever length
     if mask is not None and mask.dim() == 2:  # flash attention: which keys are real
-        seen = mask.new_ones(batch, count) if valid is None else valid.to(mask.dtype)
+        seen = mask.new_ones(batch, count) if real is None else real.to(mask.dtype)
         return torch.cat([mask[:, :1], seen, mask[:, 1:]], dim=1)
     full = length + count
     if mask is None:
@@ -154,6 +214,6 @@ def _widened_mask(
     wide = wide.tril() if causal else wide
     token = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(count + 1, full)]).to(device)
     wide[:, :, token[:, None], token] = tokens.expand(batch, 1, length, length)
-    if valid is not None:
-        wide[:, :, :, 1 : count + 1] &= valid[:, None, None, :]
+    if real is not None:
+        wide[:, :, :, 1 : count + 1] &= real[:, None, None, :]
     return wide

@@ -11,10 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..prompts.base import PromptConfig, TowerShape
-from . import inputs
+from .attention import PromptAttentionConfig
 from .checked import CheckedTuner
-from .layer import PromptedForward
-from .routing import PromptContainer, RoutingHook, use_routes
+from .container import PromptContainer
+from .layer import PromptedLayer
+from .routes import use_routes
+from .tower import PromptedTower
 
 
 RESERVED = ("base_model", "mmap", "model")
@@ -57,11 +59,21 @@ def encoder_layers(model: nn.Module) -> dict[nn.Module, tuple[str, int]]:
     }
 
 
+def check_adapter_name(name: str) -> None:
+    """Raise a `ValueError` if no adapter can have this name."""
+    taken = name in RESERVED or hasattr(nn.ModuleDict, name)
+    if taken or not name or set("./\\") & set(name):
+        raise ValueError(
+            f"{name!r} cannot name an adapter, since names become keys, attributes and folders; write one without '.' "
+            f"and '/' that is none of {', '.join(RESERVED)} and no word of torch's, such as 'train'."
+        )
+
+
 class PromptTuner(CheckedTuner):
     """Puts the prompts of any method's generators into the encoder layers of a CLIP.
 
-    Made by `get_peft_model(clip, MmAPConfig(...))`. The base is frozen and keeps its keys; each encoder layer's
-    `forward` is hooked, and one `PromptContainer` is added to the model as child `mmap`.
+    Made by `get_peft_model(clip, MmAPConfig(...))`. The base is frozen and keeps its keys; its towers and their
+    encoder layers get hooks, and one `PromptContainer` is added to the model as child `mmap`.
     """
 
     prefix = "mmap_"
@@ -73,31 +85,27 @@ class PromptTuner(CheckedTuner):
         super().__init__(model, _Configs(configs), adapter_name, **kwargs)
 
     def _check(self, model: nn.Module, adapter_name: str, config: PromptConfig) -> None:
-        taken = adapter_name in RESERVED or hasattr(nn.ModuleDict, adapter_name)
-        if taken or not adapter_name or set("./\\") & set(adapter_name):
-            raise ValueError(
-                f"{adapter_name!r} cannot name an adapter, since names become keys, attributes and folders; write one "
-                f"without '.' and '/' that is none of {', '.join(RESERVED)} and no word of torch's, such as 'train'."
-            )
+        check_adapter_name(adapter_name)
         towers = find_towers(model)
         config.check(_shapes(towers))
-        widened = config.rides and "vision" in config.towers and towers.get("vision")
+        widened = config.stays_in_sequence and "vision" in config.towers and towers.get("vision")
         if widened and widened.config.model_type == "siglip2_vision_model":
             raise ValueError(
                 f"{type(config).__name__} adds tokens to images, but a {type(widened).__name__} masks images of any "
                 "size; give a SigLIP 2 of a fixed resolution, which is a SiglipModel, or use MmAPConfig."
             )
         self._prepare_adapter_config(config, {})
-        self._places(model, config)
+        self._layers(model, config)
+        _check_modules_to_save(model, config)
 
     def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
         # A regular expression: PEFT would condense a list of 20 layers or more to patterns of its own.
         peft_config.target_modules = peft_config.target_modules or ENCODER_LAYERS
         return peft_config
 
-    def _places(self, model: nn.Module, config: PromptConfig) -> set[tuple[str, int]]:
-        """Tower and number of the encoder layers that a config hooks."""
-        layers, places = encoder_layers(model), set()
+    def _layers(self, model: nn.Module, config: PromptConfig) -> frozenset[tuple[str, int]]:
+        """Tower and number of the encoder layers that get prompts."""
+        layers, chosen = encoder_layers(model), set()
         for name, module in model.named_modules():
             if not self._check_target_module_exists(config, name):
                 continue
@@ -107,8 +115,8 @@ class PromptTuner(CheckedTuner):
                     f"enter whole layers, so write a regular expression of those, such as {ENCODER_LAYERS!r}."
                 )
             if layers[module][0] in config.towers:
-                places.add(layers[module])
-        return places
+                chosen.add(layers[module])
+        return frozenset(chosen)
 
     def _create_and_replace(
         self,
@@ -125,23 +133,23 @@ class PromptTuner(CheckedTuner):
         towers = find_towers(self.model)
         if not hasattr(self.model, "mmap"):
             self.model.mmap = PromptContainer(target.layer_norm1)
-            inputs.attach(towers, self.model.mmap)
-            for tower in towers.values():
-                RoutingHook.attach(tower.encoder, self.model.mmap)
-            pooling = _pooling_layer(towers)
-            for layer, place in encoder_layers(self.model).items():  # all, since each is handed the routing
-                PromptedForward.attach(layer, self.model.mmap, *place, pools=layer is pooling)
+            _add_hooks(towers, self.model.mmap)
         container = self.model.mmap
-        if adapter_name not in container.mmap_generators:
-            places = self._places(self.model, peft_config)
-            hooked = {tower for tower, _ in places}
-            shapes = {tower: shape for tower, shape in _shapes(towers).items() if tower in hooked}
-            generator = peft_config.generator_class(peft_config, shapes)
-            if peft_config.rides and "text" in shapes and not towers["text"].embeddings.token_embedding.weight.is_meta:
-                generator.start_from_words(towers["text"].embeddings.token_embedding)
-            if not any(parameter.is_meta for parameter in generator.parameters()):
-                generator = generator.to(container.weight.device, container.weight.dtype)
-            container.mmap_generators[adapter_name], container.places[adapter_name] = generator, places
+        if adapter_name in container.mmap_generators:  # PEFT calls this for each target module
+            return
+        layers = self._layers(self.model, peft_config)
+        prompted = {tower for tower, _ in layers}
+        shapes = {tower: shape for tower, shape in _shapes(towers).items() if tower in prompted}
+        generator = peft_config.generator_class(peft_config, shapes)
+        if peft_config.stays_in_sequence and "text" in shapes:
+            embedding = towers["text"].embeddings.token_embedding
+            if not embedding.weight.is_meta:
+                generator.start_from_words(embedding)
+        if not any(parameter.is_meta for parameter in generator.parameters()):
+            generator = generator.to(container.weight.device, container.weight.dtype)
+        container.mmap_generators[adapter_name], container.layers[adapter_name] = generator, layers
+        if peft_config.modules_to_save:
+            container.with_modules_to_save.add(adapter_name)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -154,13 +162,23 @@ class PromptTuner(CheckedTuner):
         with use_routes(self.model, [() if name == "__base__" else (name,) for name in names], text=rows, vision=rows):
             yield
 
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        super().set_adapter(*args, **kwargs)
+        if isinstance(self.peft_config, _Configs):  # transformers' own methods make a plain dict
+            self.peft_config.forget()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        active = list(self.active_adapters)
+        super().delete_adapter(adapter_name)
+        if len(active) > 2 and active[0] == adapter_name and isinstance(self.peft_config, _Configs):
+            self.peft_config.stand_in(adapter_name, active[1])
+
     def unload(self) -> nn.Module:
         """Take all prompts out and return the base, unchanged to the bit."""
-        for tower in find_towers(self.model).values():
-            inputs.detach(tower)
-            RoutingHook.detach(tower.encoder)
+        for handle in self.model.mmap.handles:
+            handle.remove()
         for layer in encoder_layers(self.model):
-            PromptedForward.detach(layer)
+            layer.self_attn.config = layer.self_attn.config.base
         del self.model.mmap
         return super().unload()
 
@@ -195,27 +213,61 @@ class PromptTuner(CheckedTuner):
         )
 
 
-def _pooling_layer(towers: dict[str, nn.Module]) -> nn.Module | None:
-    """The vision layer of whose output the first token is pooled. SigLIP pools all."""
-    tower = towers.get("vision")
-    pools = tower is not None and not tower.config.model_type.startswith("siglip")
-    return tower.encoder.layers[-1] if pools else None
+def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None:
+    # Hooks, not another `forward`: whatever wraps a layer's forward (accelerate's device maps and offloading) stays.
+    for name, tower in towers.items():
+        around = PromptedTower(container, name)
+        container.handles += [
+            tower.register_forward_pre_hook(around.enter, with_kwargs=True),
+            tower.register_forward_hook(around.leave, prepend=True, with_kwargs=True),
+            tower.encoder.register_forward_pre_hook(around.enter, with_kwargs=True),
+        ]
+        for index, layer in enumerate(tower.encoder.layers):
+            around_layer = PromptedLayer(tower, name, index)
+            container.handles += [
+                layer.register_forward_pre_hook(around_layer.enter, with_kwargs=True),
+                # First of all, so that others, which record hidden states, see the tokens alone.
+                layer.register_forward_hook(around_layer.leave, prepend=True, with_kwargs=True),
+            ]
+            layer.self_attn.config = PromptAttentionConfig(layer.self_attn.config)
+
+
+def _check_modules_to_save(model: nn.Module, config: PromptConfig) -> None:
+    """PEFT copies these modules, and with a tower, an encoder or one of its layers the hooks that prompts come by."""
+    towers = find_towers(model).values()
+    hooked = {module for tower in towers for module in (tower, tower.encoder, *tower.encoder.layers)}
+    for name, module in model.named_modules():
+        if not any(name == wanted or name.endswith(f".{wanted}") for wanted in config.modules_to_save or ()):
+            continue
+        inside = next((part for part in module.modules() if part in hooked or isinstance(part, PromptContainer)), None)
+        if inside is not None:
+            raise ValueError(
+                f"modules_to_save={config.modules_to_save} matches {name!r}, which holds encoder layers that prompts "
+                "enter; name modules outside of the encoders, or single modules inside a layer."
+            )
 
 
 class _Configs(dict):
-    """Settings by adapter. When the first of several active adapters is deleted, `PeftModel` goes on asking for its
-    settings; it gets those of the first that is left."""
+    """Settings by adapter.
 
-    deleted: str | None = None
+    When the first of three or more active adapters is deleted, `PeftModel` goes on asking for its settings until
+    another one is activated. It gets those of the next one then.
+    """
 
-    def __delitem__(self, name: str) -> None:
-        super().__delitem__(name)
-        self.deleted = name
+    _deleted: tuple[str, str] | None = None
+
+    def stand_in(self, deleted: str, other: str) -> None:
+        """Let the settings of another adapter stand in for those of a deleted one."""
+        self._deleted = deleted, other
+
+    def forget(self) -> None:
+        """Let no settings stand in for others."""
+        self._deleted = None
 
     def __missing__(self, name: str) -> PromptConfig:
-        if not self or name != self.deleted:
+        if self._deleted is None or name != self._deleted[0]:
             raise KeyError(name)
-        return next(iter(self.values()))
+        return self[self._deleted[1]]
 
 
 def _shapes(towers: dict[str, nn.Module]) -> dict[str, TowerShape]:

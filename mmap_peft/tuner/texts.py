@@ -4,49 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from .assemble import Prompts, take_rows
 from .attention import SUPPORTED, PackedStates, PromptStates
-from .inputs import text_ends
-from .layer import key_and_value, replaced
-from .routing import PromptContainer, RoutedPrompts, Routing, spread, take_rows, use_routes
+from .fingerprint import Fingerprint
+from .layer import PASSES_KEYWORDS, first_states, key_and_value
+from .tower import text_ends
 
 
-def can_share(clip: nn.Module) -> bool:
-    """Whether `shared_text_features` holds for a model: its text tower is causal, its prompts stand beside the tokens
-    or before all words that differ, its attention can be handed keys and values, no layer is told to be plain, and
-    nothing is checkpointed or switched off."""
-    container, tower = getattr(clip, "mmap", None), getattr(clip, "text_model", None)
-    routing = None if container is None else container.current
-    if tower is None or routing is None or not routing.index.shape[1]:
+def can_share(clip: nn.Module, prompts: Prompts | None) -> bool:
+    """Whether `shared_text_features` holds for a model and these prompts: the text tower is causal and its attention
+    takes keys and values; prompts are keys and values, too, or replace words that all texts of a route begin with; and
+    no layer is checkpointed."""
+    tower = getattr(clip, "text_model", None)
+    if tower is None or prompts is None or prompts.as_tokens or not prompts.length("text"):
         return False
-    if container.rides(routing) and not _ride_before_the_names(container, routing):
-        return False
-    if any(layer.forward.plain for layer in tower.encoder.layers):
+    if prompts.stays_in_sequence and not _before_the_names(prompts):
         return False
     checkpointed = tower.training and any(
         getattr(layer, "gradient_checkpointing", False) for layer in tower.encoder.layers
     )
-    causal = tower.config.model_type.removesuffix("_text_model") in ("clip", "metaclip_2", "clipseg")
+    # All families whose attention passes keywords on have causal text towers.
+    causal = tower.config.model_type.removesuffix("_text_model") in PASSES_KEYWORDS
     return causal and not checkpointed and tower.config._attn_implementation in SUPPORTED
 
 
-def _ride_before_the_names(container: PromptContainer, routing: Routing) -> bool:
-    if container.first_prompted("text", routing, 1) or container.position != "end":
-        return False
-    made = [generator.prompts("text", 0) for generator in container.generators(routing)]
-    return all(prompts is not None and prompts.dim() == 2 for prompts in made)  # three: one context a class
+def _before_the_names(prompts: Prompts) -> bool:
+    first = prompts.layers.get(("text", 0))
+    return first is not None and prompts.position == "end" and not first.per_row
 
 
 def shared_text_features(
-    clip: nn.Module, ids: torch.Tensor, constants: dict[Hashable, Any] | None = None
+    clip: nn.Module, ids: torch.Tensor, prompts: Prompts, constants: dict[Hashable, Any] | None = None
 ) -> torch.Tensor:
-    """What `clip.get_text_features(ids).pooler_output` is, for less.
+    """What `clip.get_text_features(ids, prompts=prompts).pooler_output` is, for less.
 
     A causal tower gives the words that all texts of a route begin with the same states in each of them: they run once
     a route, and are keys and values for the rest, beside the prompts. All tokens stand in one row, without padding,
@@ -54,63 +50,65 @@ def shared_text_features(
     the first prompted one can be left out after the first time.
 
     Args:
-        clip (`nn.Module`): a model that `can_share`, inside `use_routes`.
+        clip (`nn.Module`): a model that `can_share`.
         ids (`torch.Tensor`): (texts, tokens), padded behind the end.
+        prompts (`Prompts`): the prompts, with the route of each text.
         constants (`dict`, *optional*): kept by the caller from call to call as long as ids, and which rows are of one
             route, are the same: what does not depend on the prompts.
 
     Returns:
         (texts, dim).
     """
-    tower, container, layers = clip.text_model, clip.mmap, list(clip.text_model.encoder.layers)
+    tower, layers = clip.text_model, clip.text_model.encoder.layers
     constants = {} if constants is None else constants
-    routing: Routing = container.current
-    routes, pack = len(routing.index), constants.get(ids.device)
+    pack = constants.get(ids.device)
     if pack is None:
-        rows = routing.rows.get("text")
-        rows = ids.new_zeros(len(ids)) if rows is None else rows.to(ids.device)
-        pack = constants[ids.device] = _TextPack(ids, rows, routes, text_ends(ids, tower.config.eos_token_id))
-    routing = replace(routing, rows={"text": torch.arange(routes, device=ids.device)})
-    rides = container.rides(routing)
-
-    def run(numbers: range, hidden: torch.Tensor) -> torch.Tensor:
-        for index in numbers:
-            layer = layers[index]
-            routed = container.routed(routing, "text", index, hidden.expand(routes, -1, -1))
-            if rides and routed is not None:
-                if not index:
-                    places = tower.embeddings.position_embedding.weight[1 : routed.prompts.shape[1] + 1]
-                    routed = routed._replace(prompts=routed.prompts + places)
-                hidden, routed = pack.with_words(hidden, routed), None
-            prompts = None if routed is None else PromptStates(*key_and_value(layer, routed.prompts), routed.valid)
-            states = pack.joined_by(prompts)
-            if layer is layers[-1]:
-                hidden, states = pack.ends_alone(layer, hidden, states)
-            with layer.self_attn.config.joined_by(states):
-                hidden = type(layer).forward(layer, hidden, None, is_causal=True)
-        return hidden
-
-    def begin(until: int) -> torch.Tensor:
-        with use_routes(clip, ()):  # or prompts that ride on would come in with each part of the texts
-            hidden = pack.embedded(tower)
-        return run(range(until), hidden)
-
-    if rides:
-        entering = container.routed(routing, "text", 0, tower.embeddings.token_embedding.weight.expand(routes, -1, -1))
-        if entering.valid is not None or entering.prompts.shape[1] >= pack.shared:
-            return clip.get_text_features(ids).pooler_output
-    start = container.first_prompted("text", routing, len(layers))
-    if not _constant(tower):
-        hidden = begin(start)
-    else:
-        version = tuple((parameter.data_ptr(), parameter._version) for parameter in tower.parameters())
-        now = start, version, torch.is_autocast_enabled(ids.device.type)
-        if constants.get("of") != now:
-            with torch.no_grad():
-                constants.update(of=now, hidden=begin(start))
-        hidden = constants["hidden"]
-    pooled = pack.unpacked_ends(run(range(start, len(layers)), hidden))
+        rows = prompts.rows.get("text")
+        rows = ids.new_zeros(ids.shape[0]) if rows is None else rows.to(ids.device)
+        pack = constants[ids.device] = _TextPack(ids, rows, prompts.routes, text_ends(ids, tower.config.eos_token_id))
+    if prompts.stays_in_sequence and prompts.length("text") >= pack.shared:
+        return clip.get_text_features(ids, prompts=prompts).pooler_output
+    first = prompts.first_layer("text")
+    start = len(layers) if first is None else first
+    hidden = _constant_part(tower, pack, prompts, start, constants)
+    pooled = pack.unpacked_ends(_run(tower, pack, prompts, range(start, len(layers)), hidden))
     return clip.text_projection(tower.final_layer_norm(pooled))
+
+
+def _run(tower: nn.Module, pack: _TextPack, prompts: Prompts, numbers: range, hidden: torch.Tensor) -> torch.Tensor:
+    """Packed texts through some layers of the tower."""
+    layers = tower.encoder.layers
+    for index in numbers:
+        layer, here, states = layers[index], prompts.layers.get(("text", index)), None
+        if here is not None and prompts.stays_in_sequence:
+            hidden = pack.with_words(tower, hidden, index, prompts)
+        elif here is not None:
+            key, value = key_and_value(layer, here.states.to(hidden))
+            states = PromptStates(key, value, None if here.real is None else here.real.to(key.device))
+        packed = pack.joined_by(states)
+        if index == len(layers) - 1:
+            hidden, packed = pack.ends_alone(layer, hidden, packed)
+        hidden = layer(hidden, None, is_causal=True, prompt_states=packed)
+    return hidden
+
+
+def _constant_part(
+    tower: nn.Module, pack: _TextPack, prompts: Prompts, start: int, constants: dict[Hashable, Any]
+) -> torch.Tensor:
+    """What enters layer `start`, the first that gets prompts; kept in `constants` if it is the same at every step."""
+
+    def run() -> torch.Tensor:
+        return _run(tower, pack, prompts, range(start), pack.embedded(tower))
+
+    if not start or not _is_constant(tower):
+        return run()
+    kept: tuple | None = constants.get("hidden")
+    state = start, torch.is_autocast_enabled(pack.device.type), Fingerprint(tower.parameters())
+    if kept is None or kept[0] != state:
+        # No inference tensor, which a later training step could not use.
+        with torch.inference_mode(False), torch.no_grad():
+            kept = constants["hidden"] = state, run()
+    return kept[1]
 
 
 class _TextPack:
@@ -125,6 +123,7 @@ class _TextPack:
     """
 
     def __init__(self, ids: torch.Tensor, rows: torch.Tensor, routes: int, ends: torch.Tensor) -> None:
+        self.device = ids.device
         first = torch.stack([(rows == route).int().argmax() for route in range(routes)])
         equal = (ids == ids[first][rows]).all(dim=0).int().cumprod(dim=0)
         self.shared = shared = int(min(equal.sum(), ends.min()))  # at least the start
@@ -144,11 +143,17 @@ class _TextPack:
             parts.append(tower.embeddings(input_ids=ids, position_ids=places).flatten(0, 1))
         return torch.cat(parts)[None]
 
-    def with_words(self, hidden: torch.Tensor, routed: RoutedPrompts) -> torch.Tensor:
-        """Prompts in the places of shared words after the first."""
-        count = math.prod(self.sizes[0])
-        words = replaced(hidden[0, :count].unflatten(0, self.sizes[0]), routed)
-        return torch.cat([words.flatten(0, 1), hidden[0, count:]])[None]
+    def with_words(self, tower: nn.Module, hidden: torch.Tensor, index: int, prompts: Prompts) -> torch.Tensor:
+        """The row with the prompts of a layer in the places of the shared words after the first."""
+        here = prompts.layers["text", index]
+        states = here.states.to(hidden)
+        states = first_states(tower, "text", states, prompts) if index == 0 else states
+        count, tokens = states.shape[1], math.prod(self.sizes[0])
+        words = hidden[0, :tokens].unflatten(0, self.sizes[0])
+        if here.real is not None:
+            states = torch.where(here.real.to(states.device)[..., None], states, words[:, 1 : count + 1])
+        words = torch.cat([words[:, :1], states, words[:, count + 1 :]], dim=1)
+        return torch.cat([words.flatten(0, 1), hidden[0, tokens:]])[None]
 
     def joined_by(self, prompts: PromptStates | None) -> PackedStates:
         """Shared words see the prompts of their route, and a text's rest both; `prompts`: (routes, ...)."""
@@ -183,7 +188,10 @@ class _TextPack:
     def _of_texts(self, states: PromptStates, number: int) -> PromptStates:
         """States of routes, (routes, ...), for the texts of one length: (texts, ...), which they stand before."""
         rows, count = self.rows[number], len(self.order[number])
-        key, value, valid = (None if part is None else spread(part, rows, count) for part in states[:3])
+        key, value, valid = (
+            None if part is None else part.expand(count, *part.shape[1:]) if rows is None else take_rows(part, rows)
+            for part in states[:3]
+        )
         return PromptStates(key, value, valid, behind_all=True)
 
 
@@ -195,7 +203,7 @@ def _equally_long(ends: torch.Tensor) -> list[torch.Tensor]:
     return [(ends == end).nonzero()[:, 0] for end in ends.unique()]
 
 
-def _constant(tower: nn.Module) -> bool:
+def _is_constant(tower: nn.Module) -> bool:
     """Whether what enters the first prompted layer is the same at every step."""
     random = tower.training and tower.config.attention_dropout > 0
     learning = any(parameter.requires_grad for parameter in tower.parameters())

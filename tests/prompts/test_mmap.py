@@ -33,14 +33,13 @@ def test_one_source_feeds_every_layer_of_both_towers():
     generator = MmAPGenerator(MmAPConfig(num_prompts=4, source_shape=(2, 4)), TOWERS)
     for tower, shape in TOWERS.items():
         for layer in range(shape.layers):
-            (grad,) = torch.autograd.grad(generator.layer_prompts(tower, layer).sum(), generator.source)
+            (grad,) = torch.autograd.grad(generator(tower)[layer].sum(), generator.source)
             assert grad.abs().min() > 0
 
 
 def test_depth_leaves_later_layers_without_prompts():
     generator = MmAPGenerator(MmAPConfig(num_prompts=4, source_shape=(2, 4), depth=2), TOWERS)
-    assert generator.prompts("text", 1).shape == (4, 32)
-    assert generator.prompts("text", 2) is None
+    assert generator("text").shape == (2, 4, 32)
     assert generator.scale_text.shape[0] == 2
 
 

@@ -8,7 +8,7 @@ import transformers
 from peft import PeftModel, get_peft_model
 
 from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, VPTConfig, use_routes
-from mmap_peft.tuner.model import FAMILIES, encoder_layers
+from mmap_peft.tuner.model import FAMILIES
 
 from .test_forward import assert_gradients_close
 
@@ -74,8 +74,7 @@ def inputs(family):
 
 
 def run(model, weights, plain):
-    for layer in encoder_layers(model.get_base_model()):
-        layer.forward.plain = plain
+    model.get_base_model().mmap.as_tokens = plain
     text, vision = inputs(model.get_base_model().config.model_type)
     with use_routes(model, [("x",), ("x", "y"), ()], text=[1, 0, 2], vision=[0, 2, 1]):
         found = model(**text, **vision).logits_per_image

@@ -19,9 +19,7 @@ def prompted(attention="sdpa", adapters=("default",), plain=False, **fields):
     for name in adapters[1:]:
         model.add_adapter(name, MmAPConfig(**{**CONFIG, **fields}))
     model.base_model.set_requires_grad(list(adapters), True)
-    clip = model.get_base_model()
-    for layer in [*clip.text_model.encoder.layers, *clip.vision_model.encoder.layers]:
-        layer.forward.plain = plain
+    model.get_base_model().mmap.as_tokens = plain
     return model.eval()
 
 

@@ -267,7 +267,7 @@ def test_unloading_gives_the_base_to_the_bit_and_it_can_be_wrapped_again(model, 
 
 
 def test_adapter_names_give_each_row_its_own(three, inputs):
-    rides = three.peft_config["x"].rides
+    rides = three.peft_config["x"].stays_in_sequence
     names = ["y", "z" if rides else "__base__", "x"]
     mixed = three(**inputs, adapter_names=names)
     for row, name in enumerate(names):

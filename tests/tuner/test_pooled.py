@@ -5,7 +5,6 @@ import torch
 from peft import get_peft_model
 
 from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, VPTConfig, use_routes
-from mmap_peft.tuner.model import encoder_layers
 
 from .test_families import build, inputs
 from .test_forward import assert_gradients_close
@@ -82,8 +81,7 @@ def test_a_tower_that_pools_all_tokens_computes_all(family):
 
 def test_the_plain_way_computes_all_tokens():
     model = make()
-    for layer in encoder_layers(model.get_base_model()):
-        layer.forward.plain = True
+    model.get_base_model().mmap.as_tokens = True
     assert run(model, ("x",), None, True)[2] == 10
 
 

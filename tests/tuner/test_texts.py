@@ -33,18 +33,30 @@ def make(family="clip", attention="sdpa", **fields):
     return model.eval()
 
 
+def shared(model, ids, constants=None):
+    """Through the prompts of `use_routes`."""
+    clip = model.get_base_model()
+    prompts = clip.mmap.prompts(["text"])
+    assert can_share(clip, prompts)
+    return shared_text_features(clip, ids, prompts, constants)
+
+
+def shares(model):
+    clip = model.get_base_model()
+    return can_share(clip, clip.mmap.prompts(["text"]))
+
+
 def compare(model, ids, routes, rows):
     clip, found = model.get_base_model(), []
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for function in (lambda: shared_text_features(clip, ids), lambda: clip.get_text_features(ids).pooler_output):
+    for function in (lambda: shared(model, ids), lambda: clip.get_text_features(ids).pooler_output):
         with use_routes(model, routes, text=rows):
-            assert can_share(clip)
             features = function()
         weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
         gradients = torch.autograd.grad((features * weights).sum(), parameters, materialize_grads=True)
         found.append((features, gradients))
-    (shared, shared_gradients), (plain, plain_gradients) = found
-    torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
+    (fast, shared_gradients), (plain, plain_gradients) = found
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
     assert_gradients_close(shared_gradients, plain_gradients)
 
 
@@ -108,27 +120,26 @@ def test_prompts_that_reach_beyond_the_words_in_common():
 
 def test_half_precision_stays_near():
     model = make()
-    clip = model.get_base_model()
     with torch.no_grad(), use_routes(model, ROUTES, text=ROWS):
-        exact = shared_text_features(clip, IDS)
+        exact = shared(model, IDS)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = shared_text_features(clip, IDS)
+            rough = shared(model, IDS)
     assert torch.cosine_similarity(exact, rough.float()).min() > 0.99
 
 
 def test_where_it_does_not_hold():
-    assert not can_share(build("clip"))  # no prompts
-    assert not can_share(get_peft_model(build("siglip"), MmAPConfig(**CONFIG)).get_base_model())  # not causal
-    assert not can_share(get_peft_model(build("clip"), VPTConfig()).get_base_model())  # none for texts
+    assert not can_share(build("clip"), None)  # no prompts
+    assert not shares(get_peft_model(build("siglip"), MmAPConfig(**CONFIG)))  # not causal
+    assert not shares(get_peft_model(build("clip"), VPTConfig()))  # none for texts
     for field in ({"position": "front"}, {"num_classes": 3}):
-        assert not can_share(get_peft_model(build("clip"), CoOpConfig(**field)).get_base_model())
+        assert not shares(get_peft_model(build("clip"), CoOpConfig(**field)))
     model = make().train()
-    assert can_share(model.get_base_model())
+    assert shares(model)
     with model.disable_adapter():
-        assert not can_share(model.get_base_model())
+        assert not shares(model)
     clip = model.get_base_model()
     (getattr(clip, "activation_checkpointing_enable", None) or clip.gradient_checkpointing_enable)()
-    assert not can_share(clip)
+    assert not shares(model)
 
 
 def test_layers_before_the_first_prompted_one_run_once():
@@ -139,7 +150,7 @@ def test_layers_before_the_first_prompted_one_run_once():
 
     def run(**kept):
         with use_routes(model, ROUTES, text=ROWS):
-            features = shared_text_features(clip, IDS, **kept)
+            features = shared(model, IDS, **kept)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return features, torch.autograd.grad(features.square().sum(), parameters)
 
@@ -155,7 +166,7 @@ def test_layers_before_the_first_prompted_one_run_once():
     assert (run()[0] - expected[0]).abs().max() > 1e-3
     clip.text_model.encoder.layers[0].mlp.fc1.weight.requires_grad_(True)
     with use_routes(model, ROUTES, text=ROWS):
-        shared_text_features(clip, IDS, constants).sum().backward()
+        shared(model, IDS, constants).sum().backward()
     assert clip.text_model.encoder.layers[0].mlp.fc1.weight.grad.abs().max() > 0
 
 

@@ -1,4 +1,4 @@
-"""What methods share whose prompts are tokens themselves: CoOp, VPT, IVLP, MaPLe."""
+"""What methods share whose prompts stay in the sequence: CoOp, VPT, IVLP, MaPLe."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .base import PromptConfig, PromptGenerator, TowerShape
 
 
 @dataclass
-class RidingConfig(PromptConfig):
-    """Settings of prompts that ride on.
+class SequencePromptConfig(PromptConfig):
+    """Settings of prompts that stay in the sequence.
 
-    In a text the prompts of the first layer take the places of the tokens after the first one, so texts need as many
-    words before the class name: `"X X X X cat."` or `"a photo of a cat."` for four prompts. They get the positions of
-    those tokens. Among the tokens of an image they stand without position. The prompts of a deeper layer take the
-    places of those that came out of the layer before.
+    In a text, the prompts of the first layer replace the tokens after the first one and get their positions. So texts
+    need as many words before the class name: `"X X X X cat."` or `"a photo of a cat."` for four prompts. In an image,
+    prompts are added after the first token and have no position. The prompts of a deeper layer replace the prompts that
+    came out of the layer before.
 
     Args:
         init_std (`float`): standard deviation of a prompt's elements at the start.
@@ -28,7 +28,7 @@ class RidingConfig(PromptConfig):
             for up to four prompts if this is `None`.
     """
 
-    rides: ClassVar[bool] = True
+    stays_in_sequence: ClassVar[bool] = True
 
     init_std: float = field(default=0.02, metadata={"help": "Standard deviation of a prompt's elements at the start."})
     init_ids: list[int] | None = field(
@@ -44,31 +44,35 @@ class RidingConfig(PromptConfig):
             )
 
 
-class RidingGenerator(PromptGenerator):
+class SequencePromptGenerator(PromptGenerator):
     """Makes prompts of independent parameters: `text_prompts` and `vision_prompts`, (depth, prompts, width) each.
 
     Args:
-        config (`RidingConfig`): the adapter's settings.
+        config (`SequencePromptConfig`): the adapter's settings.
         towers (`Mapping[str, TowerShape]`): the towers that get prompts.
     """
 
-    position = "end"
-
-    def __init__(self, config: RidingConfig, towers: Mapping[str, TowerShape]) -> None:
+    def __init__(self, config: SequencePromptConfig, towers: Mapping[str, TowerShape]) -> None:
         super().__init__(config, towers)
         self.init_ids = config.init_ids
         for name, shape in towers.items():
             size = self.depths[name], self._count(config, name), shape.width
             self.register_parameter(f"{name}_prompts", nn.Parameter(torch.empty(size).normal_(std=config.init_std)))
 
-    def _count(self, config: RidingConfig, tower: str) -> int:
+    def _count(self, config: SequencePromptConfig, tower: str) -> int:
         return config.num_prompts
 
-    def layer_prompts(self, tower: str, layer: int) -> torch.Tensor:
-        return getattr(self, f"{tower}_prompts")[layer]
+    @property
+    def first_text_prompts(self) -> torch.Tensor:
+        """The text prompts of the first layer, (prompts, width)."""
+        return self.text_prompts[0]
+
+    def forward(self, tower: str) -> torch.Tensor:
+        return getattr(self, f"{tower}_prompts")
 
     @torch.no_grad()
     def start_from_words(self, embedding: nn.Embedding) -> None:
-        """Let the first layer's text prompts be the embeddings of `init_ids`, if there are any."""
+        """Set the first layer's text prompts to the embeddings of `init_ids`, if there are any."""
         if self.init_ids and "text" in self.depths:
-            self.layer_prompts("text", 0).copy_(embedding.weight[self.init_ids])
+            ids = torch.tensor(self.init_ids, device=embedding.weight.device)
+            self.first_text_prompts.copy_(embedding(ids))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..prompts.base import PromptConfig
-from ..tuner.routing import Route
-from .task import Task
+from ..tuner.assemble import Route
+from .task import Task, as_tuple
 
 
 INIT_WORDS = "a photo of a"  # CoOp and MaPLe start from these if they have no more than four prompts
@@ -35,8 +35,8 @@ class TextBatch(NamedTuple):
     constants: dict[tuple[int, int], dict]
 
 
-class Texts:
-    """Tokenizes each task's texts once.
+class ClassTexts:
+    """Tokenizes the texts of each task's classes once.
 
     Where prompts take the places of words (CoOp, IVLP, MaPLe), a text has as many before the class name: those of the
     task's template if they suffice, or else placeholders, as in CoOp: `"X X X X cat."`.
@@ -51,8 +51,8 @@ class Texts:
         self.tokenizer, self.config = tokenizer, config
         self.placeholders = getattr(prompts, "placeholders", 0)
         self.names_last = getattr(prompts, "position", "end") == "end"
-        self._ids: dict[tuple[str, int], list[list[list[int]]]] = {}
-        self._batch: tuple[list, TextBatch] | None = None
+        self._ids: dict[Hashable, list[list[list[int]]]] = {}
+        self._batch: tuple[list, TextBatch] | None = None  # the last one
 
     def first_words(self, count: int) -> list[int]:
         """Token ids that so many prompts start from; none if they are more than the words are."""
@@ -65,23 +65,26 @@ class Texts:
         Raises:
             ValueError: a text is longer than the tower's positions.
         """
-        key = task.name, len(route) * self.placeholders
+        count = len(route) * self.placeholders
+        texts = tuple((name, as_tuple(texts)) for name, texts in task.class_texts.items())
+        key = count, tuple(task.class_names), as_tuple(task.template), texts
         if key not in self._ids:
-            ids = [self._tokenize(task, texts) for texts in self._worded(task, key[1])]
-            self._ids[key] = next((found for found in self._ids.values() if found == ids), ids)
+            ids = [self._tokenize(task, texts) for texts in self._worded(task, count)]
+            self._ids[key] = next((others for others in list(self._ids.values()) if others == ids), ids)
         return self._ids[key]
 
     def batch(self, tasks: Sequence[Task], routes: Sequence[Route]) -> TextBatch:
         """The texts of some tasks in one batch."""
-        found = [self.of(task, route) for task, route in zip(tasks, routes)]
-        if self._batch is None or self._batch[0] != found:
-            self._batch = found, self._padded(found)  # from step to step it is the same one
-        return self._batch[1]
+        ids = [self.of(task, route) for task, route in zip(tasks, routes)]
+        last = self._batch
+        if last is None or last[0] != ids:
+            last = self._batch = ids, self._padded(ids)  # from step to step it is the same one
+        return last[1]
 
-    def _padded(self, found: list[list[list[list[int]]]]) -> TextBatch:
+    def _padded(self, by_task: list[list[list[list[int]]]]) -> TextBatch:
         rows = [
             (torch.tensor(ids), number, label)
-            for number, classes in enumerate(found)
+            for number, classes in enumerate(by_task)
             for label, texts in enumerate(classes)
             for ids in texts
         ]
@@ -92,13 +95,13 @@ class Texts:
         if self.config.model_type.startswith("siglip"):
             ids[0] = F.pad(ids[0], (0, self.config.max_position_embeddings - len(ids[0])), value=padding)
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding)
-        return TextBatch(padded, numbers, labels, [len(texts) for classes in found for texts in classes], {})
+        return TextBatch(padded, numbers, labels, [len(texts) for classes in by_task for texts in classes], {})
 
     def _words(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _worded(self, task: Task, prompts: int) -> list[tuple[str, ...]]:
-        templates = (task.template,) if isinstance(task.template, str) else task.template
+        templates = as_tuple(task.template)
         before = min(len(self._words(template.partition("{}")[0].strip())) for template in templates)
         if not prompts or (before >= prompts and self.names_last and not task.class_texts):
             return task.texts
@@ -109,12 +112,12 @@ class Texts:
         ]
 
     def _tokenize(self, task: Task, texts: Sequence[str]) -> list[list[int]]:
-        found = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        tokenized = self.tokenizer(list(texts), verbose=False)["input_ids"]
         positions = self.config.max_position_embeddings
-        for text, ids in zip(texts, found):
+        for text, ids in zip(texts, tokenized):
             if len(ids) > positions:
                 raise ValueError(
                     f"Text {text!r} of task {task.name!r} has {len(ids)} tokens with start and end, but the text "
                     f"tower has {positions} positions; write a shorter template or class text."
                 )
-        return found
+        return tokenized

@@ -1,0 +1,119 @@
+"""One task of a classifier as an image classifier of its own: pixels in, probabilities out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..tuner.assemble import LayerPrompts, Prompts
+from ..tuner.attention import SUPPORTED
+from ..tuner.layer import key_and_value
+from ..tuner.model import find_towers
+
+
+class TaskClassifier(nn.Module):
+    """The image classifier of one task, in float32: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
+
+    It holds copies of the vision tower, the task's prompts, and the features of its classes; nothing of the text tower,
+    of PEFT or of other tasks, and nothing that trains. Made by `MultiTaskClassifier.export`.
+
+    Args:
+        clip (`nn.Module`): the CLIP to copy the vision tower from; it stays as it is.
+        prompts (`Prompts`, *optional*): the task's prompts for the vision tower.
+        class_weight (`torch.Tensor`): (classes, dim), what unit image features are multiplied by.
+        class_bias (`torch.Tensor`, *optional*): (classes).
+        task (`str`): name of the task.
+        class_names (`Sequence[str]`): names of its classes.
+        image_processor: prepares the pixels.
+
+    Attributes:
+        class_names (`list[str]`): what the columns of the output stand for.
+        metadata (`dict[str, str]`): what it takes to prepare pixels and to read the output: `task`, and as JSON
+            `class_names`, `image_size`, `image_mean`, `image_std` and `image_processor`, all of its settings.
+
+    Raises:
+        ValueError: the base is quantised.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        clip: nn.Module,
+        prompts: Prompts | None,
+        class_weight: torch.Tensor,
+        class_bias: torch.Tensor | None,
+        task: str,
+        class_names: Sequence[str],
+        image_processor: Any,
+    ) -> None:
+        super().__init__()
+        if any(not _is_float(parameter) for parameter in clip.parameters()):
+            raise ValueError(
+                "The base is quantised, but an exported task is float32; load the adapters onto float weights, for "
+                "example MultiTaskClassifier.from_pretrained(folder, model=base.dequantize()), and export that."
+            )
+        self.vision_model = _copy_of_tower(clip).float()
+        # A CLIP has it; a SigLIP's tower makes the features itself.
+        projection = getattr(clip, "visual_projection", None)
+        self.visual_projection = nn.Identity() if projection is None else copy.deepcopy(projection).float()
+        prompts = prompts or Prompts()
+        self._prompts = replace(prompts, layers={}, rows={}, text_ends=None)  # the rest of it is in the buffers
+        self._prompted_layers = sorted(index for tower, index in prompts.layers if tower == "vision")
+        layers = find_towers(self.vision_model)["vision"].encoder.layers
+        for index in self._prompted_layers:
+            # A copy, laid out as a file would have it.
+            states = prompts.layers["vision", index].states.float().clone().contiguous()
+            key, value = key_and_value(layers[index], states)
+            for name, tensor in (("states", states), ("key", key), ("value", value)):
+                self.register_buffer(f"prompt_{name}_{index}", tensor)
+        self.class_weight = nn.Buffer(class_weight.float().clone())
+        self.class_bias = None if class_bias is None else nn.Buffer(class_bias.float().clone())
+        self.requires_grad_(False).eval()
+
+        self.class_names = list(class_names)
+        self.image_size: int = self.vision_model.config.image_size
+        fields = {
+            "class_names": self.class_names,
+            "image_size": self.image_size,
+            "image_mean": image_processor.image_mean,
+            "image_std": image_processor.image_std,
+            "image_processor": json.loads(image_processor.to_json_string()),
+        }
+        self.metadata = {"task": task, **{name: json.dumps(value) for name, value in fields.items()}}
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        layers = {}
+        for index in self._prompted_layers:
+            states, *pair = (getattr(self, f"prompt_{name}_{index}") for name in ("states", "key", "value"))
+            layers["vision", index] = LayerPrompts(states, None, key_and_value=tuple(pair))
+        keywords = {"prompts": replace(self._prompts, layers=layers)} if layers else {}
+        image = self.visual_projection(self.vision_model(pixel_values, **keywords).pooler_output)
+        return F.linear(F.normalize(image, dim=-1), self.class_weight, self.class_bias).softmax(dim=-1)
+
+
+def _is_float(parameter: torch.Tensor) -> bool:
+    # Quantised weights are whole numbers, or a tensor class of their own that calls itself float.
+    return parameter.is_floating_point() and type(parameter.data) is torch.Tensor
+
+
+def _copy_of_tower(clip: nn.Module) -> nn.Module:
+    """A copy of the vision tower whose layers take prompts, and which asks no adapters for them."""
+    tower, container = clip.vision_model, getattr(clip, "mmap", None)
+    vision = find_towers(tower)["vision"]
+    asking = [hooks for part in (vision, vision.encoder) for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+    handles = [] if container is None else container.handles
+    handles = [handle for handle in handles if any(handle.hooks_dict_ref() is hooks for hooks in asking)]
+    # With the tower a copy of the handles is made, which remove the hooks of the copy. The container is not copied.
+    tower, handles = copy.deepcopy((tower, handles), {id(container): container})
+    for handle in handles:
+        handle.remove()
+    if tower.config._attn_implementation not in SUPPORTED:
+        tower.set_attn_implementation("sdpa")
+    return tower

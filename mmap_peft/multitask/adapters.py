@@ -1,0 +1,316 @@
+"""The adapters of a classifier: one interface for prompts, PEFT's methods, linear probes, and none."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..methods.linear_probe import LinearProbeConfig, start_probe
+from ..prompts.base import PromptConfig
+from ..tuner.assemble import AdapterPrompts, Prompts, Route
+from ..tuner.container import PromptContainer
+from ..tuner.model import check_adapter_name
+
+
+GLOBAL = "global"  # the adapter that all tasks share before they are grouped
+
+
+class AdapterSet(nn.Module):
+    """The adapters of a classifier, and how its model uses them. This one has none: zero-shot.
+
+    Args:
+        clip (`PreTrainedModel`): the base, which is frozen.
+        config (`PeftConfig`, *optional*): settings of the adapters.
+
+    Attributes:
+        model (`nn.Module`): the base, or the `PeftModel` around it.
+    """
+
+    uses_prompts = False  # whether adapters are prompts, of which a task can use several
+
+    def __init__(self, clip: PreTrainedModel, config: PeftConfig | None = None) -> None:
+        super().__init__()
+        self.config, self.model = copy.deepcopy(config), clip
+
+    @property
+    def clip(self) -> PreTrainedModel:
+        """The base itself."""
+        return self.model
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the adapters."""
+        return []
+
+    def first_route(self, task_adapter: str) -> Route:
+        """The route of a task, whose own adapter would have this name, before tasks are grouped."""
+        return ()
+
+    def check_name(self, name: str) -> None:
+        """Raise a `ValueError` if no adapter can have this name."""
+
+    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
+        """The parameters of one adapter, by name."""
+        return {}
+
+    def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
+        """The tensors of an adapter's file, by their names there."""
+        return {}
+
+    def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of `state_of`."""
+
+    def reset(self, names: Sequence[str], seed: int) -> None:
+        """New adapters with these names in place of all others; all of them train."""
+
+    def train_only(self, names: Sequence[str]) -> None:
+        """Let exactly these adapters train."""
+
+    def unload(self) -> PreTrainedModel:
+        """Take all adapters out and return the base as it was."""
+        return self.clip
+
+    @property
+    def enabled(self) -> bool:
+        """Whether adapters are used: not inside PEFT's `disable_adapter()`."""
+        return True
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside the `with` block the model is the plain base, where an empty route does not say so."""
+        yield
+
+    def prompts(
+        self,
+        tower: str,
+        routes: Sequence[Route],
+        given: Mapping[str, AdapterPrompts] | None = None,
+        **rows: torch.Tensor,
+    ) -> Prompts | None:
+        """The prompts of one pass through a tower, or `None` if the method has none.
+
+        Args:
+            tower (`str`): `"text"` or `"vision"`.
+            routes (`Sequence[Route]`): the routes of the pass.
+            given (`Mapping[str, AdapterPrompts]`, *optional*): prompts that routes name besides the adapters.
+            rows: for the tower, the route of each row, and under `classes` the class of each text.
+        """
+        return None
+
+    def class_weights(
+        self, routes: Sequence[Route], text_features: Callable[[], Sequence[torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """What classifies unit image features: weight (classes of all tasks, dim), and bias (classes) or 0.
+
+        Args:
+            routes (`Sequence[Route]`): the route of each task.
+            text_features: returns the unit text features of each task's classes.
+        """
+        return torch.cat(list(text_features())), 0.0
+
+    def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """What text features depend on: parameters of the frozen base, and of adapters."""
+        return list(self.clip.parameters()), []
+
+    def base_size(self) -> int:
+        """Number of the base's parameters."""
+        # A copy of a base's module that an adapter trains is no part of the base.
+        parts = ("mmap.", ".modules_to_save.", f".{GLOBAL}.")
+        sizes = {f"{name}.": parameter.numel() for name, parameter in self.clip.named_parameters()}
+        return sum(size for name, size in sizes.items() if not any(part in name for part in parts))
+
+
+class ProbeSet(AdapterSet):
+    """A linear probe for each task, on the frozen image features."""
+
+    def __init__(self, clip: PreTrainedModel, config: LinearProbeConfig) -> None:
+        super().__init__(clip, config)
+        self.probes = nn.ModuleList()
+        self._names: list[str] = []
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._names)
+
+    def first_route(self, task_adapter: str) -> Route:
+        return (task_adapter,)
+
+    def probe(self, name: str) -> nn.Linear:
+        """The probe of one task."""
+        return self.probes[self._names.index(name)]
+
+    def add(self, name: str, features: torch.Tensor) -> None:
+        """A probe that starts from a task's unit text features, (classes, dim)."""
+        self.probes.append(start_probe(features))
+        self._names.append(name)
+
+    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
+        return dict(self.probe(adapter).named_parameters())
+
+    def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
+        return self.probe(adapter).state_dict()
+
+    def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.probe(adapter).load_state_dict(tensors)
+
+    def train_only(self, names: Sequence[str]) -> None:
+        for name in self._names:
+            self.probe(name).requires_grad_(name in names)
+
+    def class_weights(
+        self, routes: Sequence[Route], text_features: Callable[[], Sequence[torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        if not all(routes):  # zero-shot
+            return super().class_weights(routes, text_features)
+        probes = [self.probe(name) for (name,) in routes]
+        return torch.cat([probe.weight for probe in probes]), torch.cat([probe.bias for probe in probes])
+
+
+class PeftSet(AdapterSet):
+    """One adapter of a PEFT method for all tasks, since those of most methods cannot be joined."""
+
+    def __init__(self, clip: PreTrainedModel, config: PeftConfig, seed: int) -> None:
+        super().__init__(clip, config)
+        with seeded(seed):
+            self.model = get_peft_model(clip, copy.deepcopy(self.config), adapter_name=GLOBAL)
+
+    @property
+    def clip(self) -> PreTrainedModel:
+        return self.model.get_base_model()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.model.peft_config)
+
+    def first_route(self, task_adapter: str) -> Route:
+        return (GLOBAL,)
+
+    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
+        named = ((f"{name}.", parameter) for name, parameter in self.clip.named_parameters())
+        return {name.replace(f".{adapter}.", ".")[:-1]: tensor for name, tensor in named if f".{adapter}." in name}
+
+    def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
+        return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
+
+    def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        set_peft_model_state_dict(self.model, dict(tensors), adapter_name=adapter)
+
+    def reset(self, names: Sequence[str], seed: int) -> None:
+        training, base = self.model.training, self.model.unload()
+        with torch.inference_mode(False), seeded(seed):
+            self.model = get_peft_model(base, copy.deepcopy(self.config), adapter_name=names[0])
+            for name in names[1:]:
+                self.model.add_adapter(name, copy.deepcopy(self.config))
+        self.model.train(training)
+        self.train_only(names)
+
+    def train_only(self, names: Sequence[str]) -> None:
+        self.model.base_model.set_requires_grad(self.names, requires_grad=False)
+        self.model.base_model.set_requires_grad(list(names), requires_grad=True)
+
+    def unload(self) -> PreTrainedModel:
+        return self.model.unload()
+
+    @property
+    def enabled(self) -> bool:
+        layers = (module for module in self.clip.modules() if isinstance(module, BaseTunerLayer))
+        return not next(layers).disable_adapters
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        flags = {parameter: parameter.requires_grad for parameter in self.parameters()}
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            for parameter, flag in flags.items():  # which PEFT sets as it likes
+                parameter.requires_grad_(flag)
+
+    def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        ours = {id(parameter) for name in self.names for parameter in self.parameters_of(name).values()}
+        parameters = list(self.clip.parameters())
+        frozen = [parameter for parameter in parameters if id(parameter) not in ours]
+        return frozen, [parameter for parameter in parameters if id(parameter) in ours]
+
+
+class PromptSet(PeftSet):
+    """Prompts, of which a task can use several adapters' at once: its group's and its own."""
+
+    uses_prompts = True
+
+    @property
+    def container(self) -> PromptContainer:
+        """What holds the prompts."""
+        return self.clip.mmap
+
+    def check_name(self, name: str) -> None:
+        check_adapter_name(name)
+
+    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
+        return dict(self.container.mmap_generators[adapter].named_parameters())
+
+    def add(self, name: str, seed: int) -> None:
+        """One more adapter."""
+        with torch.inference_mode(False), seeded(seed):
+            self.model.add_adapter(name, copy.deepcopy(self.config))
+
+    @property
+    def enabled(self) -> bool:
+        return not self.container.disable_adapters
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        yield
+
+    def prompts(
+        self,
+        tower: str,
+        routes: Sequence[Route],
+        given: Mapping[str, AdapterPrompts] | None = None,
+        **rows: torch.Tensor,
+    ) -> Prompts | None:
+        given = given or {}
+        if not self.enabled:
+            return None
+        routing = self.container.routing(routes, given, pooled=True, **rows)
+        return self.container.prompts([tower], routing, given)
+
+    def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        frozen, prompts = super().text_parameters()
+        return frozen, prompts if "text" in self.config.towers else []
+
+
+def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -> AdapterSet:
+    """The adapters that a method's settings ask for; `None`: none.
+
+    Raises:
+        ValueError: the settings do not fit the model, or their adapters cannot be routed.
+    """
+    if config is None:
+        return AdapterSet(clip)
+    if isinstance(config, LinearProbeConfig):
+        return ProbeSet(clip, config)
+    if not isinstance(config, PromptConfig):
+        return PeftSet(clip, config, seed)
+    if config.modules_to_save:
+        raise ValueError(
+            f"modules_to_save={config.modules_to_save} is not possible with prompts of many tasks, since only one "
+            "adapter's copy of a module can run in a batch; leave it out, or use get_peft_model for a single adapter."
+        )
+    return PromptSet(clip, config, seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers from a seed inside, and as if nothing had happened outside."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,260 @@
+"""From the prompts of adapters to the value that one forward pass is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+
+Route = tuple[str, ...]
+Place = tuple[str, int]  # a tower and the number of one of its layers
+
+
+def take_rows(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`tensor[rows]`. Its backward pass is slow on a CPU; that of `index_select` is not deterministic on a GPU."""
+    return tensor.index_select(0, rows) if tensor.device.type == "cpu" else tensor[rows]
+
+
+class AdapterPrompts(NamedTuple):
+    """The prompts of one adapter.
+
+    Attributes:
+        towers: for each tower the prompts that the adapter's generator returned: (depth, prompts, width), or (depth,
+            classes, prompts, width) if they are class-specific.
+        layers: the layers that get them.
+        stays_in_sequence: whether they stay in the sequence for later layers.
+        position: where class names stand among text prompts that replace words.
+    """
+
+    towers: Mapping[str, torch.Tensor]
+    layers: frozenset[Place]
+    stays_in_sequence: bool = False
+    position: str = "end"
+
+    def count(self, tower: str, layer: int) -> int:
+        """Number of prompts that a layer gets."""
+        prompts = self.towers.get(tower)
+        given = prompts is not None and (tower, layer) in self.layers and layer < prompts.shape[0]
+        return prompts.shape[-2] if given else 0
+
+
+class LayerPrompts(NamedTuple):
+    """The prompts of one layer.
+
+    Attributes:
+        states: (routes, prompts, width); routes with fewer prompts are padded with zeros.
+        real: (routes, prompts), false for padding; `None` if there is none.
+        per_row: whether the first dimension stands for the rows of the text batch instead of for routes.
+        key_and_value: what the layer's attention makes of them, if that is known already.
+    """
+
+    states: torch.Tensor
+    real: torch.Tensor | None
+    per_row: bool = False
+    key_and_value: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which row of a batch uses the prompts of which adapters, as tensors: a compiled model serves all routes.
+
+    Attributes:
+        used: names of the adapters of all routes; the prompts of others are not needed.
+        index: (routes, slots), number of each adapter of a route among the model's; the number of adapters for none.
+        full: whether every slot holds an adapter.
+        rows: for each tower, the route of each row; under `"classes"`, the class of each row of the text batch.
+        pooled: whether nothing but pooled features is used.
+    """
+
+    used: frozenset[str]
+    index: torch.Tensor
+    full: bool
+    rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    pooled: bool = False
+
+    @classmethod
+    def of(cls, names: Sequence[str], routes: Sequence[Route], pooled: bool = False, **rows: torch.Tensor) -> Routing:
+        """A routing of these routes, in a model whose adapters are called `names`."""
+        slots = max(map(len, routes))
+        index = [[names.index(name) for name in route] + [len(names)] * (slots - len(route)) for route in routes]
+        index = torch.tensor(index, dtype=torch.long).view(len(routes), slots)
+        used = frozenset(name for route in routes for name in route)
+        return cls(used, index, min(map(len, routes)) == slots, rows, pooled)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """All prompts of one forward pass. Passed as the keyword argument `prompts` to a model or to one of its towers.
+
+    Attributes:
+        layers: prompts by tower and layer; a layer that is not in it gets none.
+        routes: number of routes.
+        rows: for each tower the route of each row, (batch,); all rows use the only route of a tower that is not in it.
+        stays_in_sequence: whether prompts stay in the sequence for later layers.
+        position: where class names stand among text prompts that replace words.
+        pooled: whether nothing but pooled features is used.
+        as_tokens: whether prompts that do not stay in the sequence are added to it as tokens and removed after each
+            layer, instead of being keys and values of its attention. Both give the same.
+        text_ends: (batch,), place of the end of each text, if it is known.
+    """
+
+    layers: Mapping[Place, LayerPrompts] = field(default_factory=dict)
+    routes: int = 1
+    rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    stays_in_sequence: bool = False
+    position: str = "end"
+    pooled: bool = False
+    as_tokens: bool = False
+    text_ends: torch.Tensor | None = None
+
+    def first_layer(self, tower: str) -> int | None:
+        """Number of the first layer of a tower that gets prompts, or `None` if none does."""
+        numbers = [layer for name, layer in self.layers if name == tower]
+        return min(numbers) if numbers else None
+
+    def length(self, tower: str) -> int:
+        """Number of prompts that each row of a tower gets, padding included."""
+        first = self.first_layer(tower)
+        return 0 if first is None else self.layers[tower, first].states.shape[1]
+
+    def spread(self, tower: str, tensor: torch.Tensor, batch: int, per_row: bool = False) -> torch.Tensor:
+        """A tensor of routes, (routes, ...), for the rows of a batch: (batch, ...).
+
+        Raises:
+            ValueError: the rows are missing, or are those of a batch of another size.
+        """
+        if per_row:
+            if tensor.shape[0] != batch:
+                raise _wrong_classes(batch, tensor.shape[0])
+            return tensor
+        rows = self.rows.get(tower)
+        if rows is None:
+            if self.routes > 1:
+                raise ValueError(
+                    f"{self.routes} routes were given, but not which row of the {tower} batch uses which; write "
+                    f"use_routes(model, routes, {tower}=[...]) with a number for each of the {batch} rows."
+                )
+            return tensor.expand(batch, *tensor.shape[1:])
+        if rows.shape[0] != batch:
+            raise ValueError(
+                f"Routes were given for {rows.shape[0]} rows of the {tower} batch, which has {batch}; write one "
+                "number a row."
+            )
+        if self.routes == 1:
+            return tensor.expand(batch, *tensor.shape[1:])
+        return take_rows(tensor, rows.to(tensor.device))
+
+
+def assemble(
+    adapters: Sequence[AdapterPrompts | None],
+    routing: Routing,
+    towers: Sequence[str] = ("text", "vision"),
+    as_tokens: bool = False,
+) -> Prompts:
+    """Put the prompts of adapters together for one forward pass. A pure function.
+
+    Args:
+        adapters (`Sequence[AdapterPrompts | None]`): the adapters that `routing.index` numbers; `None` for one that
+            no route uses.
+        routing (`Routing`): which row uses which.
+        towers (`Sequence[str]`): the towers that the pass needs.
+        as_tokens (`bool`): see `Prompts`.
+
+    Raises:
+        ValueError: adapters that cannot be used together.
+    """
+    used = [adapter for adapter in adapters if adapter is not None]
+    policies = {adapter.stays_in_sequence for adapter in used}
+    if len(policies) > 1:
+        raise ValueError(
+            "Adapters whose prompts stay in the sequence (CoOp, VPT, IVLP, MaPLe) and others (MmAP) are active "
+            "together; activate those of one kind only."
+        )
+    positions = {adapter.position for adapter in used if "text" in towers} or {"end"}
+    if len(positions) > 1:
+        raise ValueError(f"Adapters with names at {', '.join(sorted(positions))} are active together; use one alone.")
+    layers: dict[Place, LayerPrompts] = {}
+    for tower in towers if routing.index.shape[1] else ():
+        in_tower = {number: adapter for number, adapter in enumerate(adapters) if adapter and tower in adapter.towers}
+        if any(adapter.towers[tower].dim() == 4 for adapter in in_tower.values()):
+            layers[tower, 0] = _of_classes(adapters, in_tower, routing)
+        elif in_tower:
+            layers.update(_of_tower(tower, adapters, in_tower, routing))
+    stays = True in policies
+    prompts = Prompts(layers, len(routing.index), routing.rows, stays, positions.pop(), routing.pooled, as_tokens)
+    for tower in towers if stays else ():
+        first = prompts.first_layer(tower)
+        if first is not None and layers[tower, first].real is not None:
+            raise ValueError(
+                f"Routes of one batch have different numbers of prompts in the {tower} tower, but prompts that stay "
+                "in the sequence need the same in every row; give each route as many."
+            )
+    return prompts
+
+
+def _of_tower(
+    tower: str, adapters: Sequence[AdapterPrompts | None], in_tower: Mapping[int, AdapterPrompts], routing: Routing
+) -> dict[Place, LayerPrompts]:
+    """Prompts of all layers of a tower, in a few operations for all layers together."""
+    tensors = {number: adapter.towers[tower] for number, adapter in in_tower.items()}
+    like = next(iter(tensors.values()))
+    depth, most = (max(tensor.shape[size] for tensor in tensors.values()) for size in (0, 1))
+    blank = like.new_zeros(depth, most, like.shape[-1])
+    padded = [blank] * (len(adapters) + 1)  # the last one is what an empty slot gets
+    for number, tensor in tensors.items():
+        missing = depth - tensor.shape[0], most - tensor.shape[1]
+        padded[number] = F.pad(tensor.to(like), (0, 0, 0, missing[1], 0, missing[0])) if any(missing) else tensor
+    index = routing.index.to(like.device)
+    by_slot = take_rows(torch.stack(padded), index.flatten()).unflatten(0, index.shape)
+    # (routes, slots, depth, prompts, width) -> depth times (routes, slots * prompts, width)
+    states = by_slot.permute(2, 0, 1, 3, 4).flatten(2, 3).unbind()
+    counts = {
+        layer: [0 if adapter is None else adapter.count(tower, layer) for adapter in adapters]
+        for layer in range(depth)
+    }
+    layers = {}
+    for layer, numbers in counts.items():
+        if not any(numbers):
+            continue
+        needed = [number for number, adapter in zip(numbers, adapters) if adapter is not None]
+        real = None
+        if not routing.full or min(needed) < most:
+            table = torch.tensor([*numbers, 0], device=like.device)
+            real = (torch.arange(most, device=like.device) < table[index][..., None]).flatten(1, 2)
+        layers[tower, layer] = LayerPrompts(states[layer], real)
+    return layers
+
+
+def _of_classes(
+    adapters: Sequence[AdapterPrompts | None], in_tower: Mapping[int, AdapterPrompts], routing: Routing
+) -> LayerPrompts:
+    """Class-specific text prompts, chosen for each row."""
+    tensors = {number: adapter.towers["text"] for number, adapter in in_tower.items()}
+    shapes = {tensor.shape for tensor in tensors.values()}
+    if len(shapes) > 1 or not routing.full or len(in_tower) < sum(adapter is not None for adapter in adapters):
+        raise ValueError(
+            "Class-specific prompts are used together with others of another number of prompts or classes, or "
+            "routes differ in length; give all adapters the same num_prompts and num_classes."
+        )
+    like = next(iter(tensors.values()))
+    table = torch.stack([tensors.get(number, torch.zeros_like(like)).to(like) for number in range(len(adapters))])
+    rows, classes = routing.rows.get("text"), routing.rows.get("classes")
+    if classes is None:  # row i is of class i
+        classes = torch.arange(like.shape[1] if rows is None else rows.shape[0])
+    unchecked = torch.compiler.is_compiling()  # a look at the values would break the graph
+    if not unchecked and classes.numel() and int(classes.max()) >= like.shape[1]:
+        raise _wrong_classes(classes.shape[0], like.shape[1])
+    index, classes = routing.index.to(like.device), classes.to(like.device)
+    routes = index.expand(classes.shape[0], -1) if rows is None or len(index) == 1 else index[rows.to(like.device)]
+    return LayerPrompts(table[routes, 0, classes[:, None]].flatten(1, 2), None, per_row=True)
+
+
+def _wrong_classes(batch: int, contexts: int) -> ValueError:
+    return ValueError(
+        f"The text batch has {batch} rows for {contexts} class-specific contexts; give one text a class in their "
+        "order, or write use_routes(model, routes, classes=[...]) with the class of each row."
+    )

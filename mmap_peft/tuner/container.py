@@ -1,0 +1,121 @@
+"""The PEFT layer that holds the prompts of all adapters of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .assemble import AdapterPrompts, Place, Prompts, Route, Routing, assemble
+from .context import ContextValue
+
+
+# Routings that `use_routes` set, each with the container that it is for.
+overrides: ContextValue[tuple[tuple[PromptContainer, Routing], ...]] = ContextValue("mmap_peft_routes", ())
+
+
+class PromptContainer(nn.Module, BaseTunerLayer):
+    """Child `mmap` of a model with prompts: holds the generators of all adapters.
+
+    PEFT saves, loads, switches and counts what it finds in `mmap_generators`.
+
+    Args:
+        anchor (`nn.Module`): a module of the base with a `weight`, whose device and dtype new prompts get.
+
+    Attributes:
+        layers (`dict[str, frozenset[tuple[str, int]]]`): for each adapter, the towers and layers that get its prompts.
+        with_modules_to_save (`set[str]`): the adapters that have trained copies of modules besides.
+        as_tokens (`bool`): whether prompts are added to the sequence as tokens even where they can be keys and values
+            of the attention. Both give the same; this is the slower one.
+        handles (`list[RemovableHandle]`): of the hooks that bring the prompts into the model.
+    """
+
+    adapter_layer_names = ("mmap_generators",)
+
+    def __init__(self, anchor: nn.Module) -> None:
+        super().__init__()
+        self._anchor = (anchor,)  # a tuple: as a child it would be saved a second time
+        self.mmap_generators = nn.ModuleDict()
+        self.layers: dict[str, frozenset[Place]] = {}
+        self.with_modules_to_save: set[str] = set()
+        self.as_tokens = False
+        self.handles: list[RemovableHandle] = []
+        self._active_adapter = []
+
+    def get_base_layer(self) -> nn.Module:
+        """The module whose device and dtype the prompts follow, which is where PEFT looks for them."""
+        return self._anchor[0]
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.layers.pop(adapter_name, None)
+        self.with_modules_to_save.discard(adapter_name)
+
+    def check_modules_to_save(self, routes: Sequence[Route]) -> None:
+        """Raise a `ValueError` if routes need other copies of modules than the active adapter's, which always run."""
+        if self.with_modules_to_save and any(list(route) != list(self.active_adapters) for route in routes):
+            raise ValueError(
+                f"Adapters {', '.join(sorted(self.with_modules_to_save))} have modules_to_save, of which only the "
+                "active adapter's run, whatever the route; leave modules_to_save out, or switch adapters with "
+                "set_adapter."
+            )
+
+    def routing(self, routes: Sequence[Route], given: Iterable[str] = (), **options: Any) -> Routing:
+        """A routing of these routes of adapters, and of prompts that are given to `prompts` under other names."""
+        return Routing.of([*self.mmap_generators, *given], routes, **options)
+
+    def current_routing(self) -> Routing | None:
+        """What `use_routes` set, or else a route of the active adapters; `None` if adapters are disabled."""
+        if self.disable_adapters:
+            return None
+        for container, routing in reversed(overrides.get()):
+            if container is self:
+                return routing
+        # Adapters of other methods may be active besides these.
+        return self.routing([tuple(name for name in self.active_adapters if name in self.mmap_generators)])
+
+    def adapter_prompts(self, adapter: str, towers: Sequence[str]) -> AdapterPrompts:
+        """The prompts of one adapter for these towers, made by its generator."""
+        generator = self.mmap_generators[adapter]
+        prompts = {tower: generator(tower) for tower in towers if tower in generator.depths}
+        return AdapterPrompts(prompts, self.layers[adapter], generator.stays_in_sequence, generator.position)
+
+    def prompts(
+        self,
+        towers: Sequence[str],
+        routing: Routing | None = None,
+        given: Mapping[str, AdapterPrompts] | None = None,
+    ) -> Prompts | None:
+        """The prompts of one forward pass through these towers; `None` if adapters are disabled.
+
+        Args:
+            towers (`Sequence[str]`): names of the towers.
+            routing (`Routing`, *optional*): which rows use which adapters. `None`: the current routing.
+            given (`Mapping[str, AdapterPrompts]`, *optional*): prompts besides those of the adapters.
+        """
+        routing = routing or self.current_routing()
+        if routing is None:
+            return None
+        # A compiled graph serves all routes, so it makes the prompts of all adapters.
+        everything = torch.compiler.is_compiling() and bool(routing.index.shape[1])
+        adapters = [
+            self.adapter_prompts(name, towers) if everything or name in routing.used else None
+            for name in self.mmap_generators
+        ]
+        return assemble([*adapters, *(given or {}).values()], routing, towers, self.as_tokens)
+
+
+def prompt_container(model: nn.Module) -> PromptContainer:
+    """The container of a model with prompts.
+
+    Raises:
+        ValueError: the model has no prompts.
+    """
+    for module in model.modules():
+        if isinstance(module, PromptContainer):
+            return module
+    raise ValueError(f"{type(model).__name__} has no prompts; write get_peft_model(model, MmAPConfig()) first.")

@@ -1,0 +1,78 @@
+"""What happens before and after a tower with prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .assemble import Prompts
+from .container import PromptContainer
+from .layer import without_prompts
+
+
+class PromptedTower:
+    """The hooks of a tower and its encoder: `enter` before their forward, `leave` after that of the tower.
+
+    `enter` fills in the keyword argument `prompts`, if it was not passed, with the prompts of the active adapters, so
+    that a model with prompts is called like the model itself.
+
+    Args:
+        container (`PromptContainer`): holds the adapters.
+        name (`str`): of the tower, `"text"` or `"vision"`.
+    """
+
+    def __init__(self, container: PromptContainer, name: str) -> None:
+        self.container, self.name = container, name
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The arguments with `prompts` among them."""
+        prompts: Prompts | None = kwargs.get("prompts")
+        if prompts is None:
+            prompts = self.container.prompts([self.name])
+        if prompts is not None and prompts.stays_in_sequence and self.name == "text" and prompts.text_ends is None:
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if ids is not None and not ids.is_floating_point():
+                prompts = _with_ends(prompts, ids, module.config.eos_token_id)
+        return args, {**kwargs, "prompts": prompts}
+
+    def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        """The output with hidden states that hold tokens only, those of layers in between as well."""
+        prompts: Prompts | None = kwargs.get("prompts")
+        count = 0 if prompts is None else prompts.length(self.name)
+        states = output.get("hidden_states") if isinstance(output, dict) else None
+        if count and states is not None:
+            tokens = output["last_hidden_state"].shape[1]
+            output["hidden_states"] = tuple(
+                state if state is None or state.shape[1] == tokens else without_prompts(state, count)
+                for state in states
+            )
+        return output
+
+
+def text_ends(ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """Place of the end of each text: (batch,). The last place, if a text has no end."""
+    if eos_token_id == 2:  # stands in old configs of CLIP, whose end of text has the highest id
+        return ids.argmax(-1)
+    is_end = ids == eos_token_id
+    return torch.where(is_end.any(-1), is_end.int().argmax(-1), ids.shape[1] - 1)
+
+
+def _with_ends(prompts: Prompts, ids: torch.Tensor, eos_token_id: int) -> Prompts:
+    """The prompts with the end of each text.
+
+    Raises:
+        ValueError: prompts would replace the end of a text, or all words of texts that differ.
+    """
+    count, ends = prompts.length("text"), text_ends(ids, eos_token_id)
+    unchecked = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a look at the values would break the graph
+    if count and not unchecked:
+        without_words = ids[ends == count + 1, : count + 1]
+        if bool((ends <= count).any()) or len(without_words.unique(dim=0)) > 1:
+            raise ValueError(
+                f"Texts have {int(ends.min()) + 1} tokens with start and end, but {count} prompts take the places of "
+                "as many after the first; write a word for each prompt before the class name, such as 'X X X X cat.'"
+            )
+    return replace(prompts, text_ends=ends)
