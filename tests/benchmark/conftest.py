@@ -8,9 +8,9 @@ import textwrap
 import pytest
 import yaml
 
-from mmap_peft.benchmark import runner
-from mmap_peft.benchmark.runner import Results
-from mmap_peft.benchmark.study import Study
+from benchmark import runner
+from benchmark.runner import Results
+from benchmark.study import Study
 
 
 EXPERIMENTS = {

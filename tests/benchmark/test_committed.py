@@ -4,13 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
-from mmap_peft.benchmark.growth import growth_text
-from mmap_peft.benchmark.loading import loading_text
-from mmap_peft.benchmark.report import write_report
-from mmap_peft.benchmark.runner import Results
-from mmap_peft.benchmark.speed import speed_text
-from mmap_peft.benchmark.study import Study
-from mmap_peft.benchmark.tune import apply_choices, choose
+from benchmark.growth import growth_text
+from benchmark.loading import loading_text
+from benchmark.report import write_report
+from benchmark.runner import Results
+from benchmark.speed import speed_text
+from benchmark.study import Study
+from benchmark.tune import apply_choices, choose
 
 
 ROOT = Path(__file__).parents[2]

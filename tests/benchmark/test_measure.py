@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmap_peft.benchmark.__main__ import main
-from mmap_peft.benchmark.data import DataSet, hold_out
-from mmap_peft.benchmark.experiment import Experiment
-from mmap_peft.benchmark.measure import forget_peak, measure, peak_memory
-from mmap_peft.benchmark.study import Run
+from benchmark.__main__ import main
+from benchmark.data import DataSet, hold_out
+from benchmark.experiment import Experiment
+from benchmark.measure import forget_peak, measure, peak_memory
+from benchmark.study import Run
 from mmap_peft.data.pictograms import draw
 
 

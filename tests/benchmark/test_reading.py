@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmap_peft.benchmark.experiment import METHODS, Experiment
-from mmap_peft.benchmark.reading import build, read_yaml
-from mmap_peft.benchmark.study import Run, Study
+from benchmark.experiment import METHODS, Experiment
+from benchmark.reading import build, read_yaml
+from benchmark.study import Run, Study
 
 
 ROOT = Path(__file__).parents[2] / "benchmark"

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mmap_peft.benchmark import runner
-from mmap_peft.benchmark.runner import Runner
+from benchmark import runner
+from benchmark.runner import Runner
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from mmap_peft.benchmark.plots import place_labels, plot_accuracy
-from mmap_peft.benchmark.report import write_report
-from mmap_peft.benchmark.summary import Row, gain, grouping_controls, interval
+from benchmark.plots import place_labels, plot_accuracy
+from benchmark.report import write_report
+from benchmark.summary import Row, gain, grouping_controls, interval
 from mmap_peft.multitask.files import write_json
 
 from .conftest import full_result

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmap_peft.benchmark.tune import apply_choices, choose, table
+from benchmark.tune import apply_choices, choose, table
 from mmap_peft.multitask.files import write_json
 
 from .conftest import full_result

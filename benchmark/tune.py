@@ -7,7 +7,8 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
-from ..multitask.files import write_json
+from mmap_peft.multitask.files import write_json
+
 from .experiment import Experiment
 from .runner import Results
 from .study import Study, told
@@ -65,7 +66,7 @@ def apply_choices(study: Study, results: Results) -> tuple[Study, list[str]]:
         if choice is not None and choice["of"] != json.loads(json.dumps(_of(study, source))):
             raise ValueError(
                 f"{path} holds a choice for {source.name!r} that was made with other settings; run "
-                "`python -m mmap_peft.benchmark tune` again, or remove the file."
+                "`python -m benchmark tune` again, or remove the file."
             )
         if source.grid and choice is None:
             open_.append(experiment.name)

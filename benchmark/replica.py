@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from ..prompts.base import PromptGenerator
+from mmap_peft.prompts.base import PromptGenerator
 
 
 class CommonPractice:

@@ -18,12 +18,13 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
-from ..multitask.files import write_json
-from ..multitask.processes import cores
+from mmap_peft.multitask.files import write_json
+from mmap_peft.multitask.processes import cores
+
 from .study import Run
 
 
-MEASURE = (sys.executable, "-m", "mmap_peft.benchmark.measure")
+MEASURE = (sys.executable, "-m", "benchmark.measure")
 FIRST_PEAK = 2**30  # bytes that a run is expected to need before one has told
 
 

@@ -15,11 +15,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.pictograms import small_clip
-from ..multitask.files import write_json
-from ..multitask.images import TaskImages, collate
-from ..multitask.saving import load_processor
-from ..multitask.task import Task
+from mmap_peft.data.pictograms import small_clip
+from mmap_peft.multitask.files import write_json
+from mmap_peft.multitask.images import TaskImages, collate
+from mmap_peft.multitask.saving import load_processor
+from mmap_peft.multitask.task import Task
+
 from .speed import origin_lines, origin_of, table
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..data.pictograms import small_clip
-from ..multitask.files import write_json
-from ..multitask.record import versions
-from ..multitask.saving import load_processor
+from mmap_peft.data.pictograms import small_clip
+from mmap_peft.multitask.files import write_json
+from mmap_peft.multitask.record import versions
+from mmap_peft.multitask.saving import load_processor
+
 from .measure import commit, machine
 from .report import origin
 from .speed_plots import plot_speed

@@ -9,16 +9,17 @@ from typing import Any
 
 from peft import PeftConfig
 
-from ..methods.bottleneck import BottleneckAdapterConfig
-from ..methods.linear_probe import LinearProbeConfig
-from ..methods.parameters import BitFitConfig, FullFineTuningConfig
-from ..methods.peft_configs import ia3_config, ln_tuning_config, lora_config
-from ..multitask.arguments import MultiTaskTrainingArguments
-from ..prompts.coop import CoOpConfig
-from ..prompts.ivlp import IVLPConfig
-from ..prompts.maple import MaPLeConfig
-from ..prompts.mmap import MmAPConfig
-from ..prompts.vpt import VPTConfig
+from mmap_peft.methods.bottleneck import BottleneckAdapterConfig
+from mmap_peft.methods.linear_probe import LinearProbeConfig
+from mmap_peft.methods.parameters import BitFitConfig, FullFineTuningConfig
+from mmap_peft.methods.peft_configs import ia3_config, ln_tuning_config, lora_config
+from mmap_peft.multitask.arguments import MultiTaskTrainingArguments
+from mmap_peft.prompts.coop import CoOpConfig
+from mmap_peft.prompts.ivlp import IVLPConfig
+from mmap_peft.prompts.maple import MaPLeConfig
+from mmap_peft.prompts.mmap import MmAPConfig
+from mmap_peft.prompts.vpt import VPTConfig
+
 from .reading import check_mapping, check_name
 
 

@@ -1,10 +1,10 @@
 """Compare methods.
 
-    python -m mmap_peft.benchmark tune benchmark/studies/pictograms.yaml
-    python -m mmap_peft.benchmark run benchmark/studies/pictograms.yaml --workers 2
-    python -m mmap_peft.benchmark report benchmark/studies/pictograms.yaml
-    python -m mmap_peft.benchmark speed --out speed --growth
-    python -m mmap_peft.benchmark loading --out loading
+    python -m benchmark tune benchmark/studies/pictograms.yaml
+    python -m benchmark run benchmark/studies/pictograms.yaml --workers 2
+    python -m benchmark report benchmark/studies/pictograms.yaml
+    python -m benchmark speed --out speed --growth
+    python -m benchmark loading --out loading
 
 `tune` chooses from the experiments' grids, on training images alone; `run` runs what has no result yet; `report` makes
 tables and plots of the results that are there. `speed` measures time and memory of a step and a prediction, `loading`
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from ..multitask.processes import cores
+from mmap_peft.multitask.processes import cores
+
 from .growth import measure_growth
 from .loading import measure_loading
 from .report import write_report
@@ -33,7 +34,7 @@ from .tune import apply_choices, choose, table
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m mmap_peft.benchmark",
+        prog="python -m benchmark",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

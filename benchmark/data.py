@@ -9,11 +9,12 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data.domains import read_domains
-from ..data.mini_domainnet import read_mini_domainnet, read_mini_lists
-from ..data.pictograms import PER_CLASS, pictogram_domains
-from ..data.splits import Split, draw, make_tasks, read_lists, split_at_random
-from ..multitask.task import Task
+from mmap_peft.data.domains import read_domains
+from mmap_peft.data.mini_domainnet import read_mini_domainnet, read_mini_lists
+from mmap_peft.data.pictograms import PER_CLASS, pictogram_domains
+from mmap_peft.data.splits import Split, draw, make_tasks, read_lists, split_at_random
+from mmap_peft.multitask.task import Task
+
 from .reading import check_name
 
 

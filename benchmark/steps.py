@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from ..data.pictograms import CLASS_NAMES
-from ..multitask.affinity import task_gradients
-from ..multitask.classifier import MultiTaskClassifier
-from ..multitask.grouping import TaskGrouping
-from ..multitask.task import Task
-from ..prompts.mmap import MmAPConfig
-from ..tuner.model import encoder_layers
+from mmap_peft.data.pictograms import CLASS_NAMES
+from mmap_peft.multitask.affinity import task_gradients
+from mmap_peft.multitask.classifier import MultiTaskClassifier
+from mmap_peft.multitask.grouping import TaskGrouping
+from mmap_peft.multitask.task import Task
+from mmap_peft.prompts.mmap import MmAPConfig
+from mmap_peft.tuner.model import encoder_layers
+
 from .replica import CommonPractice
 from .timing import Runs
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..multitask.files import write_json
+from mmap_peft.multitask.files import write_json
+
 from .plots import plot_accuracy
 from .runner import Results
 from .study import Run, Study

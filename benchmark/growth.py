@@ -8,9 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.pictograms import small_clip
-from ..multitask.files import write_json
-from ..multitask.saving import load_processor
+from mmap_peft.data.pictograms import small_clip
+from mmap_peft.multitask.files import write_json
+from mmap_peft.multitask.saving import load_processor
+
 from .speed import number, origin_lines, origin_of, precision, table
 from .speed_plots import plot_growth
 from .steps import Setting, random_clip

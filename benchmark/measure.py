@@ -1,4 +1,4 @@
-"""One run, in a process of its own: `python -m mmap_peft.benchmark.measure RESULT < run.json`."""
+"""One run, in a process of its own: `python -m benchmark.measure RESULT < run.json`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from transformers import AutoModel, TrainerCallback, set_seed
 
-from ..data.pictograms import small_clip
-from ..methods.linear_probe import LinearProbeConfig
-from ..multitask.classifier import MultiTaskClassifier
-from ..multitask.files import write_json
-from ..multitask.record import versions
-from ..multitask.saving import WEIGHTS_FILE, load_processor
-from ..multitask.task import Task
-from ..multitask.trainer import MultiTaskTrainer, TaskTrainer
+from mmap_peft.data.pictograms import small_clip
+from mmap_peft.methods.linear_probe import LinearProbeConfig
+from mmap_peft.multitask.classifier import MultiTaskClassifier
+from mmap_peft.multitask.files import write_json
+from mmap_peft.multitask.record import versions
+from mmap_peft.multitask.saving import WEIGHTS_FILE, load_processor
+from mmap_peft.multitask.task import Task
+from mmap_peft.multitask.trainer import MultiTaskTrainer, TaskTrainer
+
 from .data import hold_out
 from .study import SMALL_CLIP, Run
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from ..prompts.base import PromptConfig
+from mmap_peft.prompts.base import PromptConfig
+
 from .summary import Row, interval
 
 
