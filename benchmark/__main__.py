@@ -25,7 +25,8 @@ from mmap_peft.multitask.processes import cores
 from .growth import measure_growth
 from .loading import measure_loading
 from .report import write_report
-from .runner import Results, Runner
+from .results_file import Results
+from .runner import Runner
 from .speed import measure_speed
 from .steps import SHAPES
 from .study import Study

@@ -8,7 +8,7 @@ from typing import Any
 from mmap_peft.multitask.files import write_json
 
 from .plots import plot_accuracy
-from .runner import Results
+from .results_file import Results
 from .study import Run, Study
 from .summary import Row, grouping_controls, grouping_of, interval, with_gains
 
@@ -36,23 +36,25 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
     Raises:
         ValueError: no run has a result.
     """
-    whole, stale, missing = results.sort(study.runs())
-    if not whole:
+    current, stale, missing = results.sort(study.runs())
+    if not current:
         raise ValueError(f"{results.folder} holds no result of study {study.name!r}; run it first.")
-    lines = [f"# {study.name}", "", f"Model {study.model}; {len(whole)} runs.", ""]
-    lines += [*origin(list(whole.values())), "", NOTE, ""]
+    lines = [f"# {study.name}", "", f"Model {study.model}; {len(current)} runs.", ""]
+    lines += [*origin(list(current.values())), "", NOTE, ""]
     if missing or stale:
         lines += [*_incomplete(missing, stale, len(study.runs())), ""]
-    places, summary = _places(study), {}
-    found = {place: rows for place, runs in places.items() if (rows := _rows(runs, whole))}
-    if len(found) > 1:
-        lines += [*_overview({places[place][0].title: rows for place, rows in found.items()}), ""]
-    for place, rows in found.items():
-        runs = places[place]
+    runs_by_place = _runs_by_place(study)
+    rows_by_place = {place: rows for place, runs in runs_by_place.items() if (rows := _rows(runs, current))}
+    if len(rows_by_place) > 1:
+        rows_by_title = {runs_by_place[place][0].title: rows for place, rows in rows_by_place.items()}
+        lines += [*_overview(rows_by_title), ""]
+    summary = {}
+    for place, rows in rows_by_place.items():
+        title = runs_by_place[place][0].title
         summary[place] = [row.to_dict() for row in rows]
         picture = f"{place}.png"
-        plot_accuracy(rows, runs[0].title, results.folder / picture)
-        lines += [f"## {runs[0].title}", "", *_table(rows), "", f"![Accuracy and parameters]({picture})", ""]
+        plot_accuracy(rows, title, results.folder / picture)
+        lines += [f"## {title}", "", *_table(rows), "", f"![Accuracy and parameters]({picture})", ""]
         for family in grouping_controls(rows):
             lines += [f"### Controls of the grouping of {family[0].experiment.method}", "", *_controls(family), ""]
     lines += ["## Settings", "", *_settings(study, untuned), ""]
@@ -62,19 +64,19 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
     return text
 
 
-def _places(study: Study) -> dict[str, list[Run]]:
-    places: dict[str, list[Run]] = {}
+def _runs_by_place(study: Study) -> dict[str, list[Run]]:
+    runs_by_place: dict[str, list[Run]] = {}
     for run in study.runs():
-        places.setdefault(run.place, []).append(run)
-    return places
+        runs_by_place.setdefault(run.place, []).append(run)
+    return runs_by_place
 
 
-def _rows(runs: Sequence[Run], whole: dict[Any, dict[str, Any]]) -> list[Row]:
+def _rows(runs: Sequence[Run], results: dict[str, dict[str, Any]]) -> list[Row]:
     rows: dict[str, Row] = {}
     for run in runs:
-        if run.path in whole:
+        if run.name in results:
             row = rows.setdefault(run.experiment.name, Row(run.experiment, {}))
-            row.results[run.seed] = whole[run.path]
+            row.results[run.seed] = results[run.name]
     return with_gains(list(rows.values()))
 
 

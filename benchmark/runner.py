@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
-from mmap_peft.multitask.files import write_json
 from mmap_peft.multitask.processes import cores
 
+from .results_file import Results
 from .study import Run
 
 
@@ -28,52 +28,11 @@ MEASURE = (sys.executable, "-m", "benchmark.measure")
 FIRST_PEAK = 2**30  # bytes that a run is expected to need before one has told
 
 
-class Results:
-    """A study's folder of results.
-
-    Args:
-        folder: where the results of this study are, and go.
-    """
-
-    def __init__(self, folder: str | os.PathLike) -> None:
-        self.folder = Path(folder)
-
-    def read(self, run: Run) -> dict[str, Any] | None:
-        """The result of a run, or `None` if there is none.
-
-        Raises:
-            ValueError: the file is no result.
-        """
-        path = self.folder / run.path
-        if not path.is_file():
-            return None
-        try:
-            result = json.loads(path.read_text())
-            result["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no result ({error!r}); remove it, and run the study again.") from error
-        return result
-
-    def sort(self, runs: Sequence[Run]) -> tuple[dict[Path, dict[str, Any]], list[Run], list[Run]]:
-        """Results of their run's own settings by `Run.path`, runs whose result is of other settings, and runs without
-        one."""
-        whole, stale, missing = {}, [], []
-        for run in runs:
-            result = self.read(run)
-            if result is None:
-                missing.append(run)
-            elif result["settings"] != json.loads(json.dumps(run.settings)):
-                stale.append(run)
-            else:
-                whole[run.path] = result
-        return whole, stale, missing
-
-
 class Runner:
     """Runs what has no result, or one of other settings, and keeps each result as soon as it is whole.
 
     Args:
-        results (`Results`): where results go. A run that fails leaves its messages there, in a `.log`.
+        results (`Results`): where results go. The messages of a run that fails are in its folder `logs`.
         workers (`int`): runs at the same time, which share the processor's cores. While another is going on, one more
             starts only if as much memory is free as the largest run so far has needed.
     """
@@ -94,11 +53,11 @@ class Runner:
         Returns:
             How many runs failed.
         """
-        whole, stale, _ = self.results.sort(runs)
+        current, stale, _ = self.results.sort(runs)
         for run in stale:
             print(f"{run}: the result there is of other settings; it is run again.")
-        pending = [run for run in runs if run.path not in whole]
-        print(f"{len(whole)} of {len(runs)} runs have their result; {len(pending)} to run.", flush=True)
+        pending = [run for run in runs if run.name not in current]
+        print(f"{len(current)} of {len(runs)} runs have their result; {len(pending)} to run.", flush=True)
         failed, ended, start = 0, 0, time.perf_counter()
         bar = tqdm(total=len(pending), disable=None, unit="run")
         pool = ThreadPoolExecutor(self.workers)
@@ -129,10 +88,12 @@ class Runner:
         return psutil.virtual_memory().available > self._largest
 
     def _run(self, run: Run) -> dict[str, Any]:
-        """The result of a run, which is in its place then, or the error that it ended with."""
-        target = self.results.folder / run.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        log = target.with_suffix(".log")
+        """Run one run, and keep its result or its messages.
+
+        Returns:
+            The result, or a dict whose `error` says why there is none.
+        """
+        log = self.results.folder / "logs" / f"{run.name}.log"
         with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as messages:
             path = Path(folder) / "result.json"
             process = subprocess.Popen(
@@ -154,14 +115,15 @@ class Runner:
             if process.returncode == 0:
                 result = json.loads(path.read_text())
                 self._largest = max(self._largest, result["peak_bytes"]["total"])
-                write_json(result, target)
+                self.results.append(run, result)
                 log.unlink(missing_ok=True)
                 return result
             messages.seek(0)
-            told = messages.read()
+            text = messages.read()
         if not self._stopped.is_set():
-            log.write_text(told)
-        last = told.strip().splitlines()[-1:] or [f"it ended with {process.returncode}"]
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(text)
+        last = text.strip().splitlines()[-1:] or [f"it ended with {process.returncode}"]
         return {"error": f"failed: {last[0]} (all of it: {log})"}
 
 

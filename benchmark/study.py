@@ -62,10 +62,22 @@ class Run:
         }
 
     @property
+    def key(self) -> dict[str, Any]:
+        """What tells this run from the other runs of its study. Each line of a file of results begins with it."""
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        return {
+            "experiment": self.experiment.name,
+            "data": self.data.label,
+            "amount": f"{100 * self.fraction:g}-percent" if self.shots is None else f"{self.shots}-shots",
+            "seed": self.seed,
+            "evaluated_on": self.settings["evaluated_on"],
+            "digest": digest[:8],
+        }
+
+    @property
     def place(self) -> str:
         """The data set and how many of its images train."""
-        amount = f"{100 * self.fraction:g}-percent" if self.shots is None else f"{self.shots}-shots"
-        return f"{self.data.label}_{amount}"
+        return f"{self.data.label}_{self.key['amount']}"
 
     @property
     def title(self) -> str:
@@ -74,13 +86,9 @@ class Run:
         return f"{name}, {amount.replace('-percent', ' %').replace('-', ' ')}"
 
     @property
-    def path(self) -> Path:
-        """Where the result goes, inside the study's folder."""
-        name = f"{self.experiment.name}_seed-{self.seed}.json"
-        if not self.validation:
-            return Path(self.place) / name
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
-        return Path("validation") / self.place / f"{self.experiment.name}_{digest}_seed-{self.seed}.json"
+    def name(self) -> str:
+        """The run's own name within its study; see `run_name`."""
+        return run_name(self.key)
 
     def __str__(self) -> str:
         words = [self.experiment.name, self.title, f"seed {self.seed}"]
@@ -194,6 +202,22 @@ class Study:
         """Fractions, then shots."""
         fractions = [{"fraction": value, "shots": None} for value in self.fractions]
         return fractions + [{"fraction": None, "shots": value} for value in self.shots]
+
+
+def run_name(key: dict[str, Any]) -> str:
+    """The name of a run within its study.
+
+    A run that evaluates on test images keeps its name when its settings change, so that its new result replaces the
+    old one. A run that evaluates on validation images has the digest of its settings in its name, so that the results
+    of all points of a grid are kept.
+
+    Args:
+        key: `Run.key`, or the fields of the same names in a line of results.
+    """
+    place, digest = f"{key['data']}_{key['amount']}", ""
+    if key["evaluated_on"] == "validation":
+        place, digest = f"validation/{place}", f"_{key['digest']}"
+    return f"{place}/{key['experiment']}{digest}_seed-{key['seed']}"
 
 
 def told(point: dict[str, Any]) -> str:

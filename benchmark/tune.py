@@ -10,7 +10,7 @@ from typing import Any
 from mmap_peft.multitask.files import write_json
 
 from .experiment import Experiment
-from .runner import Results
+from .results_file import Results
 from .study import Study, told
 
 
@@ -27,18 +27,19 @@ def choose(study: Study, results: Results) -> dict[str, Any]:
     Returns:
         By experiment: `of` (its settings and grid), `tried` (points and their accuracies) and `chosen`.
     """
+    experiments = [(one, study.validation_runs(one)) for one in study.experiments if one.grid]
+    all_runs = [run for _, points in experiments for runs in points for run in runs]
+    current, _, _ = results.sort(all_runs)
     choices = {}
-    for experiment in study.experiments:
-        if not experiment.grid:
+    for experiment, points in experiments:
+        if any(run.name not in current for runs in points for run in runs):
             continue
-        tried = []
-        for point, runs in zip(experiment.points, study.validation_runs(experiment)):
-            whole = results.sort(runs)[0]
-            if len(whole) == len(runs):
-                tried.append({"point": point, "accuracy": statistics.fmean(found["mean"] for found in whole.values())})
-        if len(tried) == len(experiment.points):
-            best = max(tried, key=lambda one: one["accuracy"])
-            choices[experiment.name] = {"of": _of(study, experiment), "tried": tried, "chosen": best["point"]}
+        tried = [
+            {"point": point, "accuracy": statistics.fmean(current[run.name]["mean"] for run in runs)}
+            for point, runs in zip(experiment.points, points)
+        ]
+        best = max(tried, key=lambda one: one["accuracy"])
+        choices[experiment.name] = {"of": _of(study, experiment), "tried": tried, "chosen": best["point"]}
     results.folder.mkdir(parents=True, exist_ok=True)
     write_json(choices, results.folder / CHOICES_FILE)
     (results.folder / TABLE_FILE).write_text(f"# {study.name}\n\n{table(choices)}\n")

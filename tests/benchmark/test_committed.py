@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmark.growth import growth_text
 from benchmark.loading import loading_text
 from benchmark.report import write_report
-from benchmark.runner import Results
+from benchmark.results_file import Results
 from benchmark.speed import speed_text
 from benchmark.study import Study
 from benchmark.tune import apply_choices, choose
@@ -23,7 +23,7 @@ def committed(name, tmp_path):
     return Study.read(BENCHMARK / "studies" / f"{name}.yaml"), Results(tmp_path / name)
 
 
-def test_the_report_and_readme(tmp_path):
+def test_the_report_and_readme(tmp_path, no_pictures):
     study, results = committed("pictograms", tmp_path)
     text = write_report(apply_choices(study, results)[0], results)
     assert text == (BENCHMARK / "results" / "pictograms" / "report.md").read_text()
