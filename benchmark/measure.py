@@ -1,43 +1,46 @@
-"""One run, in a process of its own: `python -m benchmark.measure RESULT < run.json`."""
+"""Train and evaluate one run, in a process of its own: `python -m benchmark.measure RESULT < run.json`."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
-import platform
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch.utils.benchmark import timer
 from transformers import AutoModel, TrainerCallback, set_seed
 
 from mmap_peft.data.pictograms import small_clip
 from mmap_peft.methods.linear_probe import LinearProbeConfig
+from mmap_peft.multitask.arguments import MultiTaskTrainingArguments
 from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.multitask.files import write_json
-from mmap_peft.multitask.record import versions
 from mmap_peft.multitask.saving import WEIGHTS_FILE, load_processor
 from mmap_peft.multitask.task import Task
 from mmap_peft.multitask.trainer import MultiTaskTrainer, TaskTrainer
 
 from .data import hold_out
+from .machine import origin, peak_memory, reset_peak_memory, total_peak_memory
 from .study import SMALL_CLIP, Run
 
 
-WARM_UP = 3  # steps, of which each run leaves the times out if it has more
-_PACKAGE = Path(__file__).parents[1]
+WARM_UP = 3  # the first steps of a training are slower; their times are left out, if there are more steps
 
 
-class Steps(TrainerCallback):
-    """Takes the time of each step (forward, backward, update) and the peak memory of the last stage of training, and
-    counts the steps, and the seconds that no images were there, of all stages."""
+class StepMeter(TrainerCallback):
+    """Measures a trainer that may train in several stages.
+
+    Attributes:
+        count (`int`): steps of all stages.
+        waiting (`float`): seconds of all stages in which the next images were not ready.
+        seconds (`list[float]`): time of each step (forward, backward, update) of the last stage.
+        peak (`int`): peak memory in bytes while the last stage trained; 0 if nothing was trained.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -48,15 +51,13 @@ class Steps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.seconds = []
-        forget_peak()
+        reset_peak_memory()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        synchronise()
-        self._start = time.perf_counter()
+        self._start = timer()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        synchronise()
-        self.seconds.append(time.perf_counter() - self._start)
+        self.seconds.append(timer() - self._start)
         self.count += 1
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
@@ -66,18 +67,36 @@ class Steps(TrainerCallback):
         self.peak = peak_memory()
 
 
+@dataclass
+class ClassifierResult:
+    """What one classifier of a run came to. A run has one for all tasks, or one for each task.
+
+    Args:
+        accuracy (`dict[str, float]`): by task, 0 to 1.
+        groups (`list[list[str]]`, *optional*): of the tasks, if they were grouped.
+        trainable_parameters, base_size, adapter_bytes (`int`): numbers of parameters that were trained and of the
+            CLIP; size of the saved weights.
+        meter (`StepMeter`): of its training.
+        train_seconds, evaluate_seconds (`float`): how long training and evaluation took.
+    """
+
+    accuracy: dict[str, float]
+    groups: list[list[str]] | None
+    trainable_parameters: int
+    base_size: int
+    adapter_bytes: int
+    meter: StepMeter
+    train_seconds: float
+    evaluate_seconds: float
+
+
 def measure(run: Run) -> dict[str, Any]:
-    """Train, evaluate once at the end, and tell all about it.
+    """Train, and evaluate once at the end.
 
     Returns:
-        As JSON knows it: `accuracy` by task, `mean` and `worst` (0 to 1), `groups`, `trainable_parameters`,
-        `share_of_base`, `adapter_bytes`, `seconds` (`step`: median of a training step; `train`; `waiting`, of `train`,
-        for images; `evaluate`; `total`), `peak_bytes` (`step`: while training; `total`), `steps`, `split`, `settings`,
-        `seed`, `machine`, `code`.
+        A result of plain numbers, texts, lists and dicts; docs/benchmark.md lists its fields.
     """
-    start = time.perf_counter()
-    found = {"accuracy": {}, "groups": None, "trainable_parameters": 0, "adapter_bytes": 0, "steps": 0}
-    times, step_times, peaks = {"train": 0.0, "waiting": 0.0, "evaluate": 0.0}, [], [0]
+    start, results = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
         args = run.experiment.arguments(output_dir=folder, seed=run.seed)
         domains, split = run.data.read(run.fraction, run.shots, run.seed)
@@ -86,58 +105,78 @@ def measure(run: Run) -> dict[str, Any]:
         else:
             tasks = run.data.tasks(split, domains, args.template)
         for part in [[task] for task in tasks] if run.experiment.tasks == "alone" else [tasks]:
-            set_seed(run.seed)
-            steps = Steps()
-            trainer = _trainer(run, part, args, steps)
-            classifier = trainer.model
-            began = time.perf_counter()
-            if run.experiment.method != "zero_shot":
-                trainer.train()
-                found["trainable_parameters"] += sum(
-                    parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad
-                )
-                found["adapter_bytes"] += _adapter_bytes(classifier, Path(folder) / "adapters" / part[0].adapter)
-            trained = time.perf_counter()
-            found["accuracy"].update(_accuracies(trainer, run))
-            times["train"] += trained - began
-            times["waiting"] += steps.waiting
-            times["evaluate"] += time.perf_counter() - trained
-            step_times += steps.seconds[WARM_UP if len(steps.seconds) > WARM_UP else 0 :]
-            peaks.append(steps.peak)
-            found["steps"] += steps.count
-            found["share_of_base"] = found["trainable_parameters"] / classifier.base_size
-            if classifier.grouping is not None:
-                found["groups"] = classifier.grouping.groups
-            del trainer, classifier  # and with them a base, before the next one is loaded
-            gc.collect()
-    accuracies = list(found["accuracy"].values())
+            results.append(_measure_classifier(run, part, args))
+            gc.collect()  # frees this classifier's CLIP before the next one is loaded
     return {
-        **found,
-        "mean": statistics.fmean(accuracies),
-        "worst": min(accuracies),
-        "seconds": {
-            "step": statistics.median(step_times) if step_times else None,
-            **times,
-            "total": time.perf_counter() - start,
-        },
-        "peak_bytes": {"step": max(peaks) or None, "total": max(*peaks, _peaks_before, peak_memory())},
+        **_summarise(results, time.perf_counter() - start),
         "split": split.digest,
         "settings": run.settings,
         "seed": run.seed,
-        "machine": machine(),
-        "code": {"versions": versions(), **commit()},
+        **origin(),
     }
 
 
-def _trainer(run: Run, tasks: list[Task], args: Any, steps: Steps) -> TaskTrainer:
+def _measure_classifier(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments) -> ClassifierResult:
+    set_seed(run.seed)
+    meter = StepMeter()
+    trainer = _trainer(run, tasks, args, meter)
+    classifier = trainer.model
+    parameters = adapter_bytes = 0
+    start = time.perf_counter()
+    if run.experiment.method != "zero_shot":
+        trainer.train()
+        parameters = sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
+        adapter_bytes = _adapter_bytes(classifier, Path(args.output_dir) / "adapters" / tasks[0].adapter)
+    trained = time.perf_counter()
+    return ClassifierResult(
+        accuracy=_accuracies(trainer, run),
+        groups=None if classifier.grouping is None else classifier.grouping.groups,
+        trainable_parameters=parameters,
+        base_size=classifier.base_size,
+        adapter_bytes=adapter_bytes,
+        meter=meter,
+        train_seconds=trained - start,
+        evaluate_seconds=time.perf_counter() - trained,
+    )
+
+
+def _summarise(results: list[ClassifierResult], total_seconds: float) -> dict[str, Any]:
+    """The numbers of a run from those of its classifiers."""
+    accuracy = {task: value for result in results for task, value in result.accuracy.items()}
+    parameters = sum(result.trainable_parameters for result in results)
+    step_seconds = []
+    for result in results:
+        seconds = result.meter.seconds
+        step_seconds += seconds[WARM_UP:] or seconds
+    return {
+        "accuracy": accuracy,
+        "mean": statistics.fmean(accuracy.values()),
+        "worst": min(accuracy.values()),
+        "groups": results[-1].groups,
+        "trainable_parameters": parameters,
+        "share_of_base": parameters / results[-1].base_size,
+        "adapter_bytes": sum(result.adapter_bytes for result in results),
+        "steps": sum(result.meter.count for result in results),
+        "seconds": {
+            "step": statistics.median(step_seconds) if step_seconds else None,
+            "train": sum(result.train_seconds for result in results),
+            "waiting": sum(result.meter.waiting for result in results),
+            "evaluate": sum(result.evaluate_seconds for result in results),
+            "total": total_seconds,
+        },
+        "peak_bytes": {"step": max(result.meter.peak for result in results) or None, "total": total_peak_memory()},
+    }
+
+
+def _trainer(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments, meter: StepMeter) -> TaskTrainer:
     name = str(small_clip()) if run.model == SMALL_CLIP else run.model
-    # A trainer needs something that it could train; a probe is what leaves CLIP itself untouched.
+    # A trainer refuses a model without parameters to train. A probe leaves CLIP itself as it is.
     config = run.experiment.peft_config() or LinearProbeConfig()
     base = AutoModel.from_pretrained(name)
     classifier = MultiTaskClassifier(base, load_processor(name), tasks, config, seed=run.seed)
-    # A task alone has one adapter and nobody to share a group with.
+    # A task alone has nobody to share a group with.
     kind = TaskTrainer if run.experiment.tasks == "alone" else MultiTaskTrainer
-    return kind(model=classifier, args=args, callbacks=[steps])
+    return kind(model=classifier, args=args, callbacks=[meter])
 
 
 def _accuracies(trainer: TaskTrainer, run: Run) -> dict[str, float]:
@@ -153,66 +192,6 @@ def _accuracies(trainer: TaskTrainer, run: Run) -> dict[str, float]:
 def _adapter_bytes(classifier: MultiTaskClassifier, folder: Path) -> int:
     classifier.save_pretrained(folder)
     return sum(path.stat().st_size for path in folder.glob(f"*/{WEIGHTS_FILE}"))
-
-
-# ---- memory
-
-_peaks_before = 0  # what `forget_peak` made the system forget
-
-
-def peak_memory() -> int:
-    """Bytes: the most that torch had on the GPU, or without one the most that this process had in memory, since the
-    start or the last `forget_peak`."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
-        # Not getrusage: what it says begins with the size of the process that started this one.
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
-    except (OSError, TypeError):
-        import resource  # which Windows lacks
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def forget_peak() -> None:
-    """Let `peak_memory` begin anew, where the system can."""
-    global _peaks_before
-    _peaks_before = max(_peaks_before, peak_memory())
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
-
-
-def synchronise() -> None:
-    """Wait until a GPU, if there is one, has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-# ---- where and with what
-
-
-def machine() -> dict[str, Any]:
-    """Device, system and threads."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    return {"device": device, "system": platform.system(), "threads": torch.get_num_threads()}
-
-
-def commit() -> dict[str, Any]:
-    """The package's commit, and whether its files differ from it; `None` outside of a repository of its own."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(_PACKAGE), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # not the repository around a virtual environment
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", "."))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "changed": None}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from .plots import plot_accuracy
 from .results_file import Results
 from .study import Run, Study
 from .summary import Row, grouping_controls, grouping_of, interval, with_gains
+from .tables import origin_lines
 
 
 REPORT_FILE, SUMMARY_FILE = "report.md", "summary.json"
@@ -40,7 +41,7 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
     if not current:
         raise ValueError(f"{results.folder} holds no result of study {study.name!r}; run it first.")
     lines = [f"# {study.name}", "", f"Model {study.model}; {len(current)} runs.", ""]
-    lines += [*origin(list(current.values())), "", NOTE, ""]
+    lines += [*origin_lines(list(current.values())), "", NOTE, ""]
     if missing or stale:
         lines += [*_incomplete(missing, stale, len(study.runs())), ""]
     runs_by_place = _runs_by_place(study)
@@ -78,26 +79,6 @@ def _rows(runs: Sequence[Run], results: dict[str, dict[str, Any]]) -> list[Row]:
             row = rows.setdefault(run.experiment.name, Row(run.experiment, {}))
             row.results[run.seed] = results[run.name]
     return with_gains(list(rows.values()))
-
-
-def origin(found: Sequence[dict[str, Any]]) -> list[str]:
-    """Where results come from, by their `machine` and `code`; each line names all that occur."""
-
-    def distinct(values: Sequence[str]) -> str:
-        return "; ".join(dict.fromkeys(values))
-
-    machines = [
-        f"{one['device']}, threads: {one['threads']}, {one['system']}" for one in (r["machine"] for r in found)
-    ]
-    versions = [", ".join(f"{name} {number}" for name, number in one["code"]["versions"].items()) for one in found]
-    commits = [
-        f"{one['commit'] or 'unknown'}{' with changes' * bool(one['changed'])}" for one in (r["code"] for r in found)
-    ]
-    return [
-        f"* Machine: {distinct(machines)}",
-        f"* Versions: {distinct(versions)}",
-        f"* Commit: {distinct(commits)}",
-    ]
 
 
 def _incomplete(missing: Sequence[Run], stale: Sequence[Run], total: int) -> list[str]:

@@ -7,22 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from mmap_peft.data.pictograms import small_clip
 from mmap_peft.multitask.files import write_json
-from mmap_peft.multitask.record import versions
 from mmap_peft.multitask.saving import load_processor
 
-from .measure import commit, machine
-from .report import origin
+from .machine import origin
 from .speed_plots import plot_speed
-from .steps import SERVING, STEPS, Setting, random_clip
+from .steps import SERVING, STEPS, Setting, precision, random_clip
+from .tables import cell, head_lines, table_lines
 from .timing import measure_runs, ratio
 
 
-RATIOS = {  # what is divided by what
+RATIOS = {  # numerators and their denominators, by names of `STEPS` and `SERVING`
     "step": "floor",
     "images": "floor",
     "plain": "step",
@@ -32,23 +30,7 @@ RATIOS = {  # what is divided by what
     "compiled": "step",
     "classifier": "features",
 }
-MEMORY = ", memory"  # marks a ratio of memory
-
-
-def precision() -> str:
-    """What a step computes in on this machine."""
-    return "bfloat16" if torch.cuda.is_available() else "float32"
-
-
-def origin_of(**settings: Any) -> dict[str, Any]:
-    """Where and with what something is measured."""
-    return {"machine": machine(), "code": {"versions": versions(), **commit()}, "settings": settings}
-
-
-def origin_lines(found: dict[str, Any]) -> list[str]:
-    """`origin_of` as Markdown."""
-    settings = ", ".join(f"{name}: {value}" for name, value in found["settings"].items())
-    return [*origin([found]), f"* Settings: {settings}"]
+MEMORY = ", memory"  # ends the name of a ratio of memory
 
 
 def measure_speed(
@@ -61,96 +43,100 @@ def measure_speed(
     compiled: bool = False,
     shape: str = "ViT-B/16",
 ) -> str:
-    """Measure `STEPS` and serving; write `speed.json` after each setting, `speed.md` and `speed.png` at the end.
+    """Measure training steps and predictions of a CLIP with random weights. Writes `speed.json` after each setting,
+    and `speed.md` and `speed.png` at the end.
 
     Args:
         out (`Path`): folder of these files.
-        batches, tasks: each pair is a setting of training.
-        serving_tasks: numbers of tasks that a classifier knows, for serving.
-        classes, repeats, shape: classes of each task, repetitions, one of `SHAPES`.
-        compiled: measure `torch.compile` too.
+        batches, tasks: numbers of images and of tasks; each pair is a setting of training (`STEPS`).
+        serving_tasks: numbers of tasks that a classifier knows; each pair with `batches` is a setting of `SERVING`.
+        classes (`int`): classes of each task.
+        repeats (`int`): how often each time is taken.
+        compiled (`bool`): measure `torch.compile` too.
+        shape (`str`): one of `SHAPES`.
 
     Returns:
         The text of `speed.md`.
 
     Raises:
-        ValueError: more tasks than images, or numbers that measure nothing.
+        ValueError: there are more tasks than images, or `classes` or `repeats` is out of range.
     """
     if max(tasks) > min(batches):
         raise ValueError(
             f"{max(tasks)} tasks are more than the {min(batches)} images of a batch, so some would have none; write "
             "larger --batches or fewer --tasks."
         )
-    processor = load_processor(small_clip())
-    clip = random_clip(shape, processor.tokenizer)
-    origin = origin_of(shape=shape, precision=precision(), repeats=repeats, classes=classes)
-    found = {**origin, "training": [], "serving": []}
+    settings = {"shape": shape, "precision": precision(), "repeats": repeats, "classes": classes}
+    measurement = {**origin(), "settings": settings, "training": [], "serving": []}
     plan = [("training", *sizes) for sizes in itertools.product(batches, tasks)]
     plan += [("serving", *sizes) for sizes in itertools.product(batches, serving_tasks)]
     out.mkdir(parents=True, exist_ok=True)
+    _measure(measurement, plan, compiled, out / "speed.json")
+    return _write_pages(measurement, out)
+
+
+def _measure(measurement: dict[str, Any], plan: list[tuple[str, int, int]], compiled: bool, path: Path) -> None:
+    """Add the settings of `plan` (part, images, tasks) to a measurement, and write it to `path` after each."""
+    shape, repeats, classes = (measurement["settings"][name] for name in ("shape", "repeats", "classes"))
+    processor = load_processor(small_clip())
+    clip = random_clip(shape, processor.tokenizer)
     variants = {"training": len(STEPS) - (not compiled), "serving": len(SERVING)}
-    bar = tqdm(total=(repeats + 2) * sum(variants[part] for part, *_ in plan), disable=None, unit="run")
-    for part, batch, count in plan:
-        setting = Setting(clip, processor, batch, count, classes)
-        runs = setting.steps(compiled) if part == "training" else setting.serving()
-        one = {"batch": batch, "tasks": count, **measure_runs(runs, repeats, bar.update)}
-        one["ratios"] = ratios(one)
-        found[part].append(one)
-        write_json(found, out / "speed.json")
-        medians = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in one["median"].items())
-        bar.write(f"{part}, batch {batch}, tasks {count}: {medians}")
-    bar.close()
-    if found["training"]:
-        plot_speed(found["training"], f"{shape}, {classes} classes, {found['machine']['device']}", out / "speed.png")
-    text = speed_text(found)
+    total = (repeats + 2) * sum(variants[part] for part, *_ in plan)
+    with tqdm(total=total, disable=None, unit="run") as bar:
+        for part, batch, count in plan:
+            setting = Setting(clip, processor, batch, count, classes)
+            runs = setting.steps(compiled) if part == "training" else setting.serving()
+            times = measure_runs(runs, repeats, bar.update)
+            measurement[part].append({"batch": batch, "tasks": count, **times, "ratios": ratios(times)})
+            write_json(measurement, path)
+            medians = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in times["median"].items())
+            bar.write(f"{part}, batch {batch}, tasks {count}: {medians}")
+
+
+def _write_pages(measurement: dict[str, Any], out: Path) -> str:
+    if measurement["training"]:
+        settings, device = measurement["settings"], measurement["machine"]["device"]
+        title = f"{settings['shape']}, {settings['classes']} classes, {device}"
+        plot_speed(measurement["training"], title, out / "speed.png")
+    text = speed_text(measurement)
     (out / "speed.md").write_text(text)
     return text
 
 
-def speed_text(found: dict[str, Any]) -> str:
-    """What `measure_speed` found, as Markdown."""
-    return "\n".join(["# Speed", "", *origin_lines(found), "", *_tables(found), ""])
-
-
-def ratios(one: dict[str, Any]) -> dict[str, float]:
-    """The ratios of one setting's times (see `ratio`), and of its memory."""
-    found, peaks = {}, one["peak_bytes"]
-    for name, over in RATIOS.items():
-        if name in one["seconds"]:
-            found[f"{name} / {over}"] = ratio(one["seconds"], name, over)
-            if peaks[name] is not None and peaks[over]:
-                found[f"{name} / {over}{MEMORY}"] = peaks[name] / peaks[over]
-    return found
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Lines of a Markdown table of numbers."""
-    lines = [f"| {' | '.join(heads)} |", f"|{'---:|' * len(heads)}"]
-    return lines + [f"| {' | '.join(map(str, row))} |" for row in rows]
-
-
-def number(value: float | None, factor: float) -> str:
-    """A number of a table; nothing where there is none."""
-    return "" if value is None else f"{factor * value:.0f}"
-
-
-def _tables(found: dict[str, Any]) -> list[str]:
-    lines = []
+def speed_text(measurement: dict[str, Any]) -> str:
+    """The text of `speed.md` from the fields of `speed.json`."""
+    lines = head_lines("Speed", measurement)
     for part, title in (("training", "Training step"), ("serving", "Prediction")):
-        if not found[part]:
-            continue
-        names = list(found[part][0]["seconds"])
-        lines += [f"## {title}", "", *(f"* {name}: {SERVING.get(name) or STEPS[name]}" for name in names), ""]
-        parts = []
-        for memory in (False, True):
-            keys = [key for key in found[part][0]["ratios"] if key.endswith(MEMORY) == memory]
-            parts.append((keys, [[f"{one['ratios'][key]:.2f}" for key in keys] for one in found[part]]))
-        for unit, factor, kind in (("ms", 1e3, "median"), ("MB", 1e-6, "peak_bytes")):
-            cells = [[number(value, factor) for value in one[kind].values()] for one in found[part]]
-            parts.append(([f"{name}, {unit}" for name in names], cells))
-        for heads, cells in parts:
-            if not heads:
-                continue
-            rows = [[one["batch"], one["tasks"], *row] for one, row in zip(found[part], cells)]
-            lines += [*table(["batch", "tasks", *heads], rows), ""]
+        if measurement[part]:
+            names = measurement[part][0]["seconds"]
+            lines += [f"## {title}", "", *(f"* {name}: {SERVING.get(name) or STEPS[name]}" for name in names), ""]
+            lines += _tables(measurement[part])
+    return "\n".join([*lines, ""])
+
+
+def ratios(times: dict[str, Any]) -> dict[str, float]:
+    """The `RATIOS` of the times (see `ratio`) and of the memory that `measure_runs` returned."""
+    values, peaks = {}, times["peak_bytes"]
+    for name, over in RATIOS.items():
+        if name in times["seconds"]:
+            values[f"{name} / {over}"] = ratio(times["seconds"], name, over)
+            if peaks[name] is not None and peaks[over]:
+                values[f"{name} / {over}{MEMORY}"] = peaks[name] / peaks[over]
+    return values
+
+
+def _tables(settings: list[dict[str, Any]]) -> list[str]:
+    """Tables of ratios of time, ratios of memory, times, and memory; a row for each setting."""
+    columns = []
+    for memory in (False, True):
+        keys = [key for key in settings[0]["ratios"] if key.endswith(MEMORY) == memory]
+        columns.append((keys, [[f"{one['ratios'][key]:.2f}" for key in keys] for one in settings]))
+    for unit, factor, kind in (("ms", 1e3, "median"), ("MB", 1e-6, "peak_bytes")):
+        heads = [f"{name}, {unit}" for name in settings[0]["seconds"]]
+        columns.append((heads, [[cell(value, factor) for value in one[kind].values()] for one in settings]))
+    lines = []
+    for heads, cells in columns:
+        if heads:
+            rows = [[one["batch"], one["tasks"], *row] for one, row in zip(settings, cells)]
+            lines += [*table_lines(["batch", "tasks", *heads], rows), ""]
     return lines

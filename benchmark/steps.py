@@ -76,6 +76,11 @@ def random_clip(shape: str, tokenizer: Any) -> CLIPModel:
     return clip.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def precision() -> str:
+    """What steps and predictions are computed in on this machine."""
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
 @contextmanager
 def plain_path(model: nn.Module) -> Iterator[None]:
     """Inside the `with` block prompts are inserted as tokens and stripped in every layer, and texts share no words.

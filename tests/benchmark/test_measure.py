@@ -10,7 +10,8 @@ import pytest
 from benchmark.__main__ import main
 from benchmark.data import DataSet, hold_out
 from benchmark.experiment import Experiment
-from benchmark.measure import forget_peak, measure, peak_memory
+from benchmark.machine import peak_memory, reset_peak_memory
+from benchmark.measure import measure
 from benchmark.results_file import Results
 from benchmark.study import Run, Study
 from mmap_peft.data.pictograms import draw
@@ -147,7 +148,7 @@ def test_peaks_are_of_what_came_after_they_were_forgotten():
     held = np.ones(40_000_000)  # 320 MB
     high = peak_memory()
     del held
-    forget_peak()
+    reset_peak_memory()
     assert peak_memory() < high - 200_000_000
     held = np.ones(40_000_000)
     assert peak_memory() > high - 50_000_000

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmark.tune import apply_choices, choose, table
+
 from .conftest import full_result
 
 
