@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from mmap_peft.data.pictograms import CLASS_NAMES
@@ -18,8 +16,8 @@ from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.multitask.grouping import TaskGrouping
 from mmap_peft.multitask.task import Task
 from mmap_peft.prompts.mmap import MmAPConfig
-from mmap_peft.tuner.model import encoder_layers
 
+from .internals import given_text_features, group_prompts_alone, plain_path, prompt_generators, text_ids
 from .replica import CommonPractice
 from .timing import Runs
 
@@ -81,23 +79,6 @@ def precision() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
-@contextmanager
-def plain_path(model: nn.Module) -> Iterator[None]:
-    """Inside the `with` block prompts are inserted as tokens and stripped in every layer, and texts share no words.
-
-    Args:
-        model: a model with prompts.
-    """
-    forwards = [layer.forward for layer in encoder_layers(model)]
-    for forward in forwards:
-        forward.plain = True
-    try:
-        yield
-    finally:
-        for forward in forwards:
-            forward.plain = False
-
-
 class Setting:
     """A batch of images of some tasks, whose prompts are those of one group and their own.
 
@@ -149,14 +130,14 @@ class Setting:
     def floor(self) -> None:
         """The image tower alone."""
         pixels = self.images["pixel_values"].detach().requires_grad_()
-        with self.precision():
+        with self.autocast():
             features = self.clip.get_image_features(pixels).pooler_output
         features.float().sum().backward()
 
     def step(self, model: Callable[..., Any] | None = None) -> torch.Tensor:
         """The classifier's step, or that of `model` in its place."""
-        self._forget()
-        with self.precision():
+        self._clear_gradients()
+        with self.autocast():
             loss = (self.classifier if model is None else model)(**self.images).loss
         loss.backward()
         return loss.detach()
@@ -167,13 +148,13 @@ class Setting:
             return self.step()
 
     def shared(self) -> torch.Tensor:
-        """The classifier's step with the group's prompts alone."""
-        with self._ungrouped():
+        """The classifier's step with the prompts of the group alone."""
+        with group_prompts_alone(self.classifier):
             return self.step()
 
     def snapshot(self) -> torch.Tensor:
-        """Gradients of each task's loss by the group's prompts alone, of the same images."""
-        with self._ungrouped(), self.precision():
+        """Gradients of each task's loss with respect to the prompts of the group, for the same images."""
+        with group_prompts_alone(self.classifier), self.autocast():
             return task_gradients(self.classifier, "group_0", [self.images])
 
     def serving(self) -> Runs:
@@ -182,7 +163,7 @@ class Setting:
 
         def without_gradients(run: Callable[[], Any]) -> Callable[[], Any]:
             def call() -> Any:
-                with torch.no_grad(), self.precision():
+                with torch.no_grad(), self.autocast():
                     return run()
 
             return call
@@ -193,43 +174,31 @@ class Setting:
             "classifier": without_gradients(lambda: self.classifier(**images)),
         }
 
-    def precision(self) -> torch.autocast:
-        """bfloat16 on a GPU, float32 elsewhere."""
+    def autocast(self) -> torch.autocast:
+        """The context that steps and predictions run in; see `precision`."""
         device = self.clip.device.type
         return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
     def _image_part(self) -> Callable[[], torch.Tensor]:
         names = list(self.classifier.tasks)
-        with torch.no_grad(), self.precision():
+        with torch.no_grad(), self.autocast():
             features = dict(zip(names, self.classifier.encode_texts(names)))
 
         def step() -> torch.Tensor:
-            with self.classifier.rerouted(self.classifier.routes) as texts:
-                texts.update(features)
+            with given_text_features(self.classifier, features):
                 return self.step()
 
         return step
 
-    def _ungrouped(self) -> AbstractContextManager:
-        return self.classifier.rerouted(dict.fromkeys(self.classifier.tasks, ("group_0",)))
-
     def _practice(self, truncated: bool) -> Callable[[], torch.Tensor]:
-        classifier, device = self.classifier, self.clip.device
-        names, made = list(classifier.tasks), classifier.clip.mmap.mmap_generators
-        routes = [classifier.routes[name] for name in names]
-        texts = [classifier.texts.batch([classifier.tasks[name]], [route]) for name, route in zip(names, routes)]
-        practice = CommonPractice(
-            self.clip,
-            [text.ids.to(device) for text in texts],
-            [[made[adapter] for adapter in route] for route in routes],
-            truncated,
-        )
+        ids = [rows.to(self.clip.device) for rows in text_ids(self.classifier)]
+        practice = CommonPractice(self.clip, ids, prompt_generators(self.classifier), truncated)
 
         def step() -> torch.Tensor:
-            self._forget()
+            self._clear_gradients()
             losses, total = practice.losses(*(self.images[name] for name in ("pixel_values", "task_ids", "labels"))), 0
-            for _ in names:
-                with self.precision():
+            for _ in ids:
+                with self.autocast():
                     loss = next(losses)
                 loss.backward()
                 total = total + loss.detach()
@@ -241,6 +210,6 @@ class Setting:
         model = torch.compile(self.classifier)
         return lambda: self.step(model)
 
-    def _forget(self) -> None:
+    def _clear_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
