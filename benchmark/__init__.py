@@ -1,1 +1,1 @@
-"""Methods x data sets x fractions or shots x seeds: run, choose settings, report."""
+"""Compares methods on data sets, and measures speed and memory. Run it from a clone: `python -m benchmark --help`."""

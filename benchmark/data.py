@@ -18,13 +18,13 @@ from mmap_peft.multitask.task import Task
 from .reading import check_name
 
 
-TAKES = {  # fields besides name and label
+TAKES = {  # which fields each data set takes besides `name` and `label`
     "pictograms": {"per_class"},
     "office_home": {"path", "split_dir"},
     "mini_domainnet": {"path", "split_dir", "at_most"},
     "folder": {"path", "split_dir", "at_most"},
 }
-VALIDATION = 1 / 3  # of the training images of each class
+VALIDATION = 1 / 3  # share of the training images of each class that validation runs evaluate on
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class DataSet:
     """A data set of a study.
 
     Args:
-        name (`str`): `"pictograms"`, `"office_home"`, `"mini_domainnet"`, or `"folder"` for any other of
+        name (`str`): `"pictograms"`, `"office_home"`, `"mini_domainnet"`, or `"folder"` for any other folder of
             `domain/class/image`.
-        path (`str`, *optional*): its folder, or name on the Hub; not for Pictograms.
-        split_dir (`str`, *optional*): folder of published lists.
-        per_class (`int`, *optional*): pictures of a class and style, of Pictograms only.
-        at_most (`int`, *optional*): without lists, use so many images of each class and domain.
-        label (`str`, *optional*): names it in tables and results; `name` if not given.
+        path (`str`, *optional*): its folder or its name on the Hub. Required, except for Pictograms.
+        split_dir (`str`, *optional*): folder of published lists of training and test images.
+        per_class (`int`, *optional*): for Pictograms: images of each class and domain.
+        at_most (`int`, *optional*): without lists: use at most this many images of each class and domain.
+        label (`str`, *optional*): its name in results and tables. By default `name`.
 
     Raises:
-        ValueError: a name that is none, or a field that is missing or has no meaning for this data set.
+        ValueError: `name` is unknown, a field is missing, or this data set does not take a field.
     """
 
     name: str
@@ -72,12 +72,12 @@ class DataSet:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides which images there are, and no place on this machine."""
-        how = {"lists": self.split_dir is not None, "per_class": self.per_class, "at_most": self.at_most}
-        return {"name": self.name, "label": self.label, **{name: value for name, value in how.items() if value}}
+        """All fields that decide which images there are, without paths of this machine."""
+        options = {"lists": self.split_dir is not None, "per_class": self.per_class, "at_most": self.at_most}
+        return {"name": self.name, "label": self.label, **{name: value for name, value in options.items() if value}}
 
     def read(self, fraction: float | None, shots: int | None, seed: int) -> tuple[dict[str, Dataset], Split]:
-        """The domains and which images train and evaluate.
+        """Read the domains, and choose which of their images train and which evaluate.
 
         Args:
             fraction, shots, seed: as for `split_at_random`. Office-Home's lists know fractions only, and no seed.
@@ -100,28 +100,28 @@ class DataSet:
         return domains, split_at_random(domains, fraction, shots, seed, self.at_most)
 
     def tasks(self, split: Split, domains: dict[str, Dataset], template: str | Sequence[str]) -> list[Task]:
-        """One task a domain."""
+        """One task for each domain."""
         return make_tasks(domains, split, template, dataset=Path(self.path).name if self.path else "Pictograms")
 
 
 def hold_out(
     domains: dict[str, Dataset], split: Split, template: str | Sequence[str], seed: int
 ) -> tuple[list[Task], Split]:
-    """Tasks of the training images alone: a third of each class evaluates, and the others train.
+    """Tasks that hold the training images only. A third of each class evaluates, the others train.
 
     Args:
-        domains, split: what `DataSet.read` returned. No image that `split` evaluates on is in the tasks.
-        template: text of a class.
-        seed: of the choice.
+        domains, split: what `DataSet.read` returned. The images that `split` evaluates on are not in the tasks.
+        template: template of the classes' texts.
+        seed: decides which images evaluate.
 
     Returns:
         The tasks, and which images train and evaluate in them.
 
     Raises:
-        ValueError: there is one training image of each class.
+        ValueError: a task has only one training image of each class.
     """
-    blind = Split(split.train, {name: [] for name in split.train}, split.source)
-    images = {task.name: task.train for task in make_tasks(domains, blind, template)}
+    training_only = Split(split.train, {name: [] for name in split.train}, split.source)
+    images = {task.name: task.train for task in make_tasks(domains, training_only, template)}
     inner = split_at_random(images, fraction=1 - VALIDATION, seed=seed)
     empty = [name for name, files in inner.eval.items() if not files]
     if empty:

@@ -38,7 +38,7 @@ METHODS: dict[str, Callable[..., PeftConfig] | None] = {
     "ln_tuning": ln_tuning_config,
     "ia3": ia3_config,
 }
-# The last step is what is measured, and no image is evaluated before it: so these are no experiment's to choose.
+# The benchmark evaluates once, after the last step. So an experiment cannot choose these training arguments.
 FIXED = {
     "eval_strategy": "no",
     "save_strategy": "no",
@@ -56,19 +56,18 @@ class Experiment:
     """A method and its settings.
 
     Args:
-        name (`str`): names it in tables, and its results.
+        name (`str`): its name in results and tables.
         method (`str`): one of `METHODS`.
         config (`dict`): fields of the method's config.
-        training (`dict`): fields of `MultiTaskTrainingArguments`; not those of `FIXED` and `OF_THE_RUN`.
-        tasks (`str`): `"together"`, one classifier for all tasks, or `"alone"`, one for each task: the single-task
-            baseline, without groups.
-        grid (`dict[str, list]`): values to choose from on validation images, by `"training.<field>"` or
-            `"config.<field>"`.
-        chosen_as (`str`, *optional*): instead of a grid, takes what was chosen for this experiment of the same study,
-            so that the two differ in nothing else.
+        training (`dict`): fields of `MultiTaskTrainingArguments`, except those in `FIXED` and `OF_THE_RUN`.
+        tasks (`str`): `"together"`: one classifier for all tasks. `"alone"`: one classifier for each task, without
+            groups, as the single-task baseline.
+        grid (`dict[str, list]`): values that `tune` chooses from, by `"training.<field>"` or `"config.<field>"`.
+        chosen_as (`str`, *optional*): name of another experiment of the same study. Instead of a grid of its own, this
+            experiment gets the values that are chosen for that one.
 
     Raises:
-        ValueError: a field or a value that is none.
+        ValueError: a field has an invalid value.
     """
 
     name: str
@@ -118,11 +117,11 @@ class Experiment:
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """All points of the grid; without a grid one, which changes nothing."""
+        """All points of the grid, as dicts. Without a grid this is one empty point."""
         return [dict(zip(self.grid, values)) for values in itertools.product(*self.grid.values())]
 
     def at(self, point: dict[str, Any]) -> Experiment:
-        """The experiment at one point of its grid."""
+        """The experiment with the values of one point of its grid."""
         changed = {"training": dict(self.training), "config": dict(self.config)}
         for key, value in point.items():
             part, _, name = key.partition(".")
@@ -131,16 +130,16 @@ class Experiment:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides its results."""
+        """All of its fields that its results depend on."""
         return {"method": self.method, "config": self.config, "training": self.training, "tasks": self.tasks}
 
     def peft_config(self) -> PeftConfig | None:
-        """The method's config, `None` for zero-shot."""
-        make = METHODS[self.method]
-        if make is None and self.config:
+        """The method's config; `None` for zero-shot."""
+        config_class = METHODS[self.method]
+        if config_class is None and self.config:
             raise ValueError(f"zero_shot has no settings, but config is {self.config}; leave it out.")
-        return None if make is None else make(**self.config)
+        return None if config_class is None else config_class(**self.config)
 
     def arguments(self, **more: Any) -> MultiTaskTrainingArguments:
-        """The trainer's settings."""
+        """The trainer's settings, with the fields in `more`."""
         return MultiTaskTrainingArguments(**{**self.training, **FIXED, **more})

@@ -1,4 +1,4 @@
-"""Accuracy against trainable parameters."""
+"""The plot of a report: accuracy over trainable parameters."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .summary import Row, interval
 
 
 KINDS = {"prompts": "tab:blue", "other methods": "tab:orange"}
-MARK = 5  # points: radius of what a mark keeps free
-FAR = (8, 16, 26, 38, 52, 68, 86, 106)  # points between a mark and its label, nearest first
+MARK = 5  # radius that is kept free around a mark, in points
+FAR = (8, 16, 26, 38, 52, 68, 86, 106)  # distances of a label from its mark in points; the first that fits is used
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))
 
 
 def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> None:
-    """Mean accuracy with its 95 % interval over the logarithm of trainable parameters, as a picture file.
+    """Plot the mean accuracy and its 95 % interval over the trainable parameters, on a logarithmic axis.
 
-    Filled marks are of all tasks together, hollow ones of each task alone; zero-shot is a dashed line.
+    Marks are filled for all tasks together and hollow for each task alone. Zero-shot is a dashed line.
 
     Args:
-        rows (`Sequence[Row]`): of one data set and amount.
-        title (`str`): stands above.
-        path: the file; its ending says the format.
+        rows (`Sequence[Row]`): the rows of one data set and amount.
+        title (`str`): title of the plot.
+        path: the file to write. Its ending decides the format.
     """
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     axes = figure.subplots()
@@ -73,19 +73,19 @@ def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> N
 def place_labels(
     axes: Axes, points: Sequence[tuple[float, float]], halves: Sequence[float], names: Sequence[str]
 ) -> list[Bbox]:
-    """Write a name beside each point, at the nearest place where it covers no mark, no error bar, and no other name.
+    """Write a name beside each mark, as near as it can be without covering a mark, an error bar or another name.
 
     Args:
-        axes: with its marks and limits.
-        points: of the marks, in the units of the axes.
-        halves: half the heights of their error bars, in those units.
-        names: what to write.
+        axes: the axes, with their marks and limits.
+        points: coordinates of the marks, in the units of the axes.
+        halves: half the heights of their error bars, in the same units.
+        names: the names, in the order of the marks.
 
     Returns:
         The boxes of the names, in pixels.
     """
     canvas = FigureCanvasAgg(axes.get_figure())
-    canvas.draw()  # sizes of texts, and the place of the axes, are known only then
+    canvas.draw()  # decides the sizes of texts and the position of the axes
     radius = MARK * axes.get_figure().dpi / 72
     taken = []
     for (right, up), half in zip(points, halves):
@@ -96,13 +96,13 @@ def place_labels(
         for far, side in [*itertools.product(FAR, SIDES), (FAR[0], SIDES[0])]:
             label = _label(axes, point, name, far * side[0], far * side[1])
             label.update_positions(canvas.get_renderer())
-            box = Text.get_window_extent(label)  # an annotation's own holds its line too
+            box = Text.get_window_extent(label)  # that of `Annotation` includes its line
             inside = frame.contains(*box.min) and frame.contains(*box.max)
             if inside and not any(box.overlaps(other) for other in taken):
                 break
             label.remove()
         else:
-            axes.add_artist(label)  # no place is free: beside its mark, over whatever is there
+            axes.add_artist(label)  # no place is free: it stands beside its mark, over other things
         taken.append(box)
         boxes.append(box)
     return boxes

@@ -1,4 +1,4 @@
-"""Reading YAML files into dataclasses, with sentences for what does not fit."""
+"""Read YAML files into dataclasses, with errors that say what to write instead."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
-    """The fields of a YAML file.
+    """Read the fields of a YAML file.
 
     Raises:
-        ValueError: there is no such file, it is no YAML, or it holds no fields.
+        ValueError: the file cannot be read, is not YAML, or holds something other than fields.
     """
     try:
         values = yaml.safe_load(Path(path).read_text())
@@ -30,7 +30,12 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def build(cls: type[T], values: dict[str, Any], source: str | os.PathLike) -> T:
-    """A dataclass from fields that were read.
+    """Make a dataclass from the fields of a file.
+
+    Args:
+        cls: the dataclass.
+        values: its fields.
+        source: the file, for errors.
 
     Raises:
         ValueError: a field is unknown or missing.
@@ -46,13 +51,13 @@ def build(cls: type[T], values: dict[str, Any], source: str | os.PathLike) -> T:
 
 
 def check_name(name: Any, kind: str) -> None:
-    """Raise a `ValueError` if a name cannot become the name of a file."""
+    """Raise a `ValueError` if `name` cannot be part of a file's name."""
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
         raise ValueError(f"{kind} {name!r} is to name files; write letters, digits, '_' and '-' only.")
 
 
 def check_mapping(value: Any, what: str) -> None:
-    """Raise a `ValueError` if a value is no mapping with text for keys."""
+    """Raise a `ValueError` if `value` is not a dict whose keys are texts."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{what} is {value!r}; write fields such as `name: value` below it.")
 

@@ -1,4 +1,4 @@
-"""The common practice of prompt learning, to compare with."""
+"""A training step of deep prompts as published code computes it, to compare with."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from mmap_peft.prompts.base import PromptGenerator
 
 
 class CommonPractice:
-    """A step of deep prompts as published code runs it, after that of MaPLe (Khattak et al., CVPR 2023), on
-    `CLIPModel`'s own layers: same mathematics as `MultiTaskClassifier`, nothing of its tuner.
+    """The losses of `MultiTaskClassifier`, computed as published code does, such as that of MaPLe (Khattak et al.,
+    CVPR 2023). It calls the layers of `CLIPModel` and nothing of our tuner.
 
-    * A pass a task: its images, and the texts of all its classes.
-    * Texts are padded so that they and the prompts fill the text tower's positions (77), as OpenAI's fixed mask asks.
-    * Prompts are tokens: inserted after the first token in the first layer, replaced before each other.
+    * Each task has a forward pass of its own: its images, and the texts of all its classes.
+    * Texts are padded so that together with the prompts they fill all positions of the text tower (77 in OpenAI's
+      CLIP), since its causal mask has a fixed size there.
+    * Prompts are tokens. They are inserted after the first token before the first layer, and replaced before each
+      other layer.
 
     Args:
         clip (`CLIPModel`): frozen, without prompts.
-        ids (`Sequence[torch.Tensor]`): (classes, tokens) for each task, padded to its longest text.
-        generators (`Sequence[Sequence[PromptGenerator]]`): for each task, whose prompts it uses, in order.
-        truncated (`bool`): texts are not padded beyond their task's longest.
+        ids (`Sequence[torch.Tensor]`): for each task, (classes, tokens), padded to its longest text.
+        generators (`Sequence[Sequence[PromptGenerator]]`): for each task, the generators of its prompts, in order.
+        truncated (`bool`): pad texts to the longest of their task only.
     """
 
     def __init__(
@@ -37,8 +39,9 @@ class CommonPractice:
         self.clip, self.ids, self.generators, self.truncated = clip, ids, generators, truncated
 
     def losses(self, pixels: torch.Tensor, task_ids: torch.Tensor, labels: torch.Tensor) -> Iterator[torch.Tensor]:
-        """What each task adds to the mean cross entropy of a batch. Differentiate each before the next is asked for,
-        and one task's pass is in memory at a time.
+        """What each task contributes to the mean cross entropy of a batch: one scalar a task.
+
+        Call `backward` on each before taking the next, so that only one task's pass is in memory at a time.
 
         Args:
             pixels: (batch, 3, H, W).
@@ -71,11 +74,11 @@ class CommonPractice:
 def _run(
     tower: nn.Module, name: str, hidden: torch.Tensor, generators: Sequence[PromptGenerator], **kwargs: bool
 ) -> torch.Tensor:
-    """What comes out of a tower's layers: (rows, 1 + prompts + tokens, width)."""
-    there = 0  # prompts among the tokens
+    """The output of a tower's last layer, (rows, 1 + prompts + tokens, width)."""
+    inserted = 0  # number of prompts in `hidden`
     for index, layer in enumerate(tower.encoder.layers):
         prompts = torch.cat([generator.prompts(name, index) for generator in generators]).to(hidden)
         rows = prompts.expand(len(hidden), -1, -1)
-        hidden = layer(torch.cat([hidden[:, :1], rows, hidden[:, 1 + there :]], dim=1), None, **kwargs)
-        there = len(prompts)
+        hidden = layer(torch.cat([hidden[:, :1], rows, hidden[:, 1 + inserted :]], dim=1), None, **kwargs)
+        inserted = len(prompts)
     return hidden

@@ -1,4 +1,4 @@
-"""Tables and plots of the results that are there."""
+"""The report of a study: tables and plots of its results."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ NOTE = (
 
 
 def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) -> str:
-    """Write `report.md`, `summary.json` and a plot for each data set and amount into the folder of results.
+    """Write `report.md`, `summary.json`, and a plot for each data set and amount into the folder of results.
 
     Args:
-        study (`Study`): what was to be run.
-        results (`Results`): its results. Those of other settings are left out, and the report says so.
-        untuned (`Sequence[str]`): experiments with a grid that nothing was chosen from.
+        study (`Study`): the study.
+        results (`Results`): its results. Results with other settings than the study's are left out, and the report
+            names them.
+        untuned (`Sequence[str]`): experiments whose grid nothing was chosen from.
 
     Returns:
         The text of `report.md`.
@@ -90,13 +91,15 @@ def _incomplete(missing: Sequence[Run], stale: Sequence[Run], total: int) -> lis
     return lines
 
 
-def _overview(found: dict[str, list[Row]]) -> list[str]:
-    """One line an experiment: parameters, and the mean accuracy of each data set and amount, by its title."""
-    lines = [f"| experiment | parameters | {' | '.join(found)} |", f"|---|---:|{'---:|' * len(found)}"]
-    for name in dict.fromkeys(row.experiment.name for rows in found.values() for row in rows):
-        own = [next((row for row in rows if row.experiment.name == name), None) for rows in found.values()]
-        sizes = dict.fromkeys(row.to_dict()["trainable_parameters"] for row in own if row)  # data sets may differ
-        cells = ["" if row is None else _mean(row.means) for row in own]
+def _overview(rows_by_title: dict[str, list[Row]]) -> list[str]:
+    """A table with a line for each experiment: its parameters, and its mean accuracy by data set and amount."""
+    titles, tables = list(rows_by_title), list(rows_by_title.values())
+    lines = [f"| experiment | parameters | {' | '.join(titles)} |", f"|---|---:|{'---:|' * len(titles)}"]
+    for name in dict.fromkeys(row.experiment.name for rows in tables for row in rows):
+        of_name = [next((row for row in rows if row.experiment.name == name), None) for rows in tables]
+        # A method may have more parameters for a data set with more tasks or classes.
+        sizes = dict.fromkeys(row.to_dict()["trainable_parameters"] for row in of_name if row)
+        cells = ["" if row is None else _mean(row.means) for row in of_name]
         lines.append(f"| {name} | {', '.join(f'{size:,}' for size in sizes)} | {' | '.join(cells)} |")
     return lines
 
@@ -107,17 +110,17 @@ def _table(rows: Sequence[Row]) -> list[str]:
     heads += ["steps", "step ms", "peak MB", "adapter kB", "seeds"]
     lines = [f"| experiment | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for row in rows:
-        one = row.to_dict()
-        cells = [f"{one['trainable_parameters']:,}", f"{100 * one['share_of_base']:.2f} %"]
-        cells += [_number(100, one["accuracy"].get(task)) for task in tasks]
-        cells += [_mean(row.means), _number(100, one["worst"])]
-        cells += [_number(100, one[key], "+.1f") for key in ("gain_single_task", "gain_zero_shot")]
+        values = row.to_dict()
+        cells = [f"{values['trainable_parameters']:,}", f"{100 * values['share_of_base']:.2f} %"]
+        cells += [_number(100, values["accuracy"].get(task)) for task in tasks]
+        cells += [_mean(row.means), _number(100, values["worst"])]
+        cells += [_number(100, values[key], "+.1f") for key in ("gain_single_task", "gain_zero_shot")]
         cells += [
-            _number(1, one["steps"], ".0f"),
-            _number(1e3, one["step_seconds"], ".0f"),
-            _number(1e-6, one["step_peak_bytes"], ".0f"),
+            _number(1, values["steps"], ".0f"),
+            _number(1e3, values["step_seconds"], ".0f"),
+            _number(1e-6, values["step_peak_bytes"], ".0f"),
         ]
-        cells += [_number(1e-3, one["adapter_bytes"], ".1f"), str(len(one["seeds"]))]
+        cells += [_number(1e-3, values["adapter_bytes"], ".1f"), str(len(values["seeds"]))]
         lines.append(f"| {row.experiment.name} | {' | '.join(cells)} |")
     return lines
 
@@ -129,15 +132,17 @@ def _controls(rows: Sequence[Row]) -> list[str]:
             seed: "; ".join(" + ".join(group) for group in result["groups"] or [])
             for seed, result in row.results.items()
         }
-        same = len(set(groups.values())) == 1
-        told = next(iter(groups.values())) if same else ", ".join(f"{seed}: {text}" for seed, text in groups.items())
-        cells = [grouping_of(row.experiment), _mean(row.means), _number(100, row.mean("worst")), told]
+        if len(set(groups.values())) == 1:
+            groups_text = next(iter(groups.values()))
+        else:
+            groups_text = ", ".join(f"{seed}: {text}" for seed, text in groups.items())
+        cells = [grouping_of(row.experiment), _mean(row.means), _number(100, row.mean("worst")), groups_text]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def _settings(study: Study, untuned: Sequence[str]) -> list[str]:
-    """What differs from the defaults, as it was run: with what `tune` chose."""
+    """A table of the settings that each experiment was run with, where they differ from the defaults."""
     lines = []
     if untuned:
         lines += [f"Nothing was chosen on validation images for {', '.join(untuned)}.", ""]

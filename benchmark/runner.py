@@ -1,4 +1,4 @@
-"""Runs what has no result yet, each run in a process of its own."""
+"""Makes the results of runs, each run in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ from .study import Run
 
 
 MEASURE = (sys.executable, "-m", "benchmark.measure")
-FIRST_PEAK = 2**30  # bytes that a run is expected to need before one has told
+FIRST_PEAK = 2**30  # bytes of memory that the first run is expected to need
 
 
 class Runner:
-    """Runs what has no result, or one of other settings, and keeps each result as soon as it is whole.
+    """Makes the results that are missing, and those whose settings have changed.
 
     Args:
-        results (`Results`): where results go. The messages of a run that fails are in its folder `logs`.
-        workers (`int`): runs at the same time, which share the processor's cores. While another is going on, one more
-            starts only if as much memory is free as the largest run so far has needed.
+        results (`Results`): gets each result as soon as its run ends. The messages of a run that fails are written to
+            the folder `logs` beside the results.
+        workers (`int`): number of runs at the same time. They share the processor's cores. A second run starts only
+            while as much memory is free as the largest run so far has needed.
+
+    Raises:
+        ValueError: `workers` is less than 1.
     """
 
     def __init__(self, results: Results, workers: int = 1) -> None:
@@ -48,10 +52,11 @@ class Runner:
         self._largest = FIRST_PEAK
 
     def __call__(self, runs: Sequence[Run]) -> int:
-        """Run what is left to run. An interruption stops everything at once and leaves whole results only.
+        """Run all of `runs` that have no result with their settings. An interruption stops all of them at once, and
+        keeps the results that are complete.
 
         Returns:
-            How many runs failed.
+            The number of runs that failed.
         """
         current, stale, _ = self.results.sort(runs)
         for run in stale:
@@ -75,7 +80,7 @@ class Runner:
                     ended += 1
                     left = (time.perf_counter() - start) / ended * (len(pending) - ended)
                     bar.update()
-                    bar.write(f"[{ended}/{len(pending)}] {run}: {_told(outcome)}; {_time(left)} to go")
+                    bar.write(f"[{ended}/{len(pending)}] {run}: {_outcome_text(outcome)}; {_time(left)} to go")
         finally:
             self._stopped.set()
             for process in list(self._processes):
@@ -127,7 +132,7 @@ class Runner:
         return {"error": f"failed: {last[0]} (all of it: {log})"}
 
 
-def _told(outcome: dict[str, Any]) -> str:
+def _outcome_text(outcome: dict[str, Any]) -> str:
     if "error" in outcome:
         return outcome["error"]
     return f"mean {100 * outcome['mean']:.1f} %, {_time(outcome['seconds']['total'])}"

@@ -1,4 +1,4 @@
-"""Bars of what steps cost, and lines of how that grows."""
+"""The plots of `speed`: times of steps, and how they grow."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ COLORS = {
 
 
 def plot_speed(settings: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) -> None:
-    """Time of each kind of step as a multiple of the floor's (see `ratio`), a dashed line, as a picture file.
+    """Plot the time of each kind of step, divided by that of `floor` (see `ratio`). The floor is a dashed line.
 
     Args:
-        settings: what `measure_speed` found of training.
-        title (`str`): stands above.
-        path: the file; its ending says the format.
+        settings: the field `training` of `speed.json`.
+        title (`str`): title of the plot.
+        path: the file to write. Its ending decides the format.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -49,13 +49,13 @@ def plot_speed(settings: Sequence[dict[str, Any]], title: str, path: str | os.Pa
 
 
 def plot_growth(panels: dict[str, dict[str, Any]], title: str, path: str | os.PathLike) -> None:
-    """Times of `step`, and of `shared` and `snapshot` where there are some, as multiples of the floor's (see `ratio`),
-    a dashed line, over what grows.
+    """Plot the times of `step`, and of `shared` and `snapshot` if they were measured, over the number that grows.
+    Times are divided by that of `floor` (see `ratio`), which is a dashed line.
 
     Args:
-        panels: what `measure_growth` found, by what grows.
-        title (`str`): stands above.
-        path: the file; its ending says the format.
+        panels: the field `growth` of `growth.json`.
+        title (`str`): title of the plot.
+        path: the file to write. Its ending decides the format.
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
     for axes, (what, panel) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
@@ -73,6 +73,6 @@ def plot_growth(panels: dict[str, dict[str, Any]], title: str, path: str | os.Pa
         axes.label_outer()
         axes.legend(fontsize=8, loc="lower left")
     figure.axes[0].set(ylabel="time / floor")
-    figure.axes[0].set_ylim(bottom=0)  # last, since it would stop the scale from growing with what comes later
+    figure.axes[0].set_ylim(bottom=0)  # at the end, since a fixed limit stops the scale from growing
     figure.suptitle(title)
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""The ways to do a training step and a prediction that are compared."""
+"""The kinds of training steps and predictions whose time and memory are compared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .replica import CommonPractice
 from .timing import Runs
 
 
-SHAPES = {  # what differs from CLIPConfig's defaults, of text and vision
+SHAPES = {  # of the text and the vision tower, where they differ from the defaults of CLIPConfig
     "ViT-B/16": ({}, {"patch_size": 16}),
     "tiny": (
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4},
@@ -48,11 +48,11 @@ SERVING = {
 
 
 def class_names(count: int) -> list[str]:
-    """So many names of classes: those of Pictograms, then pairs of their words. A "photo of a" one has 8 to 10 tokens
-    with start and end, as Office-Home's have for CLIP's own tokenizer.
+    """Distinct names of classes: first those of Pictograms, then pairs of these. In the template "a photo of a {}."
+    they have 8 to 10 tokens with start and end, as the classes of Office-Home have with CLIP's own tokenizer.
 
     Raises:
-        ValueError: there are not as many.
+        ValueError: `count` is less than 1, or more names than can be made.
     """
     words = [name for name in CLASS_NAMES if " " not in name]
     names = CLASS_NAMES + [" ".join(pair) for pair in itertools.permutations(words, 2)]
@@ -62,11 +62,11 @@ def class_names(count: int) -> list[str]:
 
 
 def random_clip(shape: str, tokenizer: Any) -> CLIPModel:
-    """A frozen CLIP of random weights, which time does not depend on, on the GPU if there is one.
+    """A frozen CLIP on the GPU, if there is one. Its weights are random, since times do not depend on them.
 
     Args:
-        shape: one of `SHAPES`.
-        tokenizer: whose start, end and padding it takes.
+        shape (`str`): one of `SHAPES`.
+        tokenizer: gives the ids of the start, end and padding tokens.
     """
     text, vision = SHAPES[shape]
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -75,20 +75,21 @@ def random_clip(shape: str, tokenizer: Any) -> CLIPModel:
 
 
 def precision() -> str:
-    """What steps and predictions are computed in on this machine."""
+    """The data type that steps and predictions are computed in on this machine."""
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 class Setting:
-    """A batch of images of some tasks, whose prompts are those of one group and their own.
+    """A classifier with MmAP whose tasks form one group, and a batch of random images and labels of all tasks. Each
+    task uses the prompts of the group and its own.
 
     Args:
-        clip (`CLIPModel`): frozen, without prompts. It stays so; the classifier's has the same weights.
-        processor: with the tokenizer.
-        batch (`int`): images. Tasks take turns, classes and pixels are random.
-        tasks (`int`): tasks.
-        classes (`int`): classes of each task, the same for all.
-        num_prompts (`int`, *optional*): of the group and of each task; `MmAPConfig`'s default if not given.
+        clip (`CLIPModel`): frozen and without prompts. It stays as it is: the classifier uses a copy of its modules,
+            which shares the weights.
+        processor: of this CLIP, with a tokenizer.
+        batch (`int`): number of images. They belong to the tasks in turn.
+        tasks, classes (`int`): number of tasks, and of classes of each.
+        num_prompts (`int`, *optional*): prompts of the group, and of each task. If not given, `MmAPConfig`'s default.
     """
 
     def __init__(
@@ -98,8 +99,8 @@ class Setting:
         names = [f"task {number}" for number in range(tasks)]
         config = MmAPConfig() if num_prompts is None else MmAPConfig(num_prompts=num_prompts)
         base = copy.deepcopy(clip, {id(parameter): parameter for parameter in clip.parameters()})
-        every = [Task(name, class_names(classes)) for name in names]
-        self.classifier = MultiTaskClassifier(base, processor, every, config)
+        task_list = [Task(name, class_names(classes)) for name in names]
+        self.classifier = MultiTaskClassifier(base, processor, task_list, config)
         self.classifier.set_grouping(TaskGrouping(names, [names], mode="all"))
         self.parameters = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
         size, device = clip.config.vision_config.image_size, clip.device
@@ -110,8 +111,12 @@ class Setting:
         }
 
     def steps(self, compiled: bool = False) -> Runs:
-        """Forward and backward of each of `STEPS`. All but floor and snapshot return the loss and leave `.grad`: the
-        same ones, but for images and shared."""
+        """A function for each of `STEPS`. All but `floor` and `snapshot` return the loss and leave gradients in
+        `.grad`. The losses are the same except for `shared`, the gradients except for `shared` and `images`.
+
+        Args:
+            compiled (`bool`): with the step under `torch.compile`.
+        """
         runs = {
             "floor": self.floor,
             "step": self.step,
@@ -123,19 +128,19 @@ class Setting:
             "snapshot": self.snapshot,
         }
         if compiled:
-            torch.compiler.reset()  # or what it compiled for settings before would count against its limit
+            torch.compiler.reset()  # torch compiles a function only so many times; earlier settings must not count
             runs["compiled"] = self._compiled()
         return runs
 
     def floor(self) -> None:
-        """The image tower alone."""
+        """Forward and backward of the plain image tower, down to the pixels."""
         pixels = self.images["pixel_values"].detach().requires_grad_()
         with self.autocast():
             features = self.clip.get_image_features(pixels).pooler_output
         features.float().sum().backward()
 
     def step(self, model: Callable[..., Any] | None = None) -> torch.Tensor:
-        """The classifier's step, or that of `model` in its place."""
+        """Forward and backward of the classifier, or of `model` in its place."""
         self._clear_gradients()
         with self.autocast():
             loss = (self.classifier if model is None else model)(**self.images).loss
@@ -143,12 +148,12 @@ class Setting:
         return loss.detach()
 
     def plain(self) -> torch.Tensor:
-        """The classifier's step by the plain path."""
+        """As `step`, inside `plain_path`."""
         with plain_path(self.classifier.clip):
             return self.step()
 
     def shared(self) -> torch.Tensor:
-        """The classifier's step with the prompts of the group alone."""
+        """As `step`, but all tasks use the prompts of the group alone."""
         with group_prompts_alone(self.classifier):
             return self.step()
 
@@ -158,7 +163,7 @@ class Setting:
             return task_gradients(self.classifier, "group_0", [self.images])
 
     def serving(self) -> Runs:
-        """Each of `SERVING`."""
+        """A function for each of `SERVING`."""
         images = {name: self.images[name] for name in ("pixel_values", "task_ids")}
 
         def without_gradients(run: Callable[[], Any]) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-"""A study: experiments x data sets x fractions or shots x seeds."""
+"""A study: experiments on data sets, with fractions or shots and seeds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ class Run:
     """One training and its evaluation.
 
     Args:
-        experiment (`Experiment`): what is trained.
-        data (`DataSet`): on which images.
-        fraction, shots: how many of them train, as for `split_at_random`.
-        seed (`int`): of the split and of training.
+        experiment (`Experiment`): method and settings.
+        data (`DataSet`): the images.
+        fraction, shots: how many images train; see `split_at_random`.
+        seed (`int`): seed of the split and of training.
         model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
-        validation (`bool`): two thirds of the training images train and the others evaluate; no test image is read.
-        note (`str`): what tells it from runs that are called alike.
+        validation (`bool`): train on two thirds of the training images and evaluate on the others; test images are not
+            read.
+        note (`str`): printed for validation runs: the point of the grid.
     """
 
     experiment: Experiment
@@ -48,8 +49,8 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the result, and no place on this machine: two results of equal settings stand for each
-        other."""
+        """All that the result depends on, without paths of this machine. Two runs with the same settings have the same
+        accuracies."""
         model = Path(self.model).name if os.path.isdir(self.model) else self.model
         amount = {"fraction": self.fraction} if self.shots is None else {"shots": self.shots}
         return {
@@ -99,22 +100,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """Experiments x data sets x fractions or shots x seeds.
+    """All combinations of experiments, data sets, fractions or shots, and seeds.
 
     Args:
-        name (`str`): names its folder of results.
+        name (`str`): name of the study and of its folder of results.
         experiments (`list[Experiment]`): methods and their settings.
-        data (`list[DataSet]`): the images.
-        fractions (`list[float]`): shares of the images that train.
-        shots (`list[int]`): or numbers of images of each class.
-        seeds (`list[int]`): of split and training.
-        tune_seeds (`list[int]`): seeds whose training images choose among grids.
-        tune_fractions (`list[float]`): fractions that choose among grids; empty: all fractions and shots.
+        data (`list[DataSet]`): the data sets.
+        fractions (`list[float]`): shares of the images that train, between 0 and 1.
+        shots (`list[int]`): numbers of images of each class that train.
+        seeds (`list[int]`): seeds of split and training.
+        tune_seeds (`list[int]`): seeds that `tune` uses.
+        tune_fractions (`list[float]`): fractions that `tune` uses. If empty, it uses all fractions and shots.
         model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
-        training (`dict`): training arguments of all experiments, over their own.
+        training (`dict`): training arguments of all experiments. They override those of the experiments.
 
     Raises:
-        ValueError: a field or a value that is none, or two experiments or data sets of the same name.
+        ValueError: a field has an invalid value, or two experiments or two data sets have the same name.
     """
 
     name: str
@@ -131,13 +132,13 @@ class Study:
     def __post_init__(self) -> None:
         check_name(self.name, "Study")
         check_mapping(self.training, f"training of study {self.name!r}")
-        whole = {"shots": (1, int), "seeds": (0, int), "tune_seeds": (0, int)}
-        whole |= {"fractions": (0, float), "tune_fractions": (0, float)}
-        for part in ("experiments", "data", *whole):
+        limits = {"shots": (1, int), "seeds": (0, int), "tune_seeds": (0, int)}
+        limits |= {"fractions": (0, float), "tune_fractions": (0, float)}
+        for part in ("experiments", "data", *limits):
             value = getattr(self, part)
             if not isinstance(value, list) or (not value and part not in ("fractions", "shots", "tune_fractions")):
                 raise ValueError(f"{part} of study {self.name!r} is {value!r}; write a list.")
-        for part, (least, kind) in whole.items():
+        for part, (least, kind) in limits.items():
             for value in getattr(self, part):
                 if type(value) is not kind or value < least or (kind is float and not 0 < value < 1):
                     wanted = "numbers between 0 and 1" if kind is float else f"whole numbers of {least} or more"
@@ -146,20 +147,20 @@ class Study:
             raise ValueError(f"Study {self.name!r} does not say how many images train; write fractions or shots.")
         experiments = [replace(one, training={**one.training, **self.training}) for one in self.experiments]
         object.__setattr__(self, "experiments", experiments)
-        names = [("experiments", [one.name for one in experiments]), ("data", [one.label for one in self.data])]
-        for part, found in names:
-            if len(set(found)) < len(found):
-                raise ValueError(f"Study {self.name!r} has {part} of the same name, {sorted(found)}; rename one.")
+        names_by_part = {"experiments": [one.name for one in experiments], "data": [one.label for one in self.data]}
+        for part, names in names_by_part.items():
+            if len(set(names)) < len(names):
+                raise ValueError(f"Study {self.name!r} has {part} of the same name, {sorted(names)}; rename one.")
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Study:
-        """A study from a YAML file.
+        """Read a study from a YAML file.
 
-        Its experiments are names, of files `../experiments/<name>.yaml` seen from the study, or paths that end in
-        `.yaml`, seen from the study as well.
+        Each of its experiments is the name of a file `../experiments/<name>.yaml`, or a path that ends in `.yaml`;
+        both are relative to the folder of the study.
 
         Raises:
-            ValueError: as the class, or a file is missing or holds something else.
+            ValueError: as for the class, or a file is missing or has other fields.
         """
         path = Path(path)
         values = read_yaml(path)
@@ -174,7 +175,7 @@ class Study:
         return build(cls, values, path)
 
     def runs(self, experiments: list[Experiment] | None = None) -> list[Run]:
-        """All runs of these experiments, or of the study's own; all methods of one split before the next."""
+        """All runs of some experiments, by default those of the study. Runs on the same images follow each other."""
         return [
             Run(experiment, data, seed=seed, model=self.model, **amount)
             for data in self.data
@@ -184,22 +185,22 @@ class Study:
         ]
 
     def validation_runs(self, experiment: Experiment) -> list[list[Run]]:
-        """For each point of an experiment's grid, the runs that say how good it is."""
+        """For each point of an experiment's grid, the runs whose accuracies are compared by `tune`."""
         return [
-            [replace(run, validation=True, note=told(point)) for run in self.tuning.runs([experiment.at(point)])]
+            [replace(run, validation=True, note=point_text(point)) for run in self.tuning.runs([experiment.at(point)])]
             for point in experiment.points
         ]
 
     @property
     def tuning(self) -> Study:
-        """The study whose training images choose among grids."""
+        """The study with the seeds, fractions and shots that `tune` uses."""
         if not self.tune_fractions:
             return replace(self, seeds=self.tune_seeds)
         return replace(self, seeds=self.tune_seeds, fractions=self.tune_fractions, shots=[])
 
     @property
     def amounts(self) -> list[dict[str, Any]]:
-        """Fractions, then shots."""
+        """`fraction` and `shots` of the runs: first all fractions, then all shots."""
         fractions = [{"fraction": value, "shots": None} for value in self.fractions]
         return fractions + [{"fraction": None, "shots": value} for value in self.shots]
 
@@ -220,13 +221,13 @@ def run_name(key: dict[str, Any]) -> str:
     return f"{place}/{key['experiment']}{digest}_seed-{key['seed']}"
 
 
-def told(point: dict[str, Any]) -> str:
-    """A point of a grid in words."""
+def point_text(point: dict[str, Any]) -> str:
+    """A point of a grid as text."""
     return ", ".join(f"{key}: {value}" for key, value in point.items())
 
 
 def _read_experiment(given: Any, folder: Path) -> Experiment:
-    """An experiment by its name, or by the path of its file as seen from the study's folder."""
+    """Read an experiment, given by its name or by a path relative to `folder`, the folder of the study."""
     if str(given).endswith(".yaml"):
         file = folder / str(given)
     else:

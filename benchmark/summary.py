@@ -1,4 +1,4 @@
-"""What the results of a study come to: means and intervals over seeds, gains, and controls of grouping."""
+"""Means and confidence intervals over seeds, gains over other experiments, and comparisons of groupings."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ DEFAULT_GROUPING = "gradient"
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> float | None:
-    r"""Half the width of the interval for the mean of values, $t_{n-1} \, s / \sqrt n$ with Student's $t$; `None` for
-    less than two values."""
+    r"""Half the width of the confidence interval of the mean, $t_{n-1} \, s / \sqrt n$ with Student's $t$. `None` for
+    fewer than two values."""
     if len(values) < 2:
         return None
-    spread = statistics.stdev(values) / math.sqrt(len(values))
-    return float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * spread
+    standard_error = statistics.stdev(values) / math.sqrt(len(values))
+    return float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * standard_error
 
 
 @dataclass
 class Row:
-    """One experiment on one data set with one fraction or number of shots.
+    """The results of one experiment on one data set with one fraction or number of shots.
 
     Args:
-        experiment (`Experiment`): which.
-        results (`dict[int, dict]`): by seed.
-        gain_single_task, gain_zero_shot (`float`, *optional*): mean over the seeds that both have, of the mean
-            accuracy less that of the same method and config trained on each task alone, or of zero-shot.
+        experiment (`Experiment`): the experiment.
+        results (`dict[int, dict]`): its results by seed.
+        gain_single_task (`float`, *optional*): its mean accuracy minus that of the same method and config trained on
+            each task alone; see `gain`.
+        gain_zero_shot (`float`, *optional*): its mean accuracy minus that of zero-shot.
     """
 
     experiment: Experiment
@@ -47,14 +48,14 @@ class Row:
         return [result["mean"] for result in self.results.values()]
 
     def mean(self, *keys: str) -> float | None:
-        """Mean over seeds of one number of the results; `None` where a result has none."""
+        """Mean over seeds of one field of the results, given by its keys. `None` if it is `None` in a result."""
         values = list(self.results.values())
         for key in keys:
             values = [value[key] for value in values]
         return None if None in values else statistics.fmean(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON knows it."""
+        """The row for a JSON file."""
         tasks = next(iter(self.results.values()))["accuracy"]
         return {
             "experiment": self.experiment.name,
@@ -79,23 +80,25 @@ class Row:
 
 
 def with_gains(rows: list[Row]) -> list[Row]:
-    """The rows of one data set and amount, with their gains over one another."""
+    """Set the gains of the rows of one data set and amount, and return the rows."""
     for row in rows:
-        own = row.experiment
+        experiment = row.experiment
         for other in rows:
-            if other.experiment.method == "zero_shot" and own.method != "zero_shot":
+            baseline = other.experiment
+            if baseline.method == "zero_shot" and experiment.method != "zero_shot":
                 row.gain_zero_shot = gain(row, other)
-            same = (other.experiment.method, other.experiment.config) == (own.method, own.config)
-            if same and other.experiment.tasks == "alone" and own.tasks == "together":
+            same = (baseline.method, baseline.config) == (experiment.method, experiment.config)
+            if same and baseline.tasks == "alone" and experiment.tasks == "together":
                 row.gain_single_task = gain(row, other)
     return rows
 
 
 def gain(row: Row, over: Row) -> float | None:
-    """Mean over the seeds that both have of the difference of their mean accuracies.
+    """The mean accuracy of one row minus that of another, averaged over the seeds that both have. `None` if they have
+    no seed in common.
 
     Raises:
-        ValueError: results of one seed are of different images.
+        ValueError: results of the same seed were measured on different images.
     """
     seeds = [seed for seed in row.results if seed in over.results]
     for seed in seeds:
@@ -109,18 +112,19 @@ def gain(row: Row, over: Row) -> float | None:
 
 
 def grouping_of(experiment: Experiment) -> str:
-    """How an experiment's tasks are grouped."""
+    """The `grouping` of an experiment's training arguments."""
     return experiment.training.get("grouping", DEFAULT_GROUPING)
 
 
 def grouping_controls(rows: list[Row]) -> list[list[Row]]:
-    """Rows that differ in nothing but `grouping`, gradient first; only where there are two or more."""
+    """Families of two or more rows that differ in nothing but `grouping`. The row of the default grouping is the first
+    of its family."""
     families: dict[str, list[Row]] = {}
     for row in rows:
-        own = row.experiment
-        if own.tasks == "together" and own.training.get("sharing", "groups") == "groups":
-            rest = {name: value for name, value in own.training.items() if name != "grouping"}
-            families.setdefault(repr((own.method, own.config, sorted(rest.items()))), []).append(row)
+        experiment = row.experiment
+        if experiment.tasks == "together" and experiment.training.get("sharing", "groups") == "groups":
+            others = sorted((name, value) for name, value in experiment.training.items() if name != "grouping")
+            families.setdefault(repr((experiment.method, experiment.config, others)), []).append(row)
     return [
         sorted(family, key=lambda row: grouping_of(row.experiment) != DEFAULT_GROUPING)
         for family in families.values()

@@ -1,4 +1,4 @@
-"""Choosing from the grids of experiments, on validation images that are taken from the training images."""
+"""Choose settings from the grids of experiments, by accuracy on a part of the training images."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from mmap_peft.multitask.files import write_json
 
 from .experiment import Experiment
 from .results_file import Results
-from .study import Study, told
+from .study import Study, point_text
 
 
 CHOICES_FILE, TABLE_FILE = "choices.json", "choices.md"
 
 
 def choose(study: Study, results: Results) -> dict[str, Any]:
-    """The best point of each experiment's grid by what its validation runs came to, written to `choices.json`, and
-    as a table to `choices.md`.
+    """Choose the point with the highest accuracy from the grid of each experiment. Writes `choices.json`, and a table
+    to `choices.md`.
 
-    A point's accuracy is the mean over the data sets, fractions or shots, and seeds of `study.tuning`; of equal ones
-    the first is taken. Experiments with a validation run that has no result are left out.
+    The accuracy of a point is the mean of its validation runs: all data sets, fractions or shots, and seeds of
+    `study.tuning`. Of points with equal accuracy the first is chosen. An experiment is left out while one of its
+    validation runs has no result.
 
     Returns:
-        By experiment: `of` (its settings and grid), `tried` (points and their accuracies) and `chosen`.
+        For each experiment a dict with `of` (what it was chosen for), `tried` (all points and their accuracies) and
+        `chosen` (a point).
     """
     experiments = [(one, study.validation_runs(one)) for one in study.experiments if one.grid]
     all_runs = [run for _, points in experiments for runs in points for run in runs]
@@ -47,15 +49,19 @@ def choose(study: Study, results: Results) -> dict[str, Any]:
 
 
 def apply_choices(study: Study, results: Results) -> tuple[Study, list[str]]:
-    """The study with what was chosen, and the experiments with a grid that nothing was chosen for.
+    """Put what was chosen into the experiments of a study.
+
+    Returns:
+        The study, and the names of the experiments whose grid nothing was chosen from: they keep their own settings.
 
     Raises:
-        ValueError: a choice was made for other settings or another grid.
+        ValueError: a choice was made for other settings or another grid, or `chosen_as` of an experiment names none
+            with a grid.
     """
     path = results.folder / CHOICES_FILE
     choices = json.loads(path.read_text()) if path.is_file() else {}
     by_name = {experiment.name: experiment for experiment in study.experiments}
-    experiments, open_ = [], []
+    experiments, untuned = [], []
     for experiment in study.experiments:
         source = by_name.get(experiment.chosen_as or experiment.name)
         if source is None or (experiment.chosen_as and not source.grid):
@@ -70,23 +76,23 @@ def apply_choices(study: Study, results: Results) -> tuple[Study, list[str]]:
                 "`python -m benchmark tune` again, or remove the file."
             )
         if source.grid and choice is None:
-            open_.append(experiment.name)
+            untuned.append(experiment.name)
         experiments.append(experiment.at(choice["chosen"] if choice else {}))
-    return replace(study, experiments=experiments, training={}), open_
+    return replace(study, experiments=experiments, training={}), untuned
 
 
 def _of(study: Study, experiment: Experiment) -> dict[str, Any]:
-    """What a choice is made for."""
+    """All settings that a choice depends on."""
     data, study = [one.settings for one in study.data], study.tuning
     amounts = {"fractions": study.fractions, "shots": study.shots, "seeds": study.seeds}
     return {**experiment.settings, "grid": experiment.grid, "data": data, "model": study.model, **amounts}
 
 
 def table(choices: dict[str, Any]) -> str:
-    """What was tried, as Markdown; the chosen point in bold."""
+    """A Markdown table of all that was tried; the chosen points are bold."""
     lines = ["| experiment | settings | validation accuracy |", "|---|---|---:|"]
     for name, choice in choices.items():
         for one in choice["tried"]:
             mark = "**" if one["point"] == choice["chosen"] else ""
-            lines.append(f"| {name} | {mark}{told(one['point'])}{mark} | {100 * one['accuracy']:.1f} % |")
+            lines.append(f"| {name} | {mark}{point_text(one['point'])}{mark} | {100 * one['accuracy']:.1f} % |")
     return "\n".join(lines)
