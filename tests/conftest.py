@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 
 
@@ -19,6 +20,13 @@ from mmap_peft.data.pictograms import pictograms, small_clip
 
 
 datasets.disable_progress_bars()
+
+
+def pytest_collection_finish() -> None:
+    """Every training collects garbage; it need not look through all the imported modules each time."""
+    gc.collect()
+    gc.freeze()
+
 
 TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS = 32, 48, 3, 2
 

@@ -8,9 +8,9 @@ import textwrap
 import pytest
 import yaml
 
-from mmap_peft.benchmark import runner
-from mmap_peft.benchmark.runner import Results
-from mmap_peft.benchmark.study import Study
+from benchmark import report, runner
+from benchmark.results_file import Results
+from benchmark.study import Study
 
 
 EXPERIMENTS = {
@@ -20,21 +20,22 @@ EXPERIMENTS = {
 }
 
 
+def write_study(root, experiments=EXPERIMENTS, names=None, **fields):
+    """Writes a study and its experiments below `root`, and returns the study's path."""
+    for folder in ("studies", "experiments"):
+        (root / folder).mkdir(exist_ok=True)
+    for name, values in experiments.items():
+        (root / "experiments" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    small = {"name": "s", "data": [{"name": "pictograms", "per_class": 3}], "fractions": [0.3], "seeds": [0, 1]}
+    path = root / "studies" / "s.yaml"
+    path.write_text(yaml.safe_dump({**small, "experiments": names or list(experiments), **fields}))
+    return path
+
+
 @pytest.fixture
 def study_file(tmp_path):
-    """Writes a study and its experiments into `tmp_path`, and returns the study's path."""
-
-    def make(experiments=EXPERIMENTS, names=None, **fields):
-        for folder in ("studies", "experiments"):
-            (tmp_path / folder).mkdir(exist_ok=True)
-        for name, values in experiments.items():
-            (tmp_path / "experiments" / f"{name}.yaml").write_text(yaml.safe_dump(values))
-        small = {"name": "s", "data": [{"name": "pictograms", "per_class": 3}], "fractions": [0.3], "seeds": [0, 1]}
-        path = tmp_path / "studies" / "s.yaml"
-        path.write_text(yaml.safe_dump({**small, "experiments": names or list(experiments), **fields}))
-        return path
-
-    return make
+    """`write_study` below `tmp_path`."""
+    return lambda *args, **fields: write_study(tmp_path, *args, **fields)
 
 
 @pytest.fixture
@@ -45,6 +46,12 @@ def study(study_file):
 @pytest.fixture
 def results(tmp_path):
     return Results(tmp_path / "results" / "s")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Reports draw nothing: for tests of their text."""
+    monkeypatch.setattr(report, "plot_accuracy", lambda rows, title, path: None)
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
-from mmap_peft.benchmark.growth import growth_text
-from mmap_peft.benchmark.loading import loading_text
-from mmap_peft.benchmark.report import write_report
-from mmap_peft.benchmark.runner import Results
-from mmap_peft.benchmark.speed import speed_text
-from mmap_peft.benchmark.study import Study
-from mmap_peft.benchmark.tune import apply_choices, choose
+from benchmark.growth import growth_text
+from benchmark.loading import loading_text
+from benchmark.report import write_report
+from benchmark.results_file import Results
+from benchmark.speed import speed_text
+from benchmark.study import Study
+from benchmark.tune import apply_choices, choose
 
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ def committed(name, tmp_path):
     return Study.read(BENCHMARK / "studies" / f"{name}.yaml"), Results(tmp_path / name)
 
 
-def test_the_report_and_readme(tmp_path):
+def test_the_report_and_readme(tmp_path, no_pictures):
     study, results = committed("pictograms", tmp_path)
     text = write_report(apply_choices(study, results)[0], results)
     assert text == (BENCHMARK / "results" / "pictograms" / "report.md").read_text()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmap_peft.benchmark.data import DataSet
+from benchmark.data import DataSet
 from mmap_peft.data.mini_domainnet import CLASS_NAMES, DOMAINS
 
 

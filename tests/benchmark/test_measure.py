@@ -1,6 +1,5 @@
 """Real runs, small ones."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmap_peft.benchmark.__main__ import main
-from mmap_peft.benchmark.data import DataSet, hold_out
-from mmap_peft.benchmark.experiment import Experiment
-from mmap_peft.benchmark.measure import forget_peak, measure, peak_memory
-from mmap_peft.benchmark.study import Run
+from benchmark.__main__ import main
+from benchmark.data import DataSet, hold_out
+from benchmark.experiment import Experiment
+from benchmark.machine import peak_memory, reset_peak_memory
+from benchmark.measure import measure
+from benchmark.results_file import Results
+from benchmark.study import Run, Study
 from mmap_peft.data.pictograms import draw
 
 
@@ -25,13 +26,24 @@ def call(monkeypatch, *arguments):
     return main()
 
 
-def test_the_smoke_study_from_end_to_end(tmp_path, monkeypatch, capfd):
-    assert call(monkeypatch, "run", SMOKE, "--results", tmp_path, "--workers", 2) == 0
-    folder = tmp_path / "smoke" / "pictograms_50-percent"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        f"{name}_seed-0.json" for name in ("lora_alone", "mmap", "zero_shot")
-    ]
-    found = {path.name.split("_seed")[0]: json.loads(path.read_text()) for path in folder.iterdir()}
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Results of the smoke study: `run` starts a process for zero-shot; the others, which have no need of one, are
+    measured here."""
+    folder = tmp_path_factory.mktemp("smoke")
+    results = Results(folder / "smoke")
+    for run in Study.read(SMOKE).runs():
+        if run.experiment.name != "zero_shot":
+            results.append(run, measure(run))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert call(monkeypatch, "run", SMOKE, "--results", folder, "--workers", 2) == 0
+    return results
+
+
+def test_the_results_of_the_smoke_study(smoke):
+    names = {f"pictograms_50-percent/{name}_seed-0": name for name in ("lora_alone", "mmap", "zero_shot")}
+    found = {names[name]: result for name, result in smoke.read().items()}
+    assert len(found) == 3
     assert len({one["split"] for one in found.values()}) == 1
     for one in found.values():
         accuracies = list(one["accuracy"].values())
@@ -56,12 +68,15 @@ def test_the_smoke_study_from_end_to_end(tmp_path, monkeypatch, capfd):
     assert zero["seconds"]["waiting"] == 0 < mmap["seconds"]["waiting"] < mmap["seconds"]["train"]
     assert mmap["peak_bytes"]["step"] <= mmap["peak_bytes"]["total"]
 
-    capfd.readouterr()
-    assert call(monkeypatch, "run", SMOKE, "--results", tmp_path) == 0
+
+def test_the_commands_on_the_smoke_study(smoke, monkeypatch, capfd):
+    folder = smoke.folder.parent
+    assert call(monkeypatch, "run", SMOKE, "--results", folder) == 0
     assert "3 of 3 runs have their result; 0 to run." in capfd.readouterr().out
-    assert call(monkeypatch, "report", SMOKE, "--results", tmp_path) == 0
+    assert call(monkeypatch, "report", SMOKE, "--results", folder) == 0
+    mmap = smoke.read()["pictograms_50-percent/mmap_seed-0"]
     assert f"| mmap | {mmap['trainable_parameters']:,} |" in capfd.readouterr().out
-    assert (tmp_path / "smoke" / "pictograms_50-percent.png").is_file()
+    assert (smoke.folder / "pictograms_50-percent.png").is_file()
 
 
 def test_mistakes_are_one_sentence_without_a_traceback(study_file, monkeypatch, capfd):
@@ -133,7 +148,7 @@ def test_peaks_are_of_what_came_after_they_were_forgotten():
     held = np.ones(40_000_000)  # 320 MB
     high = peak_memory()
     del held
-    forget_peak()
+    reset_peak_memory()
     assert peak_memory() < high - 200_000_000
     held = np.ones(40_000_000)
     assert peak_memory() > high - 50_000_000

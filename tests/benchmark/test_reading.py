@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmap_peft.benchmark.experiment import METHODS, Experiment
-from mmap_peft.benchmark.reading import build, read_yaml
-from mmap_peft.benchmark.study import Run, Study
+from benchmark.experiment import METHODS, Experiment
+from benchmark.reading import build, read_yaml
+from benchmark.study import Run, Study
 
 
 ROOT = Path(__file__).parents[2] / "benchmark"
@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[2] / "benchmark"
 
 def test_runs_of_a_study(study):
     two = study(fractions=[0.1], shots=[4], seeds=[0, 1])
-    paths = [str(run.path) for run in two.runs()]
-    assert len(set(paths)) == 12
-    assert paths[0] == "pictograms_10-percent/zero_shot_seed-0.json"
-    assert paths[-1] == "pictograms_4-shots/lora_seed-1.json"
+    names = [run.name for run in two.runs()]
+    assert len(set(names)) == 12
+    assert names[0] == "pictograms_10-percent/zero_shot_seed-0"
+    assert names[-1] == "pictograms_4-shots/lora_seed-1"
     assert str(two.runs()[-1]) == "lora, pictograms, 4 shots, seed 1"
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mmap_peft.benchmark import runner
-from mmap_peft.benchmark.runner import Runner
+from benchmark import runner
+from benchmark.runner import Runner
+from benchmark.study import run_name
 
 
 @pytest.fixture
@@ -27,32 +28,38 @@ def start(monkeypatch, results):
     return begin
 
 
-def files(results):
-    return sorted(path.relative_to(results.folder).as_posix() for path in results.folder.rglob("*") if path.is_file())
+def logs(results):
+    return sorted(path.relative_to(results.folder / "logs").as_posix() for path in results.folder.rglob("*.log"))
 
 
-def stamps(results):
-    return {name: (results.folder / name).stat().st_mtime_ns for name in files(results)}
+def processes(results):
+    """Which process made each result."""
+    return {name: result["process"] for name, result in results.read().items()}
+
+
+def remove(results, name):
+    lines = results.path.read_text().splitlines(keepends=True)
+    results.path.write_text("".join(line for line in lines if run_name(json.loads(line)) != name))
 
 
 def test_only_what_is_missing_is_run(study, results, fake, start, capsys):
     fake()
     assert start(study()) == 0
-    before = stamps(results)
+    before = processes(results)
     assert len(before) == 6
     assert "[6/6] lora, pictograms, 30 %, seed 1: mean 50.0 %, 1 s; 0 s to go" in capsys.readouterr().out
-    gone = "pictograms_30-percent/mmap_seed-1.json"
-    (results.folder / gone).unlink()
+    gone = "pictograms_30-percent/mmap_seed-1"
+    remove(results, gone)
     start(study())
     assert "5 of 6 runs have their result; 1 to run." in capsys.readouterr().out
-    after = stamps(results)
+    after = processes(results)
     assert {name for name in after if after[name] != before[name]} == {gone}
 
 
 def test_a_result_of_other_settings_is_run_again_and_said(study, results, fake, start, capsys):
     fake()
     start(study(seeds=[0]))
-    before = stamps(results)
+    before = processes(results)
     changed = study(
         {"zero_shot": {"method": "zero_shot"}, "mmap": {"method": "mmap", "config": {"num_prompts": 2}}}, seeds=[0]
     )
@@ -62,9 +69,9 @@ def test_a_result_of_other_settings_is_run_again_and_said(study, results, fake, 
         "mmap, pictograms, 30 %, seed 0: the result there is of other settings; it is run again."
         in capsys.readouterr().out
     )
-    name = "pictograms_30-percent/mmap_seed-0.json"
-    assert {file for file, stamp in stamps(results).items() if stamp != before[file]} == {name}
-    assert json.loads((results.folder / name).read_text())["settings"]["experiment"]["config"] == {"num_prompts": 2}
+    name = "pictograms_30-percent/mmap_seed-0"
+    assert {run for run, process in processes(results).items() if process != before[run]} == {name}
+    assert results.read()[name]["settings"]["experiment"]["config"] == {"num_prompts": 2}
 
 
 def test_a_run_that_fails_leaves_the_others_and_no_result(study, results, fake, start, capsys):
@@ -79,15 +86,14 @@ def test_a_run_that_fails_leaves_the_others_and_no_result(study, results, fake, 
     fake(code)
     assert start(study(seeds=[0])) == 2
     folder = "pictograms_30-percent"
-    assert files(results) == [
-        f"{folder}/{name}" for name in ("lora_seed-0.log", "mmap_seed-0.log", "zero_shot_seed-0.json")
-    ]
+    assert logs(results) == [f"{folder}/{name}" for name in ("lora_seed-0.log", "mmap_seed-0.log")]
+    assert list(results.read()) == [f"{folder}/zero_shot_seed-0"]
     told = capsys.readouterr().out
     assert "failed: ValueError: The learning rate is too high." in told
     assert "failed: it ended with -9" in told
     fake()
     assert start(study(seeds=[0])) == 0
-    assert [name for name in files(results) if name.endswith(".log")] == []
+    assert logs(results) == []
 
 
 def test_an_interruption_leaves_whole_results_only_and_no_process(study, results, fake, start, tmp_path):
@@ -117,7 +123,8 @@ def test_an_interruption_leaves_whole_results_only_and_no_process(study, results
         signal.signal(signal.SIGINT, before)
     assert time.perf_counter() - begin < 30
     assert not psutil.pid_exists(int((tmp_path / "running").read_text()))
-    assert files(results) == ["pictograms_30-percent/zero_shot_seed-0.json"]
+    assert list(results.read()) == ["pictograms_30-percent/zero_shot_seed-0"]
+    assert logs(results) == []
 
 
 def test_workers_share_the_cores(study, results, fake, start, tmp_path, monkeypatch):
@@ -135,7 +142,7 @@ def test_workers_share_the_cores(study, results, fake, start, tmp_path, monkeypa
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     experiments = {"mmap": {"method": "mmap"}, "lora": {"method": "lora"}}
     assert start(study(experiments, seeds=[0]), workers=2) == 0
-    threads = {json.loads((results.folder / name).read_text())["threads"] for name in files(results)}
+    threads = {result["threads"] for result in results.read().values()}
     assert threads == {"3"}
 
 
@@ -153,13 +160,7 @@ def test_without_memory_for_two_runs_one_waits(study, results, fake, start, tmp_
     assert start(study(seeds=[0]), workers=2) == 0
 
 
-def test_what_is_no_result_stops_with_a_sentence(study, results, fake, start):
-    fake()
-    start(study(seeds=[0]))
-    path = results.folder / files(results)[0]
-    path.write_text("[]")
-    with pytest.raises(ValueError, match=r"holds no result .*remove it"):
-        start(study(seeds=[0]))
+def test_no_workers_is_one_sentence(results):
     with pytest.raises(ValueError, match="workers=0 runs nothing"):
         Runner(results, 0)
 

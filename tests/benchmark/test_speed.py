@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmap_peft.benchmark import speed, timing
-from mmap_peft.benchmark.__main__ import main
-from mmap_peft.benchmark.loading import measure_loading
-from mmap_peft.benchmark.steps import STEPS, Setting, class_names, plain_path, random_clip
-from mmap_peft.benchmark.timing import measure_runs, peak_growth, ratio
+from benchmark import speed, timing
+from benchmark.__main__ import main
+from benchmark.internals import plain_path
+from benchmark.loading import measure_loading
+from benchmark.steps import STEPS, Setting, class_names, random_clip
+from benchmark.timing import measure_runs, peak_growth, ratio
 from mmap_peft.tuner.texts import can_share
 
 

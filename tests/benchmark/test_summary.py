@@ -6,12 +6,13 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from mmap_peft.benchmark.plots import place_labels, plot_accuracy
-from mmap_peft.benchmark.report import write_report
-from mmap_peft.benchmark.summary import Row, gain, grouping_controls, interval
-from mmap_peft.multitask.files import write_json
+from benchmark.plots import place_labels, plot_accuracy
+from benchmark.report import write_report
+from benchmark.results_file import Results
+from benchmark.study import Study
+from benchmark.summary import Row, gain, grouping_controls, interval
 
-from .conftest import full_result
+from .conftest import full_result, write_study
 
 
 def test_interval():
@@ -38,13 +39,9 @@ MEANS = {
 }
 
 
-@pytest.fixture
-def filled(study, results):
-    """A study with all its results."""
-    whole = study(EXPERIMENTS, seeds=[0, 1, 2])
-    for run in whole.runs():
-        path = results.folder / run.path
-        path.parent.mkdir(parents=True, exist_ok=True)
+def fill(results, runs):
+    """Append a result of each run."""
+    for run in runs:
         fields = {"mean": MEANS[run.experiment.name][run.seed]}
         if run.experiment.method == "zero_shot":
             fields |= {"trainable_parameters": 0, "groups": None, "adapter_bytes": 0, "share_of_base": 0.0, "steps": 0}
@@ -54,8 +51,16 @@ def filled(study, results):
             fields["groups"] = [["print", "photo"]] if run.seed else [["print"], ["photo"]]
         if run.experiment.method == "lora":
             fields |= {"trainable_parameters": 120_000, "groups": None}
-        write_json(full_result(run, **fields), path)
-    return whole
+        results.append(run, full_result(run, **fields))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A study with all its results, and its report."""
+    folder = tmp_path_factory.mktemp("whole")
+    study, results = Study.read(write_study(folder, EXPERIMENTS, seeds=[0, 1, 2])), Results(folder / "results" / "s")
+    fill(results, study.runs())
+    return study, results, write_report(study, results)
 
 
 def cells(text, name):
@@ -63,8 +68,8 @@ def cells(text, name):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_table(filled, results):
-    text = write_report(filled, results)
+def test_the_table(whole):
+    text = whole[2]
     half = 4.302653 * math.sqrt((0.04**2 + 0.02**2 + 0.06**2) / 2) / math.sqrt(3)  # of 0.60, 0.62, 0.70 around 0.64
     found = cells(text, "mmap")
     assert found[1:5] == ["5,400", "0.40 %", "54.0", "74.0"]
@@ -79,28 +84,28 @@ def test_the_table(filled, results):
     assert "* Machine: CPU (x86_64), threads: 1, Linux\n* Versions: torch 2\n* Commit: abc\n" in text
 
 
-def test_several_amounts_stand_side_by_side(filled, study, results):
+def test_several_amounts_stand_side_by_side(whole, study, results, no_pictures):
     both = study(EXPERIMENTS, seeds=[0, 1, 2], fractions=[0.3, 0.5])
+    fill(results, [run for run in both.runs() if run.fraction == 0.3])
     for run in both.runs():
         if run.fraction == 0.5 and run.experiment.name in ("mmap", "zero_shot"):
-            (results.folder / run.path).parent.mkdir(exist_ok=True)
-            write_json(full_result(run, mean=0.8), results.folder / run.path)
+            results.append(run, full_result(run, mean=0.8))
     overview = write_report(both, results).split("## ")[0]
     assert "| experiment | parameters | pictograms, 30 % | pictograms, 50 % |" in overview
-    assert cells(overview, "mmap")[1:] == ["5,400", cells(write_report(filled, results), "mmap")[5], "80.0 ± 0.0"]
+    assert cells(overview, "mmap")[1:] == ["5,400", cells(whole[2], "mmap")[5], "80.0 ± 0.0"]
     assert cells(overview, "lora")[1:] == ["120,000", "58.0 ± 0.0", ""]
 
 
-def test_the_controls_of_the_grouping(filled, results):
-    text = write_report(filled, results)
+def test_the_controls_of_the_grouping(whole):
+    text = whole[2]
     table = text.split("### Controls of the grouping of mmap")[1]
     assert cells(table, "gradient")[1] == cells(text, "mmap")[5]
     assert cells(table, "gradient")[3] == "0: print; photo, 1: print + photo, 2: print + photo"
     assert cells(table, "none")[3] == "print; photo"
 
 
-def test_the_summary_and_the_plot(filled, results):
-    write_report(filled, results)
+def test_the_summary_and_the_plot(whole):
+    results = whole[1]
     rows = json.loads((results.folder / "summary.json").read_text())["pictograms_30-percent"]
     found = {row["experiment"]: row for row in rows}
     assert found["mmap"]["gain_single_task"] == pytest.approx(0.12)
@@ -109,13 +114,12 @@ def test_the_summary_and_the_plot(filled, results):
     assert (results.folder / "pictograms_30-percent.png").stat().st_size > 10_000
 
 
-def test_what_is_missing_or_of_other_settings_is_said_and_left_out(filled, study, results):
+def test_what_is_missing_or_of_other_settings_is_said_and_left_out(study, results, no_pictures):
+    filled = study(EXPERIMENTS, seeds=[0, 1, 2])
+    fill(results, [run for run in filled.runs() if run.experiment.name != "lora"])
     for run in filled.runs():
-        path = results.folder / run.path
-        if run.experiment.name == "lora":
-            path.unlink()
         if run.experiment.name == "mmap" and run.seed == 1:
-            write_json({**json.loads(path.read_text()), "settings": {**run.settings, "seed": 7}}, path)
+            results.append(run, {**results.read()[run.name], "settings": {**run.settings, "seed": 7}})
     text = write_report(filled, results)
     assert "**Incomplete: 4 of 15 runs have no result.**" in text
     assert "* missing: lora (pictograms, 30 %)\n* of other settings: mmap (pictograms, 30 %)" in text
@@ -129,7 +133,8 @@ def test_a_study_without_results(study, results):
         write_report(study(), results)
 
 
-def test_a_gain_is_of_the_same_images(filled):
+def test_a_gain_is_of_the_same_images(whole):
+    filled = whole[0]
     rows = [Row(run.experiment, {0: full_result(run)}) for run in filled.runs()[:3]]
     rows[0].results[0]["split"] = "another"
     with pytest.raises(ValueError, match="for seed 0 are of different images"):
@@ -166,7 +171,8 @@ def test_names_in_a_plot_cover_nothing():
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "lora"])
-def test_a_plot_of_one_experiment(filled, tmp_path, name):
+def test_a_plot_of_one_experiment(whole, tmp_path, name):
+    filled = whole[0]
     rows = [Row(run.experiment, {0: full_result(run)}) for run in filled.runs()[:5] if run.experiment.name == name]
     plot_accuracy(rows, name, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5_000

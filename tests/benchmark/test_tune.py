@@ -2,8 +2,7 @@
 
 import pytest
 
-from mmap_peft.benchmark.tune import apply_choices, choose, table
-from mmap_peft.multitask.files import write_json
+from benchmark.tune import apply_choices, choose, table
 
 from .conftest import full_result
 
@@ -24,9 +23,7 @@ def validated(study, results):
         whole = study(experiments, tune_seeds=[0, 1], **fields)
         for runs, values in zip(whole.validation_runs(whole.experiments[0]), means):
             for run, mean in zip(runs, values):
-                path = results.folder / run.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(full_result(run, mean), path)
+                results.append(run, full_result(run, mean))
         return whole
 
     return make
@@ -73,10 +70,10 @@ def test_a_choice_of_nobody(study, results):
         apply_choices(study(experiments), results)
 
 
-def test_validation_and_test_results_have_places_of_their_own(study):
+def test_validation_and_test_results_have_names_of_their_own(study):
     whole = study(EXPERIMENTS)
     runs = [run for point in whole.validation_runs(whole.experiments[0]) for run in point]
-    places = {run.path for run in runs} | {run.path for run in whole.runs()}
-    assert len(places) == len(runs) + len(whole.runs()) == 3 + 6
+    names = {run.name for run in runs} | {run.name for run in whole.runs()}
+    assert len(names) == len(runs) + len(whole.runs()) == 3 + 6
     assert {run.settings["evaluated_on"] for run in runs} == {"validation"}
     assert str(runs[0]) == "mmap, validation, training.learning_rate: 0.01, pictograms, 30 %, seed 0"

@@ -1,0 +1,138 @@
+"""Compare methods on data sets, and measure speed and memory.
+
+    python -m benchmark tune benchmark/studies/pictograms.yaml
+    python -m benchmark run benchmark/studies/pictograms.yaml --workers 2
+    python -m benchmark report benchmark/studies/pictograms.yaml
+    python -m benchmark speed --out speed --growth
+    python -m benchmark loading --out loading
+
+`tune` chooses settings from the grids of the experiments, by accuracy on a part of the training images. `run` trains
+and evaluates each run of the study that has no result yet. `report` writes tables and plots of the results. `speed`
+measures time and memory of a training step and of a prediction; `loading` measures how fast images are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from mmap_peft.multitask.processes import cores
+
+from .growth import measure_growth
+from .loading import measure_loading
+from .report import write_report
+from .results_file import Results
+from .runner import Runner
+from .speed import measure_speed
+from .steps import SHAPES
+from .study import Study
+from .tune import apply_choices, choose, table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("tune", "run", "report"):
+        command = commands.add_parser(name)
+        command.add_argument("study", type=Path, help="YAML file of the study")
+        command.add_argument("--workers", type=int, default=1, help="number of runs at the same time [1]")
+        command.add_argument("--results", type=Path, help="folder of results [../results, as seen from the study]")
+    _add_speed(commands.add_parser("speed", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
+    _add_loading(commands.add_parser("loading", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stops the runs too
+    try:
+        if options.command == "speed":
+            return _speed(options)
+        if options.command == "loading":
+            print(measure_loading(options.out, options.workers, options.images, options.side, options.epochs))
+            return 0
+        study = Study.read(options.study)
+        results = Results((options.results or options.study.resolve().parents[1] / "results") / study.name)
+        runner = Runner(results, options.workers)
+        if options.command == "tune":
+            return _tune(study, results, runner)
+        study, untuned = apply_choices(study, results)
+        if options.command == "report":
+            print(write_report(study, results, untuned))
+            return 0
+        if untuned:
+            print(f"`tune` has chosen nothing for {', '.join(untuned)}; the values in their files are used.")
+        return _end(runner(study.runs()))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        resumes = "" if options.command in ("speed", "loading") else ", and the same command goes on from there"
+        print(f"Interrupted; all results so far are kept{resumes}.", file=sys.stderr)
+        return 130
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    gpu = torch.cuda.is_available()
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("speed"), help="folder for the results")
+    add("--batches", type=int, nargs="*", default=[64, 256] if gpu else [4, 16], help="images of a step; may be empty")
+    add("--tasks", type=int, nargs="+", default=[1, 4], help="numbers of tasks in a training step")
+    add("--serving-tasks", type=int, nargs="+", default=[1, 32], help="numbers of tasks of a serving classifier")
+    add("--classes", type=int, default=65, help="classes of each task")
+    add("--repeats", type=int, default=20 if gpu else 5, help="how often each time is taken")
+    add("--compile", action="store_true", help="also measure torch.compile")
+    add("--growth", action="store_true", help="also measure how the time of a step grows")
+    add("--growth-batch", type=int, default=256 if gpu else 32, help="images of a step with --growth")
+    add("--growth-tasks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="numbers of tasks, of 10 classes")
+    add("--growth-classes", type=int, nargs="+", default=[10, 30, 100, 300, 1000], help="numbers of classes")
+    add("--growth-prompts", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="prompts of group and task each")
+    add("--shape", choices=list(SHAPES), default="ViT-B/16", help=argparse.SUPPRESS)  # tests use a tiny one
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("loading"), help="folder for the results")
+    add("--workers", type=int, nargs="+", default=[0, cores()], help="numbers of worker processes")
+    add("--images", type=int, default=1000, help="number of JPEG files to make and read")
+    add("--side", type=int, default=400, help="height and width of each in pixels")
+    add("--epochs", type=int, default=3, help="passes over all files")
+
+
+def _speed(options: argparse.Namespace) -> int:
+    texts = []
+    if options.batches:
+        sizes = (options.batches, options.tasks, options.serving_tasks, options.classes)
+        texts.append(measure_speed(options.out, *sizes, options.repeats, options.compile, options.shape))
+    if options.growth:
+        sizes = (options.growth_batch, options.growth_tasks, options.growth_classes, options.growth_prompts)
+        texts.append(measure_growth(options.out, *sizes, options.repeats, options.shape))
+    print("\n".join(texts))
+    return 0
+
+
+def _tune(study: Study, results: Results, runner: Runner) -> int:
+    runs = [
+        run
+        for experiment in study.experiments
+        if experiment.grid
+        for point in study.validation_runs(experiment)
+        for run in point
+    ]
+    failed = runner(runs)
+    print(table(choose(study, results)))
+    return _end(failed)
+
+
+def _end(failed: int) -> int:
+    if failed:
+        print(f"{failed} runs failed; the same command tries them again.", file=sys.stderr)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

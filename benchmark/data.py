@@ -1,0 +1,132 @@
+"""The data sets of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from mmap_peft.data.domains import read_domains
+from mmap_peft.data.mini_domainnet import read_mini_domainnet, read_mini_lists
+from mmap_peft.data.pictograms import PER_CLASS, pictogram_domains
+from mmap_peft.data.splits import Split, draw, make_tasks, read_lists, split_at_random
+from mmap_peft.multitask.task import Task
+
+from .reading import check_name
+
+
+TAKES = {  # which fields each data set takes besides `name` and `label`
+    "pictograms": {"per_class"},
+    "office_home": {"path", "split_dir"},
+    "mini_domainnet": {"path", "split_dir", "at_most"},
+    "folder": {"path", "split_dir", "at_most"},
+}
+VALIDATION = 1 / 3  # share of the training images of each class that validation runs evaluate on
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of a study.
+
+    Args:
+        name (`str`): `"pictograms"`, `"office_home"`, `"mini_domainnet"`, or `"folder"` for any other folder of
+            `domain/class/image`.
+        path (`str`, *optional*): its folder or its name on the Hub. Required, except for Pictograms.
+        split_dir (`str`, *optional*): folder of published lists of training and test images.
+        per_class (`int`, *optional*): for Pictograms: images of each class and domain.
+        at_most (`int`, *optional*): without lists: use at most this many images of each class and domain.
+        label (`str`, *optional*): its name in results and tables. By default `name`.
+
+    Raises:
+        ValueError: `name` is unknown, a field is missing, or this data set does not take a field.
+    """
+
+    name: str
+    path: str | None = None
+    split_dir: str | None = None
+    per_class: int | None = None
+    at_most: int | None = None
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in TAKES:
+            raise ValueError(f"{self.name!r} is no data set of a study; write one of {', '.join(TAKES)}.")
+        if self.label is None:
+            object.__setattr__(self, "label", self.name)
+        check_name(self.label, "Label")
+        given = {name for name, value in vars(self).items() if value is not None} - {"name", "label"}
+        if given - TAKES[self.name]:
+            raise ValueError(
+                f"Data set {self.name!r} was given {', '.join(sorted(given - TAKES[self.name]))}; it takes "
+                f"{', '.join(sorted(TAKES[self.name]))}."
+            )
+        if "path" in TAKES[self.name] and self.path is None:
+            raise ValueError(f"Data set {self.name!r} has no path; write its folder, or its name on the Hub.")
+        for name, least in (("per_class", 2), ("at_most", 2)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < least):
+                raise ValueError(f"{name} of data set {self.name!r} is {value!r}; write a whole number of 2 or more.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All fields that decide which images there are, without paths of this machine."""
+        options = {"lists": self.split_dir is not None, "per_class": self.per_class, "at_most": self.at_most}
+        return {"name": self.name, "label": self.label, **{name: value for name, value in options.items() if value}}
+
+    def read(self, fraction: float | None, shots: int | None, seed: int) -> tuple[dict[str, Dataset], Split]:
+        """Read the domains, and choose which of their images train and which evaluate.
+
+        Args:
+            fraction, shots, seed: as for `split_at_random`. Office-Home's lists know fractions only, and no seed.
+        """
+        if self.name == "pictograms":
+            domains = pictogram_domains(self.per_class or PER_CLASS)
+        elif self.name == "mini_domainnet":
+            domains = read_mini_domainnet(self.path)
+        else:
+            domains = read_domains(self.path)
+        if self.split_dir and self.name == "mini_domainnet":
+            return domains, draw(read_mini_lists(self.split_dir), fraction, shots, seed)
+        if self.split_dir:
+            if fraction is None:
+                raise ValueError(
+                    f"The lists in {self.split_dir} are of fractions, not of {shots} shots; write fractions, or "
+                    "leave split_dir out."
+                )
+            return domains, read_lists(self.split_dir, fraction)
+        return domains, split_at_random(domains, fraction, shots, seed, self.at_most)
+
+    def tasks(self, split: Split, domains: dict[str, Dataset], template: str | Sequence[str]) -> list[Task]:
+        """One task for each domain."""
+        return make_tasks(domains, split, template, dataset=Path(self.path).name if self.path else "Pictograms")
+
+
+def hold_out(
+    domains: dict[str, Dataset], split: Split, template: str | Sequence[str], seed: int
+) -> tuple[list[Task], Split]:
+    """Tasks that hold the training images only. A third of each class evaluates, the others train.
+
+    Args:
+        domains, split: what `DataSet.read` returned. The images that `split` evaluates on are not in the tasks.
+        template: template of the classes' texts.
+        seed: decides which images evaluate.
+
+    Returns:
+        The tasks, and which images train and evaluate in them.
+
+    Raises:
+        ValueError: a task has only one training image of each class.
+    """
+    training_only = Split(split.train, {name: [] for name in split.train}, split.source)
+    images = {task.name: task.train for task in make_tasks(domains, training_only, template)}
+    inner = split_at_random(images, fraction=1 - VALIDATION, seed=seed)
+    empty = [name for name, files in inner.eval.items() if not files]
+    if empty:
+        raise ValueError(
+            f"Task {empty[0]!r} has one training image of each class, so none is left to validate on; take more "
+            "shots or a larger fraction."
+        )
+    return make_tasks(images, inner, template), inner

@@ -1,0 +1,145 @@
+"""An experiment: a method and its settings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from peft import PeftConfig
+
+from mmap_peft.methods.bottleneck import BottleneckAdapterConfig
+from mmap_peft.methods.linear_probe import LinearProbeConfig
+from mmap_peft.methods.parameters import BitFitConfig, FullFineTuningConfig
+from mmap_peft.methods.peft_configs import ia3_config, ln_tuning_config, lora_config
+from mmap_peft.multitask.arguments import MultiTaskTrainingArguments
+from mmap_peft.prompts.coop import CoOpConfig
+from mmap_peft.prompts.ivlp import IVLPConfig
+from mmap_peft.prompts.maple import MaPLeConfig
+from mmap_peft.prompts.mmap import MmAPConfig
+from mmap_peft.prompts.vpt import VPTConfig
+
+from .reading import check_mapping, check_name
+
+
+METHODS: dict[str, Callable[..., PeftConfig] | None] = {
+    "zero_shot": None,
+    "mmap": MmAPConfig,
+    "coop": CoOpConfig,
+    "vpt": VPTConfig,
+    "ivlp": IVLPConfig,
+    "maple": MaPLeConfig,
+    "linear_probe": LinearProbeConfig,
+    "full_fine_tuning": FullFineTuningConfig,
+    "bitfit": BitFitConfig,
+    "bottleneck_adapter": BottleneckAdapterConfig,
+    "lora": lora_config,
+    "ln_tuning": ln_tuning_config,
+    "ia3": ia3_config,
+}
+# The benchmark evaluates once, after the last step. So an experiment cannot choose these training arguments.
+FIXED = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "push_to_hub": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_strategy": "no",
+}
+OF_THE_RUN = ("output_dir", "seed", "data_seed", "use_cpu")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A method and its settings.
+
+    Args:
+        name (`str`): its name in results and tables.
+        method (`str`): one of `METHODS`.
+        config (`dict`): fields of the method's config.
+        training (`dict`): fields of `MultiTaskTrainingArguments`, except those in `FIXED` and `OF_THE_RUN`.
+        tasks (`str`): `"together"`: one classifier for all tasks. `"alone"`: one classifier for each task, without
+            groups, as the single-task baseline.
+        grid (`dict[str, list]`): values that `tune` chooses from, by `"training.<field>"` or `"config.<field>"`.
+        chosen_as (`str`, *optional*): name of another experiment of the same study. Instead of a grid of its own, this
+            experiment gets the values that are chosen for that one.
+
+    Raises:
+        ValueError: a field has an invalid value.
+    """
+
+    name: str
+    method: str
+    config: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    tasks: str = "together"
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    chosen_as: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "Experiment")
+        for part in ("config", "training", "grid"):
+            check_mapping(getattr(self, part), f"{part} of experiment {self.name!r}")
+        if self.method not in METHODS:
+            raise ValueError(
+                f"Experiment {self.name!r} has method {self.method!r}; write one of {', '.join(METHODS)}."
+            )
+        if self.tasks not in ("together", "alone"):
+            raise ValueError(f"Experiment {self.name!r} has tasks {self.tasks!r}; write 'together' or 'alone'.")
+        together = sorted({"grouping", "sharing"} & set(self.training))
+        if self.tasks == "alone" and together:
+            raise ValueError(
+                f"Experiment {self.name!r} trains each task alone, so {together[0]} has no meaning; leave it out."
+            )
+        if self.chosen_as is not None and self.grid:
+            raise ValueError(f"Experiment {self.name!r} has a grid and chosen_as; write one of the two.")
+        known = {known.name for known in fields(MultiTaskTrainingArguments) if known.init}
+        for name in self.training:
+            if name in FIXED or name in OF_THE_RUN or name not in known:
+                reason = "is no training argument" if name not in known else "is set by the benchmark"
+                raise ValueError(f"{name!r} in training of experiment {self.name!r} {reason}; leave it out.")
+        for key, values in self.grid.items():
+            part, _, name = key.partition(".")
+            if part not in ("training", "config") or not name or not isinstance(values, list) or not values:
+                raise ValueError(
+                    f"grid of experiment {self.name!r} has {key!r}: {values!r}; write lists, such as "
+                    "`training.learning_rate: [0.01, 0.03]`."
+                )
+        for point in self.points:
+            changed = self.at(point) if point else self
+            try:
+                changed.peft_config()
+                changed.arguments()
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"Experiment {self.name!r} cannot be run: {error}") from error
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """All points of the grid, as dicts. Without a grid this is one empty point."""
+        return [dict(zip(self.grid, values)) for values in itertools.product(*self.grid.values())]
+
+    def at(self, point: dict[str, Any]) -> Experiment:
+        """The experiment with the values of one point of its grid."""
+        changed = {"training": dict(self.training), "config": dict(self.config)}
+        for key, value in point.items():
+            part, _, name = key.partition(".")
+            changed[part][name] = value
+        return replace(self, grid={}, chosen_as=None, **changed)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of its fields that its results depend on."""
+        return {"method": self.method, "config": self.config, "training": self.training, "tasks": self.tasks}
+
+    def peft_config(self) -> PeftConfig | None:
+        """The method's config; `None` for zero-shot."""
+        config_class = METHODS[self.method]
+        if config_class is None and self.config:
+            raise ValueError(f"zero_shot has no settings, but config is {self.config}; leave it out.")
+        return None if config_class is None else config_class(**self.config)
+
+    def arguments(self, **more: Any) -> MultiTaskTrainingArguments:
+        """The trainer's settings, with the fields in `more`."""
+        return MultiTaskTrainingArguments(**{**self.training, **FIXED, **more})

@@ -1,0 +1,236 @@
+"""A study: experiments on data sets, with fractions or shots and seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .data import DataSet
+from .experiment import Experiment
+from .reading import build, check_mapping, check_name, read_yaml
+
+
+SMALL_CLIP = "small_clip"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    Args:
+        experiment (`Experiment`): method and settings.
+        data (`DataSet`): the images.
+        fraction, shots: how many images train; see `split_at_random`.
+        seed (`int`): seed of the split and of training.
+        model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
+        validation (`bool`): train on two thirds of the training images and evaluate on the others; test images are not
+            read.
+        note (`str`): printed for validation runs: the point of the grid.
+    """
+
+    experiment: Experiment
+    data: DataSet
+    fraction: float | None
+    shots: int | None
+    seed: int
+    model: str = SMALL_CLIP
+    validation: bool = False
+    note: str = ""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Run:
+        """The reverse of `dataclasses.asdict`."""
+        parts = {"experiment": Experiment(**values["experiment"]), "data": DataSet(**values["data"])}
+        return cls(**{**values, **parts})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on, without paths of this machine. Two runs with the same settings have the same
+        accuracies."""
+        model = Path(self.model).name if os.path.isdir(self.model) else self.model
+        amount = {"fraction": self.fraction} if self.shots is None else {"shots": self.shots}
+        return {
+            "experiment": {"name": self.experiment.name, **self.experiment.settings},
+            "data": self.data.settings,
+            **amount,
+            "seed": self.seed,
+            "model": model,
+            "evaluated_on": "validation" if self.validation else "test",
+        }
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells this run from the other runs of its study. Each line of a file of results begins with it."""
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        return {
+            "experiment": self.experiment.name,
+            "data": self.data.label,
+            "amount": f"{100 * self.fraction:g}-percent" if self.shots is None else f"{self.shots}-shots",
+            "seed": self.seed,
+            "evaluated_on": self.settings["evaluated_on"],
+            "digest": digest[:8],
+        }
+
+    @property
+    def place(self) -> str:
+        """The data set and how many of its images train."""
+        return f"{self.data.label}_{self.key['amount']}"
+
+    @property
+    def title(self) -> str:
+        """`place` in words."""
+        name, _, amount = self.place.rpartition("_")
+        return f"{name}, {amount.replace('-percent', ' %').replace('-', ' ')}"
+
+    @property
+    def name(self) -> str:
+        """The run's own name within its study; see `run_name`."""
+        return run_name(self.key)
+
+    def __str__(self) -> str:
+        words = [self.experiment.name, self.title, f"seed {self.seed}"]
+        if self.validation:
+            words[1:1] = ["validation", self.note]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Study:
+    """All combinations of experiments, data sets, fractions or shots, and seeds.
+
+    Args:
+        name (`str`): name of the study and of its folder of results.
+        experiments (`list[Experiment]`): methods and their settings.
+        data (`list[DataSet]`): the data sets.
+        fractions (`list[float]`): shares of the images that train, between 0 and 1.
+        shots (`list[int]`): numbers of images of each class that train.
+        seeds (`list[int]`): seeds of split and training.
+        tune_seeds (`list[int]`): seeds that `tune` uses.
+        tune_fractions (`list[float]`): fractions that `tune` uses. If empty, it uses all fractions and shots.
+        model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
+        training (`dict`): training arguments of all experiments. They override those of the experiments.
+
+    Raises:
+        ValueError: a field has an invalid value, or two experiments or two data sets have the same name.
+    """
+
+    name: str
+    experiments: list[Experiment]
+    data: list[DataSet]
+    fractions: list[float] = field(default_factory=list)
+    shots: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    tune_seeds: list[int] = field(default_factory=lambda: [0])
+    tune_fractions: list[float] = field(default_factory=list)
+    model: str = SMALL_CLIP
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "Study")
+        check_mapping(self.training, f"training of study {self.name!r}")
+        limits = {"shots": (1, int), "seeds": (0, int), "tune_seeds": (0, int)}
+        limits |= {"fractions": (0, float), "tune_fractions": (0, float)}
+        for part in ("experiments", "data", *limits):
+            value = getattr(self, part)
+            if not isinstance(value, list) or (not value and part not in ("fractions", "shots", "tune_fractions")):
+                raise ValueError(f"{part} of study {self.name!r} is {value!r}; write a list.")
+        for part, (least, kind) in limits.items():
+            for value in getattr(self, part):
+                if type(value) is not kind or value < least or (kind is float and not 0 < value < 1):
+                    wanted = "numbers between 0 and 1" if kind is float else f"whole numbers of {least} or more"
+                    raise ValueError(f"{part} of study {self.name!r} has {value!r}; write {wanted}.")
+        if not self.fractions and not self.shots:
+            raise ValueError(f"Study {self.name!r} does not say how many images train; write fractions or shots.")
+        experiments = [replace(one, training={**one.training, **self.training}) for one in self.experiments]
+        object.__setattr__(self, "experiments", experiments)
+        names_by_part = {"experiments": [one.name for one in experiments], "data": [one.label for one in self.data]}
+        for part, names in names_by_part.items():
+            if len(set(names)) < len(names):
+                raise ValueError(f"Study {self.name!r} has {part} of the same name, {sorted(names)}; rename one.")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> Study:
+        """Read a study from a YAML file.
+
+        Each of its experiments is the name of a file `../experiments/<name>.yaml`, or a path that ends in `.yaml`;
+        both are relative to the folder of the study.
+
+        Raises:
+            ValueError: as for the class, or a file is missing or has other fields.
+        """
+        path = Path(path)
+        values = read_yaml(path)
+        for name in ("experiments", "data"):
+            if name in values and not isinstance(values[name], list):
+                raise ValueError(f"{name} in {path} is {values[name]!r}; write a list.")
+        if "experiments" in values:
+            values["experiments"] = [_read_experiment(given, path.parent) for given in values["experiments"]]
+        for number, entry in enumerate(values.get("data", [])):
+            check_mapping(entry, f"An entry of data in {path}")
+            values["data"][number] = build(DataSet, entry, f"data in {path}")
+        return build(cls, values, path)
+
+    def runs(self, experiments: list[Experiment] | None = None) -> list[Run]:
+        """All runs of some experiments, by default those of the study. Runs on the same images follow each other."""
+        return [
+            Run(experiment, data, seed=seed, model=self.model, **amount)
+            for data in self.data
+            for amount in self.amounts
+            for seed in self.seeds
+            for experiment in (self.experiments if experiments is None else experiments)
+        ]
+
+    def validation_runs(self, experiment: Experiment) -> list[list[Run]]:
+        """For each point of an experiment's grid, the runs whose accuracies are compared by `tune`."""
+        return [
+            [replace(run, validation=True, note=point_text(point)) for run in self.tuning.runs([experiment.at(point)])]
+            for point in experiment.points
+        ]
+
+    @property
+    def tuning(self) -> Study:
+        """The study with the seeds, fractions and shots that `tune` uses."""
+        if not self.tune_fractions:
+            return replace(self, seeds=self.tune_seeds)
+        return replace(self, seeds=self.tune_seeds, fractions=self.tune_fractions, shots=[])
+
+    @property
+    def amounts(self) -> list[dict[str, Any]]:
+        """`fraction` and `shots` of the runs: first all fractions, then all shots."""
+        fractions = [{"fraction": value, "shots": None} for value in self.fractions]
+        return fractions + [{"fraction": None, "shots": value} for value in self.shots]
+
+
+def run_name(key: dict[str, Any]) -> str:
+    """The name of a run within its study.
+
+    A run that evaluates on test images keeps its name when its settings change, so that its new result replaces the
+    old one. A run that evaluates on validation images has the digest of its settings in its name, so that the results
+    of all points of a grid are kept.
+
+    Args:
+        key: `Run.key`, or the fields of the same names in a line of results.
+    """
+    place, digest = f"{key['data']}_{key['amount']}", ""
+    if key["evaluated_on"] == "validation":
+        place, digest = f"validation/{place}", f"_{key['digest']}"
+    return f"{place}/{key['experiment']}{digest}_seed-{key['seed']}"
+
+
+def point_text(point: dict[str, Any]) -> str:
+    """A point of a grid as text."""
+    return ", ".join(f"{key}: {value}" for key, value in point.items())
+
+
+def _read_experiment(given: Any, folder: Path) -> Experiment:
+    """Read an experiment, given by its name or by a path relative to `folder`, the folder of the study."""
+    if str(given).endswith(".yaml"):
+        file = folder / str(given)
+    else:
+        check_name(given, "Experiment")
+        file = folder.parent / "experiments" / f"{given}.yaml"
+    return build(Experiment, {"name": file.stem, **read_yaml(file)}, file)

@@ -1,1 +1,0 @@
-"""Methods x data sets x fractions or shots x seeds: run, choose settings, report."""
