@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
 from torch import nn
 
-from ..registration import MethodPeftType
+from ..prompts.method import Method
 
 
 @dataclass
@@ -26,9 +26,17 @@ class LinearProbeConfig(PeftConfig):
     3.2 for the probe; Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 2 for its start.
     """
 
+    method: ClassVar[Method] = Method(
+        "LINEAR_PROBE",
+        "Linear probe",
+        1e-3,
+        "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021",
+    )
+    tuner_class: ClassVar[type[LinearProbeTuner]]
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = MethodPeftType.LINEAR_PROBE
+        self.peft_type = self.method.peft_type
 
 
 def start_probe(features: torch.Tensor) -> nn.Linear:
@@ -55,3 +63,6 @@ class LinearProbeTuner:
             "A linear probe classifies a CLIP's features and changes nothing in it, so PEFT cannot load it; write "
             "MultiTaskClassifier(clip, processor, tasks, LinearProbeConfig()), or its from_pretrained."
         )
+
+
+LinearProbeConfig.tuner_class = LinearProbeTuner
