@@ -100,8 +100,8 @@ def mask(processor, inputs) -> torch.Tensor:
 def unpacked(monkeypatch) -> None:
     """Layers of 4 bits keep their weights as they were loaded.
 
-    On a CPU with AVX512-BF16, bitsandbytes 0.50 packs them anew at the first prediction. That fails for layers narrower
-    than 64, as in small models, and lets no gradient through afterwards.
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 packs them anew at the first prediction. That fails for layers
+    narrower than 64, as in small models, and lets no gradient through afterwards.
     """
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False, raising=False)
 

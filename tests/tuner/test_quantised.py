@@ -27,8 +27,8 @@ def inputs(processor):
 def base(tmp_path_factory):
     """Makes a CLIP for a quantisation, of that many bits or in float.
 
-    On a CPU, bitsandbytes 0.50 reads weights of 4 bits rightly only if input widths are multiples of 64, which those of
-    the small CLIP are not.
+    On a CPU, bitsandbytes 0.50 reads weights of 4 bits rightly only if input widths are multiples of 64, which those
+    of the small CLIP are not.
     """
     wide = tmp_path_factory.mktemp("wide")
     tiny_clip(text_width=64, vision_width=128, intermediate=256).save_pretrained(wide)
