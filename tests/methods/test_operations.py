@@ -1,0 +1,250 @@
+"""Each operation of a PEFT model with each method that is no prompt: it works, or stops with one sentence."""
+
+import threading
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import CLIPModel
+
+from mmap_peft import BitFitConfig, BottleneckAdapterConfig, FullFineTuningConfig, MultiTaskClassifier, lora_config
+from mmap_peft.data.pictograms import draw
+
+
+METHODS = {
+    "bitfit": BitFitConfig,
+    "full": FullFineTuningConfig,
+    "adapter": lambda: BottleneckAdapterConfig(bottleneck_size=4, init_std=0.3),
+}
+WORKS = None
+SENTENCES = {  # operation: what each method answers
+    "rows": ("All rows of a batch use the same tuned", "A bottleneck adapter changes all rows"),
+    "base rows": ("All rows of a batch use the same tuned", "A bottleneck adapter changes all rows"),
+    "add_weighted_adapter": ("average the saved tensors", "write model.base_model.set_adapter"),
+    "merge_adapter": ("write model.merge_and_unload", "has a nonlinearity"),
+    "unmerge_adapter": ("write model.merge_and_unload", "has a nonlinearity"),
+    "merge_and_unload": (WORKS, "has a nonlinearity"),
+    "merge_and_unload of one": (WORKS, "has a nonlinearity"),
+    "merge_and_unload of two": ("activate one of them", "has a nonlinearity"),
+    "merge_and_unload of an unknown one": ("write one of x, y", "has a nonlinearity"),
+    "set_adapter of several": ("activate one of them", WORKS),
+    "set_adapter of an unknown one": ("Adapter z not found", "Adapter z not found"),
+    "delete_adapter of an unknown one": ("Adapter z does not exist", "Adapter z does not exist"),
+    "unload twice": (WORKS, WORKS),
+    "disable_adapter twice": (WORKS, WORKS),
+    "set_requires_grad": (WORKS, WORKS),
+    "status": (WORKS, WORKS),
+}
+
+
+def disabled_twice(model):
+    with model.disable_adapter(), model.disable_adapter():
+        pass
+
+
+def unloaded_twice(model):
+    assert model.unload() is model.unload()
+
+
+OPERATIONS = {
+    "rows": lambda model, inputs: model(**inputs, adapter_names=["x", "y", "x"]),
+    "base rows": lambda model, inputs: model(**inputs, adapter_names=["__base__"] * 3),
+    "add_weighted_adapter": lambda model, _: model.add_weighted_adapter(["x", "y"], [0.5, 0.5], "mean"),
+    "merge_adapter": lambda model, _: model.merge_adapter(),
+    "unmerge_adapter": lambda model, _: model.unmerge_adapter(),
+    "merge_and_unload": lambda model, _: model.merge_and_unload(),
+    "merge_and_unload of one": lambda model, _: model.merge_and_unload(adapter_names=["y"], safe_merge=True),
+    "merge_and_unload of two": lambda model, _: model.merge_and_unload(adapter_names=["x", "y"]),
+    "merge_and_unload of an unknown one": lambda model, _: model.merge_and_unload(adapter_names=["z"]),
+    "set_adapter of several": lambda model, _: model.base_model.set_adapter(["x", "y"]),
+    "set_adapter of an unknown one": lambda model, _: model.set_adapter("z"),
+    "delete_adapter of an unknown one": lambda model, _: model.delete_adapter("z"),
+    "unload twice": lambda model, _: unloaded_twice(model),
+    "disable_adapter twice": lambda model, _: disabled_twice(model),
+    "set_requires_grad": lambda model, _: model.set_requires_grad("x", requires_grad=False),
+    "status": lambda model, _: model.get_model_status(),
+}
+
+
+def disturb(model):
+    """Let every adapter do something of its own."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".x." in name or ".y." in name or ".global." in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return request.param
+
+
+@pytest.fixture
+def model(method, clip):
+    """A model with the adapters x and y, of which x is active."""
+    model = get_peft_model(clip, METHODS[method](), adapter_name="x")
+    model.add_adapter("y", METHODS[method]())
+    disturb(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model, inputs):
+    return model.eval()(**inputs).logits_per_image
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_operation_works_or_stops_with_a_sentence(operation, method, model, inputs):
+    expected = SENTENCES[operation][method == "adapter"]
+    if expected is WORKS:
+        OPERATIONS[operation](model, inputs)
+        return
+    before = logits(model, inputs)
+    with pytest.raises((ValueError, NotImplementedError), match=expected):
+        OPERATIONS[operation](model, inputs)
+    assert torch.equal(logits(model, inputs), before)
+    assert model.active_adapters == ["x"] and sorted(model.peft_config) == ["x", "y"]
+
+
+def test_a_merge_takes_the_adapter_that_is_named(method, model, clip_folder, inputs):
+    if method == "adapter":
+        pytest.skip("bottleneck adapters cannot be merged")
+    model.set_adapter("y")
+    expected = logits(model, inputs)
+    model.set_adapter("x")
+    assert torch.equal(logits(model.merge_and_unload(adapter_names=["y"]), inputs), expected)
+
+
+def test_a_safe_merge_refuses_what_is_not_finite(method, model, inputs):
+    if method == "adapter":
+        pytest.skip("bottleneck adapters cannot be merged")
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if ".y." in name).fill_(float("nan"))
+    before = logits(model, inputs)
+    with pytest.raises(ValueError, match="Adapter 'y' holds numbers that are not finite"):
+        model.merge_and_unload(adapter_names=["y"], safe_merge=True)
+    assert torch.equal(logits(model, inputs), before)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter x was active which is now deleted")
+def test_a_deleted_adapter_leaves_nothing(method, model, clip_folder, inputs):
+    model.set_adapter("y")
+    expected = logits(model, inputs)
+    model.set_adapter("x")
+    model.delete_adapter("x")
+    assert torch.equal(logits(model, inputs), expected)
+    assert not [name for name, _ in model.named_parameters() if ".x." in name]
+    model.delete_adapter("y")
+    clip, plain = model.base_model.model, CLIPModel.from_pretrained(clip_folder)
+    assert torch.equal(logits(clip, inputs), logits(plain, inputs))
+    assert sum(p.numel() for p in clip.parameters()) == sum(p.numel() for p in plain.parameters())
+    if hasattr(clip, "tuned"):
+        assert not clip.tuned.places and not clip.tuned.tuned_parameters
+
+
+def test_a_narrower_adapter_keeps_only_its_own_places(clip, inputs):
+    model = get_peft_model(clip, FullFineTuningConfig(), adapter_name="x")
+    model.add_adapter("y", FullFineTuningConfig(parameters=r".*\.fc1\.bias"))
+    model.set_adapter("y")
+    model.delete_adapter("x")
+    assert all(name.endswith("fc1.bias") for name in clip.tuned.places) and len(clip.tuned.places) == 5
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+def test_a_lora_stands_beside(method, clip, inputs):
+    plain = logits(clip, inputs)
+    clip.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), "low_rank")
+    low_rank = logits(clip, inputs)
+    clip.add_adapter(METHODS[method](), "x")
+    disturb(clip)
+    alone = logits(clip, inputs)
+    clip.set_adapter(["low_rank", "x"])
+    both = logits(clip, inputs)
+    clip.set_adapter("low_rank")
+    assert torch.equal(logits(clip, inputs), low_rank)
+    results = [plain, low_rank, alone, both]
+    assert not any(torch.equal(a, b) for number, a in enumerate(results) for b in results[:number])
+    clip.disable_adapters()
+    assert torch.equal(logits(clip, inputs), plain)
+
+
+# ---- threads
+
+
+def in_threads(predict, threads=4, rounds=50):
+    """What `predict(number)` says in many threads at once, and in one."""
+    expected = [predict(number) for number in range(threads)]
+    answers, errors, start = [[] for _ in range(threads)], [], threading.Barrier(threads)
+
+    def work(number):
+        try:
+            start.wait()
+            answers[number] = [predict(number) for _ in range(rounds)]
+        except Exception as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not errors
+    return expected, answers
+
+
+THREADED = {**METHODS, "lora": lora_config}
+
+
+@pytest.mark.parametrize("name", THREADED)
+def test_threads_share_a_peft_model(name, clip, inputs):
+    model = get_peft_model(clip, THREADED[name](), adapter_name="x").eval()
+    disturb(model)
+    rows = [torch.arange(1 + number % 3) for number in range(4)]  # batches of different lengths
+    expected, answers = in_threads(
+        lambda number: logits(model, {key: value[rows[number]] for key, value in inputs.items()})
+    )
+    for one, many in zip(expected, answers):
+        assert len(many) == 50 and all(torch.equal(answer, one) for answer in many)
+
+
+@pytest.mark.parametrize("name", THREADED)
+def test_threads_share_a_classifier(name, clip, processor, tasks):
+    classifier = MultiTaskClassifier(clip, processor, tasks, THREADED[name]()).eval()
+    disturb(classifier)
+    images = [draw("print", "sun", 0), draw("photo", "star", 1)]
+    chosen = [("print", images), ("clipart", images[:1]), ("photo", images), ("photo", images[1:])]
+    expected, answers = in_threads(lambda number: classifier.predict(chosen[number][1], chosen[number][0]))
+    for one, many in zip(expected, answers):
+        assert len(many) == 50
+        for answer in many:
+            torch.testing.assert_close(answer.probabilities, one.probabilities, atol=1e-6, rtol=1e-5)
+
+
+class Watched(dict):
+    """Attributes of a module that count how often one is written."""
+
+    writes = 0
+
+    def __setitem__(self, key, value):
+        Watched.writes += 1
+        super().__setitem__(key, value)
+
+    def pop(self, key, *default):
+        Watched.writes += key in self
+        return super().pop(key, *default)
+
+
+@pytest.mark.parametrize("name", ["bitfit", "full"])
+def test_a_forward_pass_writes_no_attribute(name, clip, inputs):
+    model = get_peft_model(clip, METHODS[name](), adapter_name="x").eval()
+    model.add_adapter("y", type(METHODS[name]())(parameters=r".*\.fc1\.bias"))
+    for adapter in ("x", "y"):
+        model.set_adapter(adapter)
+        for module, _ in clip.tuned.places.values():
+            module.__dict__ = Watched(module.__dict__)
+        Watched.writes = 0
+        logits(model, inputs)
+        assert Watched.writes == 0
+    model.set_adapter("x")
+    assert Watched.writes > 0
