@@ -86,6 +86,15 @@ class BitFitConfig(ParameterConfig):
 Place = tuple[nn.Module, str]  # where a parameter is: its module, and its name there
 
 
+class TunedParameters(nn.ParameterDict):
+    """One adapter's copies of parameters. Its `forward` returns them: hooks that move parameters run before it."""
+
+    __call__ = nn.Module.__call__  # which that of a ParameterDict refuses
+
+    def forward(self) -> dict[str, nn.Parameter]:
+        return {name.replace("/", "."): parameter for name, parameter in self.items()}
+
+
 class ParameterContainer(nn.Module, BaseTunerLayer):
     """Child `tuned` of a model: holds each adapter's copies of parameters; modules use the active one's.
 
@@ -116,7 +125,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
     def add(self, adapter_name: str, places: dict[str, Place]) -> None:
         """Add an adapter that starts as a copy of these parameters, given by their names."""
         # A dot would make a key's last part look like the parameter's name in a module.
-        self.tuned_parameters[adapter_name] = nn.ParameterDict(
+        self.tuned_parameters[adapter_name] = TunedParameters(
             {name.replace(".", "/"): nn.Parameter(module._parameters[attribute].detach().clone())
              for name, (module, attribute) in places.items()}
         )  # fmt: skip
@@ -124,8 +133,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
 
     def copies(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """An adapter's parameters, by the names of those whose place they take."""
-        parameters = self.tuned_parameters[adapter_name]
-        return {name.replace("/", "."): parameter for name, parameter in parameters.items()}
+        return self.tuned_parameters[adapter_name]()
 
     @property
     def current(self) -> dict[str, nn.Parameter]:

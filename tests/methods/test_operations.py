@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from transformers import CLIPModel
 
@@ -248,3 +249,33 @@ def test_a_forward_pass_writes_no_attribute(name, clip, inputs):
         assert Watched.writes == 0
     model.set_adapter("x")
     assert Watched.writes > 0
+
+
+# ---- what others do with a model
+
+
+def test_weights_that_wait_in_memory_are_fetched(method, clip, inputs):
+    model = get_peft_model(clip, METHODS[method](), adapter_name="x").eval()
+    disturb(model)
+    tuned = logits(model, inputs)
+    with model.disable_adapter():
+        base = logits(model, inputs)
+    assert not torch.equal(tuned, base)
+    cpu_offload(model, torch.device("cpu"))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    torch.testing.assert_close(logits(model, inputs), tuned, atol=1e-5, rtol=1e-5)
+    with model.disable_adapter():
+        torch.testing.assert_close(logits(model, inputs), base, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_compiled_model_is_one_graph_and_sees_a_switch(clip, inputs):
+    model = get_peft_model(clip, BitFitConfig(parameters=r"vision_model\..*\.bias"), adapter_name="x").eval()
+    disturb(model)
+    compiled = torch.compile(clip.vision_model, backend="eager", fullgraph=True)
+    features = compiled(inputs["pixel_values"]).pooler_output
+    torch.testing.assert_close(features, clip.vision_model(inputs["pixel_values"]).pooler_output)
+    with model.disable_adapter():
+        base = compiled(inputs["pixel_values"]).pooler_output
+        torch.testing.assert_close(base, clip.vision_model(inputs["pixel_values"]).pooler_output)
+    assert not torch.allclose(features, base, atol=1e-3)
