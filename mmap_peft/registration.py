@@ -13,7 +13,6 @@ from typing import TypeVar
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
-from . import methods, prompts
 from .methods.peft_configs import PEFT_METHODS
 from .prompts.base import PromptConfig
 from .prompts.method import Method
@@ -61,7 +60,8 @@ def register_method(config_class: Config) -> Config:
 
 def register_methods() -> None:
     """Enter every method of this library: each config in `prompts` and `methods` that has a `method` of its own."""
-    for package in (prompts, methods):
+    for name in ("prompts", "methods"):
+        package = importlib.import_module(f".{name}", __package__)
         for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             for value in list(vars(importlib.import_module(file.name)).values()):
                 if isinstance(value, type) and value.__module__ == file.name and "method" in vars(value):

@@ -1,15 +1,21 @@
 """Each operation of a PEFT model with each method that is no prompt: it works, or stops with one sentence."""
 
-import threading
-
 import pytest
 import torch
 from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from transformers import CLIPModel
 
-from mmap_peft import BitFitConfig, BottleneckAdapterConfig, FullFineTuningConfig, MultiTaskClassifier, lora_config
-from mmap_peft.data.pictograms import draw
+from mmap_peft import (
+    BitFitConfig,
+    BottleneckAdapterConfig,
+    CoOpConfig,
+    FullFineTuningConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    MmAPConfig,
+    VPTConfig,
+)
 
 
 METHODS = {
@@ -108,18 +114,31 @@ def test_an_operation_works_or_stops_with_a_sentence(operation, method, model, i
     assert model.active_adapters == ["x"] and sorted(model.peft_config) == ["x", "y"]
 
 
-def test_a_merge_takes_the_adapter_that_is_named(method, model, clip_folder, inputs):
-    if method == "adapter":
-        pytest.skip("bottleneck adapters cannot be merged")
+@pytest.mark.parametrize("config_class", [MmAPConfig, CoOpConfig, VPTConfig, IVLPConfig, MaPLeConfig])
+def test_rows_of_prompts_may_be_those_of_the_base_if_prompts_leave_the_sequence(config_class, clip, inputs):
+    model = get_peft_model(clip, config_class(), adapter_name="x").eval()
+    with torch.no_grad():
+        base = model(**inputs, adapter_names=["__base__"] * 3).logits_per_image
+        with model.disable_adapter():
+            torch.testing.assert_close(base, logits(model, inputs), atol=1e-5, rtol=1e-5)
+        if config_class is MmAPConfig:
+            mixed = model(**inputs, adapter_names=["x", "__base__", "x"]).logits_per_image
+            torch.testing.assert_close(mixed[1, 1], base[1, 1], atol=1e-5, rtol=1e-5)
+        else:
+            with pytest.raises(ValueError, match="number"):
+                model(**inputs, adapter_names=["x", "__base__", "x"])
+
+
+@pytest.mark.parametrize("method", ["bitfit", "full"], indirect=True)
+def test_a_merge_takes_the_adapter_that_is_named(method, model, inputs):
     model.set_adapter("y")
     expected = logits(model, inputs)
     model.set_adapter("x")
     assert torch.equal(logits(model.merge_and_unload(adapter_names=["y"]), inputs), expected)
 
 
+@pytest.mark.parametrize("method", ["bitfit", "full"], indirect=True)
 def test_a_safe_merge_refuses_what_is_not_finite(method, model, inputs):
-    if method == "adapter":
-        pytest.skip("bottleneck adapters cannot be merged")
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if ".y." in name).fill_(float("nan"))
     before = logits(model, inputs)
@@ -168,87 +187,6 @@ def test_a_lora_stands_beside(method, clip, inputs):
     assert not any(torch.equal(a, b) for number, a in enumerate(results) for b in results[:number])
     clip.disable_adapters()
     assert torch.equal(logits(clip, inputs), plain)
-
-
-# ---- threads
-
-
-def in_threads(predict, threads=4, rounds=50):
-    """What `predict(number)` says in many threads at once, and in one."""
-    expected = [predict(number) for number in range(threads)]
-    answers, errors, start = [[] for _ in range(threads)], [], threading.Barrier(threads)
-
-    def work(number):
-        try:
-            start.wait()
-            answers[number] = [predict(number) for _ in range(rounds)]
-        except Exception as error:
-            errors.append(error)
-
-    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not errors
-    return expected, answers
-
-
-THREADED = {**METHODS, "lora": lora_config}
-
-
-@pytest.mark.parametrize("name", THREADED)
-def test_threads_share_a_peft_model(name, clip, inputs):
-    model = get_peft_model(clip, THREADED[name](), adapter_name="x").eval()
-    disturb(model)
-    rows = [torch.arange(1 + number % 3) for number in range(4)]  # batches of different lengths
-    expected, answers = in_threads(
-        lambda number: logits(model, {key: value[rows[number]] for key, value in inputs.items()})
-    )
-    for one, many in zip(expected, answers):
-        assert len(many) == 50 and all(torch.equal(answer, one) for answer in many)
-
-
-@pytest.mark.parametrize("name", THREADED)
-def test_threads_share_a_classifier(name, clip, processor, tasks):
-    classifier = MultiTaskClassifier(clip, processor, tasks, THREADED[name]()).eval()
-    disturb(classifier)
-    images = [draw("print", "sun", 0), draw("photo", "star", 1)]
-    chosen = [("print", images), ("clipart", images[:1]), ("photo", images), ("photo", images[1:])]
-    expected, answers = in_threads(lambda number: classifier.predict(chosen[number][1], chosen[number][0]))
-    for one, many in zip(expected, answers):
-        assert len(many) == 50
-        for answer in many:
-            torch.testing.assert_close(answer.probabilities, one.probabilities, atol=1e-6, rtol=1e-5)
-
-
-class Watched(dict):
-    """Attributes of a module that count how often one is written."""
-
-    writes = 0
-
-    def __setitem__(self, key, value):
-        Watched.writes += 1
-        super().__setitem__(key, value)
-
-    def pop(self, key, *default):
-        Watched.writes += key in self
-        return super().pop(key, *default)
-
-
-@pytest.mark.parametrize("name", ["bitfit", "full"])
-def test_a_forward_pass_writes_no_attribute(name, clip, inputs):
-    model = get_peft_model(clip, METHODS[name](), adapter_name="x").eval()
-    model.add_adapter("y", type(METHODS[name]())(parameters=r".*\.fc1\.bias"))
-    for adapter in ("x", "y"):
-        model.set_adapter(adapter)
-        for module, _ in clip.tuned.places.values():
-            module.__dict__ = Watched(module.__dict__)
-        Watched.writes = 0
-        logits(model, inputs)
-        assert Watched.writes == 0
-    model.set_adapter("x")
-    assert Watched.writes > 0
 
 
 # ---- what others do with a model

@@ -31,7 +31,7 @@ class SharedPromptGenerator(PromptGenerator):
 class SharedPromptConfig(PromptConfig):
     """Settings of the method."""
 
-    method: ClassVar[Method] = Method("SHARED_PROMPT", "Shared prompts", 2e-2, "A. Author, Shared prompts, 2030")
+    method: ClassVar[Method] = Method("ONE_PROMPT", "Shared prompts", 2e-2, "A. Author, Shared prompts, 2030")
     generator_class: ClassVar[type[PromptGenerator]] = SharedPromptGenerator
 
     def __post_init__(self) -> None:
