@@ -64,9 +64,9 @@ def test_a_method_in_one_file_trains_and_is_saved_and_loaded(
     folder = tmp_path / classifier.adapters[0]
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == config.method.peft_type.value
     model = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), folder)
-    found = CLIPModel.from_pretrained(folder).eval().get_image_features(torch.zeros(1, 3, 48, 48)).pooler_output
+    native = CLIPModel.from_pretrained(folder).eval().get_image_features(torch.zeros(1, 3, 48, 48)).pooler_output
     expected = model.eval().get_base_model().get_image_features(torch.zeros(1, 3, 48, 48)).pooler_output
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(native, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)

@@ -54,11 +54,14 @@ class BottleneckAdapterConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = self.method.peft_type
         if self.bottleneck_size < 1:
-            raise ValueError(f"bottleneck_size={self.bottleneck_size} lets nothing through; write 1 or more.")
+            raise ValueError(
+                f"Invalid value {self.bottleneck_size} for `bottleneck_size`: such a bottleneck lets nothing through; "
+                "expected an integer of 1 or more."
+            )
         if not self.init_std > 0:
             raise ValueError(
-                f"init_std={self.init_std} would start both layers at zero, where neither gets a gradient; write a "
-                "number above 0."
+                f"Invalid value {self.init_std} for `init_std`: both layers would start at zero, where neither gets a "
+                "gradient; expected a number above 0."
             )
 
 

@@ -40,7 +40,11 @@ class LinearProbeConfig(PeftConfig):
 
 
 def start_probe(features: torch.Tensor) -> nn.Linear:
-    """The probe of one task, which starts as its unit text features (classes, dim)."""
+    """Make the probe of one task.
+
+    Args:
+        features (`torch.Tensor`): unit text features of the task's classes, (classes, dim), its first weight.
+    """
     classes, dim = features.shape
     probe = nn.Linear(dim, classes, device=features.device)  # float32, on a base of half precision too
     with torch.no_grad():
@@ -50,7 +54,7 @@ def start_probe(features: torch.Tensor) -> nn.Linear:
 
 
 class LinearProbeTuner:
-    """What PEFT is told when it is asked to put a probe into a model.
+    """The tuner of the linear probe, for PEFT: it refuses, since a probe changes nothing in a model.
 
     Raises:
         ValueError: always.

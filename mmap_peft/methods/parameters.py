@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..prompts.method import Method
@@ -102,10 +103,16 @@ class ParameterTuner(CheckedTuner):
         self._places(config)
 
     def _places(self, config: ParameterConfig) -> dict[str, Place]:
+        adapters = tuple(
+            f"{name}.{attribute}.".lstrip(".")
+            for name, module in self.model.named_modules()
+            if isinstance(module, BaseTunerLayer)
+            for attribute in module.adapter_layer_names
+        )
         places = {
             name: (self.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
             for name, _ in self.model.named_parameters()
-            if not name.startswith("tuned.") and re.fullmatch(config.parameters, name)
+            if not name.startswith(adapters) and re.fullmatch(config.parameters, name)
         }
         if not places:
             raise ValueError(

@@ -189,6 +189,21 @@ def test_a_lora_stands_beside(method, clip, inputs):
     assert torch.equal(logits(clip, inputs), plain)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+@pytest.mark.parametrize("config_class", [BitFitConfig, FullFineTuningConfig])
+def test_parameters_of_other_adapters_are_not_tuned(config_class, clip, clip_folder):
+    clip.add_adapter(LoraConfig(target_modules=["q_proj"], lora_bias=True), "low_rank")
+    clip.add_adapter(BottleneckAdapterConfig(), "bottleneck")
+    clip.add_adapter(MmAPConfig(), "prompts")
+    clip.add_adapter(config_class(), "x")
+    plain = get_peft_model(CLIPModel.from_pretrained(clip_folder), config_class(), adapter_name="x")
+    beside, alone = (
+        [name.replace("base_layer/", "") for name in model.tuned.tuned_parameters["x"]]
+        for model in (clip, plain.get_base_model())
+    )
+    assert sorted(beside) == sorted(alone)
+
+
 # ---- what others do with a model
 
 
