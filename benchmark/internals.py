@@ -10,7 +10,7 @@ from torch import nn
 
 from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.prompts.base import PromptGenerator
-from mmap_peft.tuner.model import encoder_layers
+from mmap_peft.tuner.container import prompt_container
 
 
 @contextmanager
@@ -20,32 +20,17 @@ def plain_path(model: nn.Module) -> Iterator[None]:
     Args:
         model: a model with prompts.
     """
-    forwards = [layer.forward for layer in encoder_layers(model)]
-    for forward in forwards:
-        forward.plain = True
+    container = prompt_container(model)
+    container.as_tokens = True
     try:
         yield
     finally:
-        for forward in forwards:
-            forward.plain = False
-
-
-@contextmanager
-def given_text_features(classifier: MultiTaskClassifier, features: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Inside the `with` block the text tower is not run.
-
-    Args:
-        classifier: whose routes stay as they are.
-        features: (classes, dim) by task.
-    """
-    with classifier.rerouted(classifier.routes) as texts:
-        texts.update(features)
-        yield
+        container.as_tokens = False
 
 
 def group_prompts_alone(classifier: MultiTaskClassifier) -> AbstractContextManager:
     """Inside the `with` block all tasks use the prompts of the first group and none of their own."""
-    return classifier.rerouted(dict.fromkeys(classifier.tasks, ("group_0",)))
+    return classifier.override_routes(dict.fromkeys(classifier.tasks, ("group_0",)))
 
 
 def prompt_generators(classifier: MultiTaskClassifier) -> list[list[PromptGenerator]]:

@@ -56,7 +56,7 @@ class CommonPractice:
 
     def _text_features(self, ids: torch.Tensor, generators: Sequence[PromptGenerator]) -> torch.Tensor:
         tower = self.clip.text_model
-        count = sum(len(generator.prompts("text", 0)) for generator in generators)
+        count = sum(generator("text").shape[1] for generator in generators)
         ends = (ids == tower.config.eos_token_id).int().argmax(dim=1)
         padding = tower.config.max_position_embeddings - count - ids.shape[1]
         if padding > 0 and not self.truncated:
@@ -76,8 +76,8 @@ def _run(
 ) -> torch.Tensor:
     """The output of a tower's last layer, (rows, 1 + prompts + tokens, width)."""
     inserted = 0  # number of prompts in `hidden`
-    for index, layer in enumerate(tower.encoder.layers):
-        prompts = torch.cat([generator.prompts(name, index) for generator in generators]).to(hidden)
+    by_layer = torch.cat([generator(name) for generator in generators], dim=1).to(hidden)
+    for prompts, layer in zip(by_layer, tower.encoder.layers):
         rows = prompts.expand(len(hidden), -1, -1)
         hidden = layer(torch.cat([hidden[:, :1], rows, hidden[:, 1 + inserted :]], dim=1), None, **kwargs)
         inserted = len(prompts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from mmap_peft.multitask.grouping import TaskGrouping
 from mmap_peft.multitask.task import Task
 from mmap_peft.prompts.mmap import MmAPConfig
 
-from .internals import given_text_features, group_prompts_alone, plain_path, prompt_generators, text_ids
+from .internals import group_prompts_alone, plain_path, prompt_generators, text_ids
 from .replica import CommonPractice
 from .timing import Runs
 
@@ -189,11 +190,7 @@ class Setting:
         with torch.no_grad(), self.autocast():
             features = dict(zip(names, self.classifier.encode_texts(names)))
 
-        def step() -> torch.Tensor:
-            with given_text_features(self.classifier, features):
-                return self.step()
-
-        return step
+        return lambda: self.step(functools.partial(self.classifier, text_features=features))
 
     def _practice(self, truncated: bool) -> Callable[[], torch.Tensor]:
         ids = [rows.to(self.clip.device) for rows in text_ids(self.classifier)]

@@ -1,9 +1,8 @@
 """MmAP for CLIP: one frozen CLIP, many visual tasks, a few thousand learned numbers a task."""
 
-from .methods.bottleneck import BottleneckAdapterConfig, BottleneckTuner
-from .methods.catalogue import starting_learning_rate
-from .methods.linear_probe import LinearProbeConfig, LinearProbeTuner
-from .methods.parameters import BitFitConfig, FullFineTuningConfig, ParameterTuner
+from .methods.bottleneck import BottleneckAdapterConfig
+from .methods.linear_probe import LinearProbeConfig
+from .methods.parameters import BitFitConfig, FullFineTuningConfig
 from .methods.peft_configs import ia3_config, ln_tuning_config, lora_config
 from .multitask.arguments import MultiTaskTrainingArguments
 from .multitask.classifier import MultiTaskClassifier, MultiTaskOutput, Prediction
@@ -15,24 +14,17 @@ from .multitask.trainer import MultiTaskTrainer
 from .prompts.coop import CoOpConfig
 from .prompts.ivlp import IVLPConfig
 from .prompts.maple import MaPLeConfig
+from .prompts.method import Method
 from .prompts.mmap import MmAPConfig
 from .prompts.vpt import VPTConfig
-from .registration import MethodPeftType, PromptPeftType, register
+from .registration import register_method, register_methods, starting_learning_rate
 from .tuner.model import PromptTuner
 from .tuner.routes import use_routes
 
 
 __version__ = "0.1.0"
 
-register(PromptPeftType.MMAP, MmAPConfig, PromptTuner)
-register(PromptPeftType.COOP, CoOpConfig, PromptTuner)
-register(PromptPeftType.VPT, VPTConfig, PromptTuner)
-register(PromptPeftType.IVLP, IVLPConfig, PromptTuner)
-register(PromptPeftType.MAPLE, MaPLeConfig, PromptTuner)
-register(MethodPeftType.LINEAR_PROBE, LinearProbeConfig, LinearProbeTuner)
-register(MethodPeftType.FULL_FINE_TUNING, FullFineTuningConfig, ParameterTuner)
-register(MethodPeftType.BITFIT, BitFitConfig, ParameterTuner)
-register(MethodPeftType.BOTTLENECK_ADAPTER, BottleneckAdapterConfig, BottleneckTuner)
+register_methods()
 
 __all__ = [
     "BitFitConfig",
@@ -42,6 +34,7 @@ __all__ = [
     "IVLPConfig",
     "LinearProbeConfig",
     "MaPLeConfig",
+    "Method",
     "MmAPConfig",
     "MultiTaskClassifier",
     "MultiTaskOutput",
@@ -57,6 +50,7 @@ __all__ = [
     "load_processor",
     "lora_config",
     "plot_grouping",
+    "register_method",
     "starting_learning_rate",
     "use_routes",
 ]

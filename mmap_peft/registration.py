@@ -6,38 +6,89 @@ below are what it would have filled.
 
 from __future__ import annotations
 
-from enum import Enum
+import importlib
+import pkgutil
+from typing import TypeVar
 
+from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
-
-class PromptPeftType(str, Enum):
-    """The prompt methods' `peft_type`. Compares and hashes as the plain string, as PEFT's own enum does."""
-
-    MMAP = "MMAP"
-    COOP = "COOP"
-    VPT = "VPT"
-    IVLP = "IVLP"
-    MAPLE = "MAPLE"
+from .methods.peft_configs import PEFT_METHODS
+from .prompts.base import PromptConfig
+from .prompts.method import Method
+from .tuner.model import PromptTuner
 
 
-class MethodPeftType(str, Enum):
-    """The `peft_type` of the methods that are no prompts."""
-
-    LINEAR_PROBE = "LINEAR_PROBE"
-    FULL_FINE_TUNING = "FULL_FINE_TUNING"
-    BITFIT = "BITFIT"
-    BOTTLENECK_ADAPTER = "BOTTLENECK_ADAPTER"
+Config = TypeVar("Config", bound=type[PeftConfig])
 
 
-def register(peft_type: PromptPeftType | MethodPeftType, config_class: type, tuner_class: type) -> None:
+def register_method(config_class: Config) -> Config:
     """Enter a method into PEFT's registries, so that PEFT and transformers load its adapters.
 
+    All methods of this library are entered when it is imported. One that stands elsewhere is entered by this function,
+    which may be a decorator of its config; the file with it must be imported before an adapter of it is loaded.
+
     Args:
-        peft_type (`PromptPeftType` or `MethodPeftType`): the method.
-        config_class (`type[PeftConfig]`): its config.
-        tuner_class (`type[BaseTuner]`): the tuner that puts it into a model.
+        config_class (`type[PeftConfig]`): the method's config, with a class attribute `method`, which is a
+            [`Method`]. A config that is no `PromptConfig` has a second one, `tuner_class`: the `BaseTuner` that puts
+            the method into a model.
+
+    Returns:
+        `config_class`.
+
+    Raises:
+        ValueError: the config has no `method`, or its `peft_type` is that of another method.
     """
-    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
-    PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner_class
-    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = tuner_class.prefix
+    method = getattr(config_class, "method", None)
+    if not isinstance(method, Method):
+        raise ValueError(
+            f"{config_class.__name__} does not say which method it is for; give it a class attribute "
+            "`method: ClassVar[Method] = Method(peft_type, name, learning_rate, source)`."
+        )
+    registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(method.peft_type, config_class)
+    if (registered.__module__, registered.__qualname__) != (config_class.__module__, config_class.__qualname__):
+        raise ValueError(
+            f"peft_type={method.peft_type!r} of {config_class.__name__} is that of {registered.__name__}; write "
+            "another one."
+        )
+    tuner_class = PromptTuner if issubclass(config_class, PromptConfig) else config_class.tuner_class
+    PEFT_TYPE_TO_CONFIG_MAPPING[method.peft_type] = config_class
+    PEFT_TYPE_TO_TUNER_MAPPING[method.peft_type] = tuner_class
+    PEFT_TYPE_TO_PREFIX_MAPPING[method.peft_type] = tuner_class.prefix
+    return config_class
+
+
+def register_methods() -> None:
+    """Enter every method of this library: each config in `prompts` and `methods` that has a `method` of its own."""
+    for name in ("prompts", "methods"):
+        package = importlib.import_module(f".{name}", __package__)
+        for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            for value in list(vars(importlib.import_module(file.name)).values()):
+                if isinstance(value, type) and value.__module__ == file.name and "method" in vars(value):
+                    register_method(value)
+
+
+def known_methods() -> dict[str, Method]:
+    """All methods that are registered, and those of PEFT that this library has settings for, by their `peft_type`."""
+    registered = (getattr(config_class, "method", None) for config_class in PEFT_TYPE_TO_CONFIG_MAPPING.values())
+    return {method.peft_type: method for method in (*registered, *PEFT_METHODS) if isinstance(method, Method)}
+
+
+def starting_learning_rate(config: PeftConfig) -> float:
+    """The learning rate to try first with a method.
+
+    It is no result: an order of magnitude that is usual for the method, from which to choose on validation images.
+
+    Args:
+        config (`PeftConfig`): the method's settings.
+
+    Raises:
+        ValueError: a method that this library has no rate for.
+    """
+    known = known_methods()
+    if config.peft_type not in known:
+        raise ValueError(
+            f"There is no starting learning rate for {type(config).__name__}; methods with one are "
+            f"{', '.join(sorted(known, key=lambda peft_type: (peft_type != 'MMAP', peft_type)))}."
+        )
+    return known[config.peft_type].learning_rate

@@ -31,14 +31,20 @@ def pytest_collection_finish() -> None:
 TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS = 32, 48, 3, 2
 
 
-def tiny_clip(attention: str = "sdpa", seed: int = 0) -> CLIPModel:
+def tiny_clip(
+    attention: str = "sdpa",
+    seed: int = 0,
+    text_width: int = TEXT_WIDTH,
+    vision_width: int = VISION_WIDTH,
+    intermediate: int = 64,
+) -> CLIPModel:
     """A random CLIP whose biases and norms are no zeros and ones, so that a slip in them would show."""
     torch.manual_seed(seed)
     tokenizer = load_processor(small_clip()).tokenizer
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": TEXT_WIDTH,
-        "intermediate_size": 64,
+        "hidden_size": text_width,
+        "intermediate_size": intermediate,
         "num_hidden_layers": TEXT_LAYERS,
         "num_attention_heads": 4,
         "max_position_embeddings": 20,
@@ -47,8 +53,8 @@ def tiny_clip(attention: str = "sdpa", seed: int = 0) -> CLIPModel:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {
-        "hidden_size": VISION_WIDTH,
-        "intermediate_size": 64,
+        "hidden_size": vision_width,
+        "intermediate_size": intermediate,
         "num_hidden_layers": VISION_LAYERS,
         "num_attention_heads": 4,
         "image_size": 48,
@@ -96,6 +102,16 @@ def mask(processor, inputs) -> torch.Tensor:
     ids = inputs["input_ids"]
     ends = (ids == processor.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True)
     return (torch.arange(ids.shape[1]) <= ends).long()
+
+
+@pytest.fixture
+def unpacked(monkeypatch) -> None:
+    """Layers of 4 bits keep their weights as they were loaded.
+
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 packs them anew at the first prediction. That fails for layers
+    narrower than 64, as in small models, and lets no gradient through afterwards.
+    """
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False, raising=False)
 
 
 CLASSES = {"print": ["sun", "cloud", "star"], "photo": ["sun", "cloud", "star", "heart"]}

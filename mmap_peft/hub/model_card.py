@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftConfig
 
-from ..methods.catalogue import METHODS
+from ..registration import known_methods
 from ..tuner.model import ENCODER_LAYERS
 from .repository import hub_id
 
@@ -42,7 +42,7 @@ def model_card(classifier: MultiTaskClassifier, repo_id: str | None = None, subf
         repo_id, subfolder (`str`, *optional*): where the card will stand, for the lines that load it.
     """
     config, base = classifier.adapter_config, _base_name(classifier)
-    method, known = type(config).__name__.removesuffix("Config"), METHODS.get(config.peft_type)
+    method, known = type(config).__name__.removesuffix("Config"), known_methods().get(config.peft_type)
     method = f"{method} prompts" if classifier.uses_prompts else known.name if known else method
     title = f"{method} of {len(classifier.tasks)} tasks for {base}"
     parts = [
@@ -191,7 +191,7 @@ def _settings(classifier: MultiTaskClassifier) -> list[str]:
 
 
 def _citation(classifier: MultiTaskClassifier) -> list[str]:
-    known = METHODS.get(classifier.adapter_config.peft_type)
+    known = known_methods().get(classifier.adapter_config.peft_type)
     if classifier.adapter_config.peft_type == "MMAP":
         return ["## Citation", f"```bibtex\n{CITATION}\n```\n"]
     return ["## Source", f"{_escape(known.source)}.\n"] if known else []

@@ -1,1 +1,1 @@
-"""Ways of tuning a CLIP that are no prompts: what to compare prompts with."""
+"""Methods that add no prompts, for comparison with those that do."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
-from ..registration import MethodPeftType
+from ..prompts.method import Method
+from ..tuner.checked import CheckedTuner
 from ..tuner.model import ENCODER_LAYERS
 
 
@@ -32,6 +33,14 @@ class BottleneckAdapterConfig(PeftConfig):
         exclude_modules (`str`, *optional*): modules that `target_modules` matches but that stay as they are.
     """
 
+    method: ClassVar[Method] = Method(
+        "BOTTLENECK_ADAPTER",
+        "Bottleneck adapter",
+        1e-3,
+        "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019",
+    )
+    tuner_class: ClassVar[type[BottleneckTuner]]
+
     bottleneck_size: int = field(default=64, metadata={"help": "Width of the bottleneck."})
     init_std: float = field(default=0.01, metadata={"help": "Standard deviation of the weights at the start."})
     target_modules: str | list[str] | None = field(
@@ -43,13 +52,16 @@ class BottleneckAdapterConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = MethodPeftType.BOTTLENECK_ADAPTER
+        self.peft_type = self.method.peft_type
         if self.bottleneck_size < 1:
-            raise ValueError(f"bottleneck_size={self.bottleneck_size} lets nothing through; write 1 or more.")
+            raise ValueError(
+                f"Invalid value {self.bottleneck_size} for `bottleneck_size`: such a bottleneck lets nothing through; "
+                "expected an integer of 1 or more."
+            )
         if not self.init_std > 0:
             raise ValueError(
-                f"init_std={self.init_std} would start both layers at zero, where neither gets a gradient; write a "
-                "number above 0."
+                f"Invalid value {self.init_std} for `init_std`: both layers would start at zero, where neither gets a "
+                "gradient; expected a number above 0."
             )
 
 
@@ -78,7 +90,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = []
 
     def add(self, adapter_name: str, config: BottleneckAdapterConfig) -> None:
-        """One more adapter."""
+        """Add an adapter with new weights."""
         width = self.get_base_layer().out_features
         self.bottleneck_down[adapter_name] = nn.Linear(width, config.bottleneck_size)
         self.bottleneck_up[adapter_name] = nn.Linear(config.bottleneck_size, width)
@@ -109,13 +121,32 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             "write model.unload() to get the base back."
         )
 
+    def unmerge(self) -> NoReturn:
+        """As `merge`."""
+        self.merge()
 
-class BottleneckTuner(BaseTuner):
+
+class BottleneckTuner(CheckedTuner):
     """Puts bottleneck adapters behind linear layers. Made by `get_peft_model(clip, BottleneckAdapterConfig())`."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
     target_module_mapping: dict[str, Any] = {}
+    no_rows = "A bottleneck adapter changes all rows of a batch, so rows cannot have adapters of their own."
+    no_weighted_sum = (
+        "A weighted sum of bottleneck adapters is not an adapter that was trained; to use several one after the "
+        "other, write model.base_model.set_adapter([name, other_name])."
+    )
+
+    def _check(self, model: nn.Module, adapter_name: str, config: BottleneckAdapterConfig) -> None:
+        self._prepare_adapter_config(config, {})
+        for name, module in model.named_modules():
+            base_layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            if self._check_target_module_exists(config, name) and not hasattr(base_layer, "out_features"):
+                raise ValueError(
+                    f"target_modules={config.target_modules!r} matches {name!r}, which is no linear layer; write a "
+                    f"regular expression of those, such as {SUBLAYER_OUTPUTS!r}."
+                )
 
     def _prepare_adapter_config(
         self, peft_config: BottleneckAdapterConfig, model_config: dict
@@ -134,11 +165,9 @@ class BottleneckTuner(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         layer = target if isinstance(target, BottleneckLayer) else BottleneckLayer(target)
-        if not hasattr(layer.get_base_layer(), "out_features"):
-            raise ValueError(
-                f"target_modules={peft_config.target_modules!r} matches {current_key!r}, which is no linear layer; "
-                f"write a regular expression of those, such as {SUBLAYER_OUTPUTS!r}."
-            )
         layer.add(adapter_name, peft_config)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
+
+
+BottleneckAdapterConfig.tuner_class = BottleneckTuner

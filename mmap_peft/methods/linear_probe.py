@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
 from torch import nn
 
-from ..registration import MethodPeftType
+from ..prompts.method import Method
 
 
 @dataclass
@@ -26,13 +26,25 @@ class LinearProbeConfig(PeftConfig):
     3.2 for the probe; Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 2 for its start.
     """
 
+    method: ClassVar[Method] = Method(
+        "LINEAR_PROBE",
+        "Linear probe",
+        1e-3,
+        "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021",
+    )
+    tuner_class: ClassVar[type[LinearProbeTuner]]
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = MethodPeftType.LINEAR_PROBE
+        self.peft_type = self.method.peft_type
 
 
 def start_probe(features: torch.Tensor) -> nn.Linear:
-    """The probe of one task, which starts as its unit text features (classes, dim)."""
+    """Make the probe of one task.
+
+    Args:
+        features (`torch.Tensor`): unit text features of the task's classes, (classes, dim), its first weight.
+    """
     classes, dim = features.shape
     probe = nn.Linear(dim, classes, device=features.device)  # float32, on a base of half precision too
     with torch.no_grad():
@@ -42,7 +54,7 @@ def start_probe(features: torch.Tensor) -> nn.Linear:
 
 
 class LinearProbeTuner:
-    """What PEFT is told when it is asked to put a probe into a model.
+    """The tuner of the linear probe, for PEFT: it refuses, since a probe changes nothing in a model.
 
     Raises:
         ValueError: always.
@@ -55,3 +67,6 @@ class LinearProbeTuner:
             "A linear probe classifies a CLIP's features and changes nothing in it, so PEFT cannot load it; write "
             "MultiTaskClassifier(clip, processor, tasks, LinearProbeConfig()), or its from_pretrained."
         )
+
+
+LinearProbeConfig.tuner_class = LinearProbeTuner

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,8 +11,9 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..registration import MethodPeftType
+from ..prompts.method import Method
 from ..tuner.checked import CheckedTuner
+from .parameter_container import ParameterContainer, Place
 
 
 @dataclass
@@ -25,8 +25,14 @@ class ParameterConfig(PeftConfig):
     """
 
     target_modules: ClassVar[str] = ".*"  # PEFT asks for it; `parameters` says what is tuned
+    method: ClassVar[Method]
+    tuner_class: ClassVar[type[ParameterTuner]]
 
     parameters: str = field(default=".*", metadata={"help": "Regular expression of the names of what is tuned."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = self.method.peft_type
 
 
 @dataclass
@@ -41,9 +47,12 @@ class FullFineTuningConfig(ParameterConfig):
         parameters (`str`): `r"vision_model\..*"` tunes the vision tower alone.
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = MethodPeftType.FULL_FINE_TUNING
+    method: ClassVar[Method] = Method(
+        "FULL_FINE_TUNING",
+        "Full fine-tuning",
+        1e-5,
+        "Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022",
+    )
 
 
 @dataclass
@@ -61,100 +70,17 @@ class BitFitConfig(ParameterConfig):
             paper's subset of queries and the MLP's first layer.
     """
 
+    method: ClassVar[Method] = Method(
+        "BITFIT",
+        "BitFit",
+        1e-3,
+        "Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked "
+        "Language-models, ACL 2022",
+    )
+
     parameters: str = field(
         default=r"(.*\.)?(in_proj_)?bias", metadata={"help": "Regular expression of the names of what is tuned."}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = MethodPeftType.BITFIT
-
-
-Place = tuple[nn.Module, str]  # where a parameter is: its module, and its name there
-
-
-class ParameterContainer(nn.Module, BaseTunerLayer):
-    """Child `tuned` of a model: holds each adapter's copies of parameters; modules use the active one's.
-
-    An attribute of an instance goes before a parameter of the same name. So the copies are set as attributes of the
-    modules, whose parameters, and with them the base's state, stay what they were.
-
-    Args:
-        model (`nn.Module`): the base.
-    """
-
-    adapter_layer_names = ("tuned_parameters",)
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.tuned_parameters = nn.ModuleDict()
-        self.places: dict[str, Place] = {}
-        self._active_adapter = []
-        self._base = (model,)  # a tuple: as a child it would be saved a second time
-        # Parameters may be replaced (by loading, by moving), and a CLIP's towers may be run without the CLIP.
-        self._hooks = [module.register_forward_pre_hook(self.refresh) for module in (model, *model.children())]
-
-    def get_base_layer(self) -> nn.Module:
-        """The base, which has no `weight` whose device and type all copies would have to take."""
-        return self._base[0]
-
-    def add(self, adapter_name: str, places: dict[str, Place]) -> None:
-        """An adapter that starts as a copy of these parameters, given by their names."""
-        # A dot would make a key's last part look like the parameter's name in a module.
-        self.tuned_parameters[adapter_name] = nn.ParameterDict(
-            {name.replace(".", "/"): nn.Parameter(module._parameters[own].detach().clone())
-             for name, (module, own) in places.items()}
-        )  # fmt: skip
-        self.places.update(places)
-
-    @property
-    def current(self) -> dict[str, nn.Parameter]:
-        """The active adapter's parameters, by the names of those whose place they take."""
-        if self.disable_adapters or not self.active_adapters:
-            return {}
-        copies = self.tuned_parameters[self.active_adapters[0]]
-        return {name.replace("/", "."): parameter for name, parameter in copies.items()}
-
-    def refresh(self, *_: Any) -> None:
-        """Put the current parameters before the base's, and take those of others away."""
-        current = self.current
-        for name, (module, own) in self.places.items():
-            if name in current:
-                module.__dict__[own] = current[name]
-            else:
-                module.__dict__.pop(own, None)
-
-    def detach(self) -> None:
-        """Leave the base as it was."""
-        for module, own in self.places.values():
-            module.__dict__.pop(own, None)
-        for hook in self._hooks:
-            hook.remove()
-
-    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
-        """As PEFT's, for one adapter at a time.
-
-        Raises:
-            ValueError: more than one.
-        """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if len(names) > 1:
-            raise ValueError(
-                f"Adapters {', '.join(names)} would each take the place of the base's parameters; activate one of "
-                "them."
-            )
-        super().set_adapter(names, inference_mode)
-        self.refresh()
-
-    def enable_adapters(self, enabled: bool) -> None:
-        super().enable_adapters(enabled)
-        self.refresh()
-
-    def merge(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(
-            "A tuned parameter replaces the base's, and cannot be taken out again; write model.merge_and_unload(), or "
-            "keep the adapter."
-        )
 
 
 class ParameterTuner(CheckedTuner):
@@ -167,23 +93,34 @@ class ParameterTuner(CheckedTuner):
     prefix = "tuned_"
     tuner_layer_cls = ParameterContainer
     target_module_mapping: dict[str, Any] = {}
+    no_rows = "All rows of a batch use the same tuned parameters, so rows cannot have adapters of their own."
+    no_weighted_sum = (
+        "A weighted sum of tuned parameters is not implemented; use one adapter at a time, or average the saved "
+        "tensors of several and load those."
+    )
 
     def _check(self, model: nn.Module, adapter_name: str, config: ParameterConfig) -> None:
         self._places(config)
 
     def _places(self, config: ParameterConfig) -> dict[str, Place]:
+        adapters = tuple(
+            f"{name}.{attribute}.".lstrip(".")
+            for name, module in self.model.named_modules()
+            if isinstance(module, BaseTunerLayer)
+            for attribute in module.adapter_layer_names
+        )
         places = {
             name: (self.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
             for name, _ in self.model.named_parameters()
-            if not name.startswith("tuned.") and re.fullmatch(config.parameters, name)
+            if not name.startswith(adapters) and re.fullmatch(config.parameters, name)
         }
         if not places:
             raise ValueError(
                 f"parameters={config.parameters!r} matches none of the base's parameters; write a regular expression "
                 "of whole names, such as '.*bias'."
             )
-        for name, (module, own) in places.items():
-            if not torch.is_floating_point(module._parameters[own]):
+        for name, (module, attribute) in places.items():
+            if not torch.is_floating_point(module._parameters[attribute]):
                 raise ValueError(
                     f"{name!r} is quantised, and whole numbers have no gradient; give a base in float, or a method "
                     "that leaves it frozen."
@@ -206,18 +143,43 @@ class ParameterTuner(CheckedTuner):
 
     def unload(self) -> nn.Module:
         """Take the adapters out and return the base, unchanged to the bit."""
-        self.model.tuned.detach()
-        del self.model.tuned
+        if hasattr(self.model, "tuned"):
+            self.model.tuned.detach()
+            del self.model.tuned
         return super().unload()
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """Return the base with one adapter's parameters for its own: the one that is named, or the active one."""
-        container = self.model.tuned
-        if adapter_names:
-            container.set_adapter(adapter_names)
-        for name, parameter in container.current.items():
-            module, own = container.places[name]
-            module._parameters[own].data.copy_(parameter)
+        """Return the base with one adapter's parameters for its own: the one that is named, or the active one.
+
+        Args:
+            progressbar (`bool`): has no effect, since merging takes one step.
+            safe_merge (`bool`): whether to refuse parameters that are not finite.
+            adapter_names (`list[str]`, *optional*): the adapter's name. `None`: the active one.
+
+        Raises:
+            ValueError: there is no such adapter, there are several, or its parameters are not finite.
+        """
+        container = getattr(self.model, "tuned", None)
+        if container is None:
+            return self.unload()
+        active = [name for name in container.active_adapters if name in container.tuned_parameters]
+        names = active if adapter_names is None else adapter_names
+        container.check_single(names)
+        for adapter in names:
+            if adapter not in container.tuned_parameters:
+                raise ValueError(
+                    f"There is no adapter {adapter!r} to merge; write one of {', '.join(container.tuned_parameters)}."
+                )
+            copies = container.copies(adapter)
+            if safe_merge and not all(parameter.isfinite().all() for parameter in copies.values()):
+                raise ValueError(f"Adapter {adapter!r} holds numbers that are not finite; load it again, or train it.")
+            with torch.no_grad():
+                for name, parameter in copies.items():
+                    module, attribute = container.places[name]
+                    module._parameters[attribute].copy_(parameter)
         return self.unload()
+
+
+ParameterConfig.tuner_class = ParameterTuner

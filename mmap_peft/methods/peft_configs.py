@@ -6,6 +6,7 @@ from typing import Any
 
 from peft import IA3Config, LNTuningConfig, LoraConfig
 
+from ..prompts.method import Method
 from ..tuner.model import ENCODER_LAYERS
 
 
@@ -13,6 +14,23 @@ QUERIES_AND_VALUES = ENCODER_LAYERS + r"\.self_attn\.(q_proj|v_proj)"
 KEYS_VALUES_AND_FEEDFORWARD = ENCODER_LAYERS + r"\.(self_attn\.k_proj|self_attn\.v_proj|mlp\.fc2)"
 FEEDFORWARD = ENCODER_LAYERS + r"\.mlp\.fc2"
 LAYER_NORMS = r"(.*\.)?(layer_norm\d|final_layer_norm|pre_layrnorm|post_layernorm|layernorm)"  # CLIP's own spelling
+
+PEFT_METHODS = (
+    Method("LORA", "LoRA", 1e-3, "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022"),
+    Method(
+        "LN_TUNING",
+        "LN-tuning",
+        1e-3,
+        "Zhao et al., Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning, ICLR 2024",
+    ),
+    Method(
+        "IA3",
+        "(IA)^3",
+        3e-3,
+        "Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, "
+        "NeurIPS 2022",
+    ),
+)
 
 
 def lora_config(**fields: Any) -> LoraConfig:

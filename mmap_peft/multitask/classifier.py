@@ -241,8 +241,9 @@ class MultiTaskClassifier(TaskAdapters):
         )
         random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0
         # A sharded tower runs on all processes at once or on none, whatever tasks are present on each.
-        if given or learning or random or is_sharded(self):
+        if learning or random or is_sharded(self):
             self._text_cache.clear()
+        if given or learning or random or is_sharded(self):
             return self._encode(tasks, routes, given)
         state = torch.is_autocast_enabled(self.device.type), self.adapter_set.enabled
         keys = {name: (key, state) for name, key in zip(tasks, self._text_keys(tasks, routes))}

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ..registration import PromptPeftType
 from .base import PromptGenerator, TowerShape
+from .method import Method
 from .sequence import SequencePromptConfig, SequencePromptGenerator
 
 
@@ -31,6 +31,9 @@ class CoOpConfig(SequencePromptConfig):
             batch uses the i-th, unless `use_routes(..., classes=[...])` says otherwise. `None`: one for all classes.
     """
 
+    method: ClassVar[Method] = Method(
+        "COOP", "CoOp", 3e-2, "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022"
+    )
     towers: ClassVar[tuple[str, ...]] = ("text",)
 
     depth: int | None = field(default=1, metadata={"help": "1: prompts enter before the first layer only."})
@@ -41,7 +44,7 @@ class CoOpConfig(SequencePromptConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PromptPeftType.COOP
+        self.peft_type = self.method.peft_type
         if self.depth != 1:
             raise ValueError(f"depth={self.depth} is not CoOp, whose prompts enter once; write 1, or use IVLPConfig.")
         if self.position not in POSITIONS:

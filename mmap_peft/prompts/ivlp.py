@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from ..registration import PromptPeftType
 from .base import TowerShape
+from .method import Method
 from .sequence import SequencePromptConfig, SequencePromptGenerator
 
 
@@ -21,6 +22,10 @@ class IVLPConfig(SequencePromptConfig):
         vision_depth (`int`, *optional*): layers of the vision tower that get prompts. `None`: as for text.
     """
 
+    method: ClassVar[Method] = Method(
+        "IVLP", "IVLP", 3e-2, "Rasheed et al., Fine-tuned CLIP Models are Efficient Video Learners, CVPR 2023"
+    )
+
     num_vision_prompts: int | None = field(
         default=None, metadata={"help": "Prompts of a layer of the vision tower. None: as many as of text."}
     )
@@ -30,7 +35,7 @@ class IVLPConfig(SequencePromptConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PromptPeftType.IVLP
+        self.peft_type = self.method.peft_type
         for name in ("num_vision_prompts", "vision_depth"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is none; write 1 or more, or None for as in text.")

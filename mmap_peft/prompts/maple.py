@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from ..registration import PromptPeftType
 from .base import PromptGenerator, TowerShape
+from .method import Method
 from .sequence import SequencePromptConfig, SequencePromptGenerator
 
 
@@ -22,9 +23,13 @@ class MaPLeConfig(SequencePromptConfig):
         depth (`int`, *optional*): layers of each tower that get prompts. `None`: as many as the shallower tower has.
     """
 
+    method: ClassVar[Method] = Method(
+        "MAPLE", "MaPLe", 3e-3, "Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PromptPeftType.MAPLE
+        self.peft_type = self.method.peft_type
 
     def check(self, towers: Mapping[str, TowerShape]) -> None:
         super().check(towers)

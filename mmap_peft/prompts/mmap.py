@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from ..registration import PromptPeftType
 from .base import PromptConfig, PromptGenerator, TowerShape
+from .method import Method
 
 
 @dataclass
@@ -26,6 +27,13 @@ class MmAPConfig(PromptConfig):
         init_std (`float`): standard deviation of a prompt's elements at the start.
     """
 
+    method: ClassVar[Method] = Method(
+        "MMAP",
+        "MmAP",
+        3e-2,
+        "Xin et al., MmAP: Multi-modal Alignment Prompt for Cross-domain Multi-task Learning, AAAI 2024",
+    )
+
     source_shape: tuple[int, int] = field(
         default=(2, 2), metadata={"help": "(m, n), shape of the source: m divides num_prompts, n both widths."}
     )
@@ -33,7 +41,7 @@ class MmAPConfig(PromptConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PromptPeftType.MMAP
+        self.peft_type = self.method.peft_type
         self.source_shape = tuple(self.source_shape)  # JSON knows lists only
         if len(self.source_shape) != 2 or min(self.source_shape) < 1:
             raise ValueError(

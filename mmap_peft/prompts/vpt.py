@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..registration import PromptPeftType
+from .method import Method
 from .sequence import SequencePromptConfig, SequencePromptGenerator
 
 
@@ -19,11 +19,12 @@ class VPTConfig(SequencePromptConfig):
         depth (`int`, *optional*): 1 is VPT-Shallow; `None`, prompts in all layers, is VPT-Deep.
     """
 
+    method: ClassVar[Method] = Method("VPT", "VPT", 3e-2, "Jia et al., Visual Prompt Tuning, ECCV 2022")
     towers: ClassVar[tuple[str, ...]] = ("vision",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PromptPeftType.VPT
+        self.peft_type = self.method.peft_type
 
 
 class VPTGenerator(SequencePromptGenerator):

@@ -2,27 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NoReturn
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 
 class CheckedTuner(BaseTuner):
-    """A tuner whose adapters live in a container, and whose settings are checked before a model is touched."""
+    """A tuner that leaves a model as it was if an adapter does not fit it.
+
+    Attributes:
+        no_rows (`str`): why the rows of a batch cannot have adapters of their own.
+        no_weighted_sum (`str`): why a weighted sum of adapters cannot be made.
+    """
+
+    no_rows: ClassVar[str]
+    no_weighted_sum: ClassVar[str]
+
+    def __init__(
+        self, model: nn.Module, peft_config: PeftConfig | dict[str, PeftConfig], adapter_name: str, **kwargs: Any
+    ) -> None:
+        # PEFT and transformers write both of these before they know whether the adapter can be put in.
+        configs = getattr(model, "peft_config", None)
+        before = dict(configs or {})
+        try:
+            super().__init__(model, peft_config, adapter_name, **kwargs)
+        except Exception:
+            if configs is not None:
+                configs.clear()
+                configs.update(before)
+            elif hasattr(model, "_hf_peft_config_loaded"):
+                model.__dict__.pop("_hf_peft_config_loaded", None)
+            raise
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Check that the adapter fits before anything is changed, then add it."""
-        try:
-            self._check(model, adapter_name, self.peft_config[adapter_name])
-        except ValueError:
-            if len(self.peft_config) > 1:  # several adapters: the others go on as if nothing had been tried
-                del self.peft_config[adapter_name]
-            raise
+        """Check that the adapter fits before anything is changed, then add it.
+
+        Raises:
+            ValueError: the model holds an adapter of this name, of this method or another, or the adapter does not
+                fit the model.
+        """
+        for name, module in model.named_modules():
+            if isinstance(module, BaseTunerLayer) and adapter_name in module._all_available_adapter_names():
+                raise ValueError(
+                    f"The model already holds an adapter with the name {adapter_name!r}: {type(module).__name__} "
+                    f"{name!r} has it, and would keep its old parameters. Write another `adapter_name`, or take the "
+                    f"old adapter out before, by `unload()` or `delete_adapter({adapter_name!r})`."
+                )
+        self._check(model, adapter_name, self.peft_config[adapter_name])
         kwargs.pop("state_dict", None)  # its keys name the container, never the modules that are changed
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _check(self, model: nn.Module, adapter_name: str, config: PeftConfig) -> None:
         """Raise a `ValueError` if the adapter does not fit the model."""
         raise NotImplementedError
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT's way to give each row of a batch an adapter of its own: model(..., adapter_names=["x", "y"]).
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                f"{self.no_rows} Run the rows of each adapter as a batch of their own, after `set_adapter`, without "
+                "`adapter_names`."
+            )
+        yield
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Weighted sums of adapters are not made.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(self.no_weighted_sum)

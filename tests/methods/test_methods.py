@@ -318,6 +318,7 @@ def test_any_tuner_of_peft_will_do(make, clip, processor, tasks, batch, tmp_path
         starting_learning_rate(LoHaConfig())
 
 
+@pytest.mark.usefixtures("unpacked")
 def test_a_base_of_four_bits(method, clip_folder, processor, tasks, batch, tmp_path):
     def base():
         return CLIPModel.from_pretrained(clip_folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True))

@@ -161,9 +161,9 @@ def test_nothing_is_left_behind(clip, processor, name, fails):
             "modules": [(name, module.training) for name, module in classifier.named_modules()],
             "parameters": [(name, parameter.requires_grad) for name, parameter in classifier.named_parameters()],
             "tensors": list(classifier.state_dict()),
-            "adapters": (list(classifier.model.peft_config), container.active_adapters, dict(container.places)),
+            "adapters": (list(classifier.model.peft_config), container.active_adapters, dict(container.layers)),
             "routes": dict(classifier.routes),
-            "texts": set(classifier._text_memory._features),
+            "texts": set(classifier._text_cache._kept[1]),
             "random": torch.get_rng_state().tolist(),
         }
 
@@ -183,7 +183,7 @@ def test_nothing_is_left_behind(clip, processor, name, fails):
 
 def test_adapters_beside_the_shared_one_stay_in_use(clip, processor):
     classifier = make(clip, processor, CONFIGS["mmap"])
-    classifier.fresh_adapters(["global", "own"])
+    classifier.replace_adapters(["global", "own"])
     classifier.routes["task 1"] = ("global", "own")
     classifier.routes["task 2"] = ("own",)
     batch = images(classifier, [4, 4, 4])

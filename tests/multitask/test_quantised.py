@@ -8,6 +8,7 @@ from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer
 from mmap_peft.data.pictograms import draw
 
 
+@pytest.mark.usefixtures("unpacked")
 def test_it_trains_and_loads_and_is_exported_once_it_is_float(clip_folder, processor, tasks, arguments, tmp_path):
     def base():
         return CLIPModel.from_pretrained(clip_folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
