@@ -20,9 +20,8 @@ from .prompts.vpt import VPTConfig
 from .registration import MethodPeftType, PromptPeftType, register
 from .tuner.model import PromptTuner
 from .tuner.routing import use_routes
+from .version import __version__
 
-
-__version__ = "0.1.0"
 
 register(PromptPeftType.MMAP, MmAPConfig, PromptTuner)
 register(PromptPeftType.COOP, CoOpConfig, PromptTuner)
@@ -52,6 +51,7 @@ __all__ = [
     "Task",
     "TaskGrouping",
     "VPTConfig",
+    "__version__",
     "ia3_config",
     "ln_tuning_config",
     "load_processor",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, snapshot_download
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image
 from torch import nn
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..keywords import check_keywords
 from ..methods.linear_probe import LinearProbeConfig, start_probe
 from ..prompts.base import PromptConfig
 from ..tuner.routing import Route, use_routes
@@ -525,28 +526,35 @@ class MultiTaskClassifier(nn.Module):
         saving.load(self, Path(folder))
 
     @classmethod
+    @check_keywords(snapshot_download, without=("repo_id", "repo_type", "allow_patterns", "dry_run"))
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike,
         model: PreTrainedModel | None = None,
         processor: Any = None,
+        subfolder: str | None = None,
+        text_chunk: int | None = None,
         **download: Any,
     ) -> MultiTaskClassifier:
         """Load a classifier from a folder or from the Hub.
 
         Args:
-            name_or_path: a folder that `save_pretrained` wrote, or the id of a repository on the Hub.
+            name_or_path (`str`): a folder that `save_pretrained` wrote, or the id of a repository on the Hub.
             model (`PreTrainedModel`, *optional*): the base. `None`: the one that was trained on, by its name or path.
-            processor (*optional*): the base's processor.
-            download: `subfolder` (`str`), the classifier's folder inside; `revision`, `token`, `cache_dir` and the
-                like, for the Hub. Token and cache are the base's, too.
+            processor (*optional*): the base's processor. `None`: the one that the base's name or path gives.
+            subfolder (`str`, *optional*): the classifier's folder inside `name_or_path`.
+            text_chunk (`int`, *optional*): as for the class.
+            download: for the Hub, as for `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`,
+                `local_files_only`, `force_download` and others. `token`, `cache_dir` and `local_files_only` are used
+                for the base and its processor, too.
 
         Raises:
-            ValueError: a name or subfolder that can be none, a file is missing or damaged, or the base is not to be
-                found and was not given.
+            TypeError: an unknown keyword.
+            ValueError: a name or subfolder that cannot be one, a file that is missing or damaged, or a base that was
+                not given and is not found.
             OSError: the Hub has no such repository or revision, or cannot be reached.
         """
-        return saving.from_pretrained(cls, name_or_path, model, processor, **download)
+        return saving.from_pretrained(cls, name_or_path, model, processor, subfolder, text_chunk, **download)
 
     def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
         """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
@@ -577,20 +585,22 @@ class MultiTaskClassifier(nn.Module):
         """
         return exporting.export(self, task, format, path)
 
+    @check_keywords(saving.push, without=("classifier",))
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
 
         Args:
-            repo_id (`str`): for example `"me/clip-mmap-office-home"`; made if it is not there.
-            options: `token`; `private`, for a repository that is made; `revision`, a branch, made if it is not there;
-                `subfolder`, a folder inside; `parent_commit`, the full id of the commit that the branch must still be
-                at; `commit_message`.
+            repo_id (`str`): for example `"me/clip-mmap-office-home"`; it is created if it does not exist.
+            options: `token`; `private`, for a repository that is created; `revision`, a branch, created if it does
+                not exist; `subfolder`, a folder inside; `parent_commit`, the full id of the commit that the branch
+                must still be at; `commit_message`.
 
         Returns:
             `CommitInfo`: its `oid` is the commit's id, its `commit_url` the address.
 
         Raises:
-            ValueError: a name or subfolder that can be none.
+            TypeError: an unknown keyword.
+            ValueError: a name or subfolder that cannot be one.
             OSError: the Hub refused, the connection broke, or the branch has moved on from `parent_commit`. Nothing
                 of the push is in the branch then.
         """

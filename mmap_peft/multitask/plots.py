@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from scipy.cluster.hierarchy import dendrogram, linkage
-from scipy.spatial.distance import squareform
 
 from .grouping import TaskGrouping
 
@@ -23,6 +19,11 @@ def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
     Raises:
         ValueError: the grouping came about without similarities.
     """
+    from matplotlib.figure import Figure  # here, since importing it takes longer than the rest of this package
+    from matplotlib.patches import Rectangle
+    from scipy.cluster.hierarchy import dendrogram, linkage
+    from scipy.spatial.distance import squareform
+
     if grouping.similarity is None:
         raise ValueError(f"A grouping of mode {grouping.mode!r} has no similarities to draw; use mode 'gradient'.")
     order = [grouping.tasks.index(task) for group in grouping.groups for task in group]

@@ -9,7 +9,9 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
-from .arguments import MultiTaskTrainingArguments
+from transformers import TrainingArguments
+
+from ..version import __version__
 
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
@@ -64,8 +66,6 @@ class TrainingRecord:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result can depend on."""
-    from .. import __version__  # known only once the whole package is
-
     return {
         "mmap_peft": __version__,
         "python": platform.python_version(),
@@ -73,7 +73,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def changed_settings(args: MultiTaskTrainingArguments) -> dict[str, Any]:
+def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     """The seed, and the arguments of the method that differ from their defaults."""
     values = args.to_dict()
     changed = {

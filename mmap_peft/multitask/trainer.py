@@ -17,7 +17,6 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, get_last_checkpoint
 from transformers.utils import logging
 
-from ..hub.model_card import model_card
 from ..hub.repository import hub_errors
 from . import processes
 from .affinity import cosine_similarity, task_gradients
@@ -29,6 +28,7 @@ from .images import IGNORED, TaskImages, collate
 from .plots import plot_grouping
 from .record import changed_settings, versions
 from .sampler import TaskSampler
+from .saving import model_card
 
 
 logger = logging.get_logger(__name__)

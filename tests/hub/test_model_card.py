@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 from transformers import CLIPModel
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, Task, TaskGrouping
-from mmap_peft.hub.model_card import model_card
+from mmap_peft.multitask.saving import model_card
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4))
