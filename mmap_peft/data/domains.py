@@ -10,6 +10,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets, load_dataset
 from PIL import Image as PILImage
 
+from ..keywords import check_keywords
 from ..multitask.task import clean_name
 
 
@@ -56,15 +57,21 @@ def read_folder(
     return read
 
 
+@check_keywords()
 def read_hub(
-    name: str, domains: Sequence[str] | None = None, classes: Sequence[str] | None = None, **options: str
+    name: str,
+    domains: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> dict[str, Dataset]:
     """Domains from a data set on the Hub with the columns `image`, `domain` and `label`, all splits together.
 
     Args:
         name: for example `"flwrlabs/office-home"`.
         domains, classes (`Sequence[str]`, *optional*): only these, as in `read_folder`.
-        options: for `datasets.load_dataset`: `revision`, `token`, `cache_dir`.
+        revision, token, cache_dir: as for `datasets.load_dataset`.
 
     Returns:
         What `read_folder` returns; `file` is the column `image_path`, or the row's number where the data set has no
@@ -73,7 +80,8 @@ def read_hub(
     Raises:
         ValueError: a column is missing, the labels have no names, or a domain or class that is asked for is missing.
     """
-    everything = concatenate_datasets(list(load_dataset(name, **options).values()))
+    splits = load_dataset(name, revision=revision, token=token, cache_dir=cache_dir)
+    everything = concatenate_datasets(list(splits.values()))
     for column in ("image", "domain", "label"):
         if column not in everything.column_names:
             raise ValueError(

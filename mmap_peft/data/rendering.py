@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -17,6 +16,8 @@ CANVAS = 2 * SIZE  # drawing happens at twice the size and is averaged down
 @functools.cache
 def _glyph(character: str) -> Image.Image:
     """The glyph as a square grey mask whose longer side is as long as the mask."""
+    import matplotlib  # slow to import
+
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     font = ImageFont.truetype(path, 2 * CANVAS)
     box = font.getbbox(character)

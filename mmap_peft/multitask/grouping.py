@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from .files import write_json
 
@@ -35,6 +34,8 @@ def correlation_clustering(gains: np.ndarray, max_groups: int | None = None) -> 
     Returns:
         The groups, each in ascending order, ordered by their first members.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import
+
     count = len(gains)
     pairs = list(combinations(range(count), 2))
     column = {pair: number for number, pair in enumerate(pairs)}

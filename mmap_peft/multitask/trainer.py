@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput,
 from transformers.utils import logging
 
 from ..hub.repository import hub_errors
+from ..keywords import check_keywords
 from . import processes
 from .affinity import cosine_similarity, task_gradients
 from .aggregation import backward, find_aggregator
@@ -374,6 +375,7 @@ class MultiTaskTrainer(TaskTrainer):
         kwargs: as for `TaskTrainer`.
     """
 
+    @check_keywords(Trainer)
     def __init__(self, *args: Any, callbacks: Sequence[TrainerCallback] | None = None, **kwargs: Any) -> None:
         self._own_callbacks = list(callbacks or [])
         super().__init__(*args, callbacks=list(self._own_callbacks), **kwargs)
@@ -421,6 +423,7 @@ class MultiTaskTrainer(TaskTrainer):
             callbacks=[call for call in self._own_callbacks if not isinstance(call, EarlyStoppingCallback)],
         )
 
+    @check_keywords(Trainer.train)
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Group the tasks, if the method has prompts and that is not done, and train.
 
