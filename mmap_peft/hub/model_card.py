@@ -61,34 +61,33 @@ def model_card(
         description (`ClassifierDescription`): the classifier.
         repo_id, subfolder (`str`, *optional*): where the card will stand, for the lines that load the classifier.
     """
-    config, path = description.config, description.saved["base_model"]
-    known_method = METHODS.get(config.peft_type)
+    config, base_path = description.config, description.saved["base_model"]
+    base_id, known_method = hub_id(base_path), METHODS.get(config.peft_type)
     method = type(config).__name__.removesuffix("Config")
     if description.prompted:
         method = f"{method} prompts"
     elif known_method:
         method = known_method.name
     # Of a path the last folder: the others say nothing on another machine.
-    base = hub_id(path) or PurePath(path or "").name or description.base_class
+    base = base_id or PurePath(base_path or "").name or description.base_class
     title = f"{method} of {len(description.tasks)} tasks for {base}"
     values = {
         **description.saved,
         "title": title,
         "method": method,
-        "base": _link(hub_id(path), base),
-        "base_is_local": hub_id(path) is None,
+        "base": _link(base_id, base),
+        "base_is_local": base_id is None,
         "adapter_parameters": description.adapter_parameters,
         "base_parameters": description.base_parameters,
         "prompted": description.prompted,
         "settings": _settings(config),
         "is_mmap": config.peft_type == "MMAP",
         "source": known_method and known_method.source,
-        "class_lists": _class_lists(description.tasks),
         "repo_id": _literal(repo_id or "your-name/your-repository"),
         "subfolder": subfolder and _literal(subfolder),
         "example_task": _literal(description.tasks[0]["name"]),
+        "class_lists": _class_lists(description.tasks),
         **_task_table(description),
-        **_groups(description.saved["grouping"]),
     }
     metadata = _metadata(description, repo_id.split("/")[-1] if repo_id else title)
     template = Path(__file__).with_name("model_card_template.md")
@@ -109,7 +108,7 @@ def _metadata(description: ClassifierDescription, name: str) -> ModelCardData:
 
 
 def _eval_results(description: ClassifierDescription) -> list[EvalResult]:
-    def result(source: str | None, part: str, metric: str, value: float) -> EvalResult:
+    def result(source: str | None, part: str, metric: str, accuracy: float) -> EvalResult:
         return EvalResult(
             task_type="image-classification",
             dataset_type=_one_line(source or "unknown"),
@@ -117,15 +116,12 @@ def _eval_results(description: ClassifierDescription) -> list[EvalResult]:
             dataset_config=part,
             metric_type="accuracy",
             metric_name=metric,
-            metric_value=value,
+            metric_value=accuracy,
         )
 
     tasks, accuracy = description.tasks, description.saved["training"]["prompted"]
-    results = [
-        result(task["dataset"], _one_line(task["name"]), "accuracy", accuracy[task["name"]])
-        for task in tasks
-        if task["name"] in accuracy
-    ]
+    known = [task for task in tasks if task["name"] in accuracy]
+    results = [result(task["dataset"], _one_line(task["name"]), "accuracy", accuracy[task["name"]]) for task in known]
     mean = _mean(tasks, accuracy)
     if mean is not None:
         sources = {task["dataset"] for task in tasks}
@@ -165,13 +161,6 @@ def _class_lists(tasks: list[dict[str, Any]]) -> list[tuple]:
         templates = (task["template"],) if isinstance(task["template"], str) else tuple(task["template"])
         names.setdefault((tuple(task["class_names"]), templates), []).append(task["name"])
     return [(tasks_alike, *classes_and_templates) for classes_and_templates, tasks_alike in names.items()]
-
-
-def _groups(grouping: dict[str, Any] | None) -> dict[str, Any]:
-    if grouping is None:
-        return {"groups": [], "heat_map": False}
-    groups = [(f"group_{number}", ", ".join(members)) for number, members in enumerate(grouping["groups"])]
-    return {"groups": groups, "heat_map": grouping["similarity"] is not None}
 
 
 def _settings(config: PeftConfig) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from peft import PeftConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from ..hub import model_card as cards
 from ..hub import repository
@@ -174,36 +174,20 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
 
 
-@check_keywords()
-def load_processor(
-    name_or_path: str | os.PathLike,
-    revision: str = "main",
-    subfolder: str = "",
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-) -> Any:
+@check_keywords(ProcessorMixin.from_pretrained)
+def load_processor(name_or_path: str | os.PathLike, subfolder: str = "", **options: Any) -> Any:
     """A CLIP's processor with images prepared by PIL, so that pixels are the same on every machine.
 
     Args:
         name_or_path (`str`): the CLIP's name on the Hub, or its folder.
-        revision, subfolder, token, cache_dir, force_download, local_files_only: as for
-            `AutoProcessor.from_pretrained`.
+        subfolder (`str`): a folder inside `name_or_path`.
+        options: as for `AutoProcessor.from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only` and
+            `force_download`.
 
     Raises:
         TypeError: an unknown keyword.
     """
-    return AutoProcessor.from_pretrained(
-        name_or_path,
-        backend="pil",
-        revision=revision,
-        subfolder=subfolder,
-        token=token,
-        cache_dir=cache_dir,
-        force_download=force_download,
-        local_files_only=local_files_only,
-    )
+    return AutoProcessor.from_pretrained(name_or_path, backend="pil", subfolder=subfolder, **options)
 
 
 def from_pretrained(
@@ -256,6 +240,16 @@ def push(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save(classifier, folder, public=True)
-        repo_id = repository.create(api, repo_id, private, revision)
-        model_card(classifier, repo_id, subfolder).save(folder / "README.md")
-        return repository.upload(api, repo_id, folder, revision, subfolder, parent_commit, commit_message)
+        with repository.hub_errors(repo_id, revision, parent_commit):
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            model_card(classifier, repo_id, subfolder).save(folder / "README.md")
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                path_in_repo=subfolder or None,
+                revision=revision,
+                parent_commit=parent_commit,
+                commit_message=commit_message,
+            )

@@ -113,7 +113,9 @@ def test_names_that_mean_something_to_markdown_or_yaml_are_shown_as_they_are(cli
     assert json.dumps(NASTY) in code
 
 
-@pytest.mark.parametrize("name", ["{{ 7 * 6 }}", "{% raw %}", "{# gone #}", "<script>", "&lt;", "a|b", "\\|", "%s {0}"])
+@pytest.mark.parametrize(
+    "name", ["{{ 7 * 6 }}", "{% raw %}", "{# gone #}", "<script>", "&lt;", "a|b", "\\|", "%s {0}"]
+)
 def test_names_that_mean_something_to_the_template_or_to_html_are_shown_as_they_are(name, clip, processor, tmp_path):
     tasks = [Task("print", [f"sun {name}", "moon"]), Task(f"photo {name}", ["sun", "moon"])]
     classifier = MultiTaskClassifier(clip, processor, tasks, CONFIG)
