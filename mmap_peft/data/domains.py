@@ -81,22 +81,7 @@ def read_hub(
         ValueError: a column is missing, the labels have no names, or a domain or class that is asked for is missing.
     """
     splits = load_dataset(name, revision=revision, token=token, cache_dir=cache_dir)
-    everything = concatenate_datasets(list(splits.values()))
-    for column in ("image", "domain", "label"):
-        if column not in everything.column_names:
-            raise ValueError(
-                f"Data set {name!r} has the columns {everything.column_names}, but no {column!r}; give one with "
-                "image, domain and label."
-            )
-    if not isinstance(everything.features["label"], ClassLabel):
-        raise ValueError(
-            f"The labels of data set {name!r} are of type {everything.features['label']}, so its classes have no "
-            "names; give one whose label is a ClassLabel."
-        )
-    if "image_path" in everything.column_names:
-        everything = everything.rename_column("image_path", "file")
-    else:
-        everything = everything.add_column("file", [str(number) for number in range(len(everything))])
+    everything = _with_files(concatenate_datasets(list(splits.values())), name)
     everything, used = _restrict(everything, classes, name)
     feature, values = everything.features["domain"], everything.with_format("numpy")["domain"]
     names = [feature.int2str(int(value)) if isinstance(feature, ClassLabel) else str(value) for value in values]
@@ -105,6 +90,24 @@ def read_hub(
     return {
         domain: everything.select(np.flatnonzero(used & (rows == domain))) for domain in domains or sorted(domain_of)
     }
+
+
+def _with_files(data: Dataset, name: str) -> Dataset:
+    """The data with the column `file`, if they have what `read_hub` needs."""
+    for column in ("image", "domain", "label"):
+        if column not in data.column_names:
+            raise ValueError(
+                f"Data set {name!r} has the columns {data.column_names}, but no {column!r}; give one with image, "
+                "domain and label."
+            )
+    if not isinstance(data.features["label"], ClassLabel):
+        raise ValueError(
+            f"The labels of data set {name!r} are of type {data.features['label']}, so its classes have no names; "
+            "give one whose label is a ClassLabel."
+        )
+    if "image_path" in data.column_names:
+        return data.rename_column("image_path", "file")
+    return data.add_column("file", [str(row) for row in range(len(data))])
 
 
 def read_domains(

@@ -41,20 +41,28 @@ class Split:
 
 
 def _choose(
-    files: Sequence[str], labels: np.ndarray, fraction: float | None, shots: int | None, seed: Sequence[int]
+    files: Sequence[str],
+    labels: np.ndarray,
+    fraction: float | None,
+    shots: int | None,
+    seed: Sequence[int],
+    at_most: int | None = None,
 ) -> list[list[str]]:
-    """A fraction or so many random files of each class, and all other files, both in the order of `files`."""
+    """A fraction or so many random files of each class, and the others, both in the order of `files`."""
     if (fraction is None) == (shots is None):
         raise ValueError(f"Give either fraction or shots, not fraction={fraction} and shots={shots}.")
     if fraction is not None and not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction} leaves nothing to train or to evaluate on; write a number in (0, 1).")
     if shots is not None and shots < 1:
         raise ValueError(f"shots={shots} leaves nothing to train on; write 1 or more.")
-    rng, chosen = np.random.default_rng(seed), set()
+    rng, used, chosen = np.random.default_rng(seed), set(), set()
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        chosen.update(rng.permutation(rows)[: shots or max(1, round(fraction * len(rows)))].tolist())
-    return [[file for row, file in enumerate(files) if (row in chosen) == part] for part in (True, False)]
+        if at_most is not None:
+            rows = np.sort(sorted(rows, key=lambda row: hashlib.sha256(files[row].encode()).digest())[:at_most])
+        used.update(rows)
+        chosen.update(rng.permutation(rows)[: shots or max(1, round(fraction * len(rows)))])
+    return [[files[row] for row in sorted(part)] for part in (chosen, used - chosen)]
 
 
 def split_at_random(
@@ -85,18 +93,8 @@ def split_at_random(
     train, held_out = {}, {}
     for number, (name, data) in enumerate(domains.items()):
         labels, files = np.asarray(data.with_format("numpy")["label"]), data.with_format(None)["file"][:]
-        if at_most is not None:
-            rows = _smallest(labels, files, at_most)
-            labels, files = labels[rows], [files[row] for row in rows]
-        train[name], held_out[name] = _choose(files, labels, fraction, shots, [seed, number])
+        train[name], held_out[name] = _choose(files, labels, fraction, shots, [seed, number], at_most)
     return Split(train, held_out, source)
-
-
-def _smallest(labels: np.ndarray, files: Sequence[str], count: int) -> list[int]:
-    """Rows of the `count` files of each class with the smallest SHA-256, in ascending order."""
-    hashes = [hashlib.sha256(file.encode()).digest() for file in files]
-    by_hash = np.array(sorted(range(len(files)), key=hashes.__getitem__), dtype=np.int64)
-    return sorted(row for label in np.unique(labels) for row in by_hash[labels[by_hash] == label][:count].tolist())
 
 
 def draw(split: Split, fraction: float | None = None, shots: int | None = None, seed: int = 0) -> Split:
@@ -117,14 +115,14 @@ def draw(split: Split, fraction: float | None = None, shots: int | None = None, 
 
 
 def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
-    """Published lists: `folder/Art/train_10.txt` and `test_10.txt` with lines `Art/Alarm_Clock/00001.jpg 0`.
+    """Read published lists: `folder/Art/train_10.txt` and `test_10.txt`, as `split_of_lists` reads them.
 
     Args:
         folder: the folder of the lists.
         fraction: 0.1 stands for the lists of 10 %.
 
     Raises:
-        ValueError: there are no such lists, a line is not of this form, or lines number the classes differently.
+        ValueError: there are no such lists, or they do not fit together.
     """
     percent = f"{100 * fraction:g}"
     train, test = (

@@ -23,22 +23,21 @@ class ClassifierDescription:
     """What a model card says about a classifier.
 
     Args:
-        saved (`dict`): the content of `tasks.json`.
+        base_model, adapters, tasks, training, grouping: as in `tasks.json`.
         config (`PeftConfig`): the method and its settings.
         base_class (`str`): name of the base model's class, shown if the base model has no name.
-        adapter_parameters (`int`): number of parameters of all adapters together.
-        base_parameters (`int`): number of parameters of the base model.
+        adapter_parameters, base_parameters (`int`): numbers of parameters of all adapters together, and of the base.
     """
 
-    saved: dict[str, Any]
+    base_model: str | None
+    adapters: list[str]
+    tasks: list[dict[str, Any]]
+    training: dict[str, Any]
+    grouping: dict[str, Any] | None
     config: PeftConfig
     base_class: str
     adapter_parameters: int
     base_parameters: int
-
-    @property
-    def tasks(self) -> list[dict[str, Any]]:
-        return self.saved["tasks"]
 
     @property
     def prompted(self) -> bool:
@@ -61,33 +60,31 @@ def model_card(
         description (`ClassifierDescription`): the classifier.
         repo_id, subfolder (`str`, *optional*): where the card will stand, for the lines that load the classifier.
     """
-    config, base_path = description.config, description.saved["base_model"]
-    base_id, known_method = hub_id(base_path), METHODS.get(config.peft_type)
+    config, base_id = description.config, hub_id(description.base_model)
+    known_method = METHODS.get(config.peft_type)
     method = type(config).__name__.removesuffix("Config")
     if description.prompted:
         method = f"{method} prompts"
     elif known_method:
         method = known_method.name
     # Of a path the last folder: the others say nothing on another machine.
-    base = base_id or PurePath(base_path or "").name or description.base_class
+    base = base_id or PurePath(description.base_model or "").name or description.base_class
     title = f"{method} of {len(description.tasks)} tasks for {base}"
     values = {
-        **description.saved,
+        **vars(description),
+        **_task_table(description),
         "title": title,
         "method": method,
         "base": _link(base_id, base),
         "base_is_local": base_id is None,
-        "adapter_parameters": description.adapter_parameters,
-        "base_parameters": description.base_parameters,
         "prompted": description.prompted,
         "settings": _settings(config),
         "is_mmap": config.peft_type == "MMAP",
         "source": known_method and known_method.source,
+        "class_lists": _class_lists(description.tasks),
         "repo_id": _literal(repo_id or "your-name/your-repository"),
         "subfolder": subfolder and _literal(subfolder),
         "example_task": _literal(description.tasks[0]["name"]),
-        "class_lists": _class_lists(description.tasks),
-        **_task_table(description),
     }
     metadata = _metadata(description, repo_id.split("/")[-1] if repo_id else title)
     template = Path(__file__).with_name("model_card_template.md")
@@ -97,7 +94,7 @@ def model_card(
 def _metadata(description: ClassifierDescription, name: str) -> ModelCardData:
     sources = dict.fromkeys(task["dataset"] for task in description.tasks if task["dataset"])
     return ModelCardData(
-        base_model=hub_id(description.saved["base_model"]),
+        base_model=hub_id(description.base_model),
         library_name="peft",
         pipeline_tag="zero-shot-image-classification",
         tags=["mmap_peft", "clip", "multi-task", *(["prompt-tuning"] if description.prompted else [])],
@@ -108,26 +105,29 @@ def _metadata(description: ClassifierDescription, name: str) -> ModelCardData:
 
 
 def _eval_results(description: ClassifierDescription) -> list[EvalResult]:
-    def result(source: str | None, part: str, metric: str, accuracy: float) -> EvalResult:
-        return EvalResult(
+    """Accuracies of the tasks that have one, and their mean if all have."""
+    tasks, accuracy = description.tasks, description.training["prompted"]
+    rows = [
+        (task["dataset"], _one_line(task["name"]), "accuracy", accuracy[task["name"]])
+        for task in tasks
+        if task["name"] in accuracy
+    ]
+    if len(rows) == len(tasks):
+        sources = {task["dataset"] for task in tasks}
+        source = sources.pop() if len(sources) == 1 else None
+        rows.append((source, "mean of the tasks", "mean accuracy", _mean(tasks, accuracy)))
+    return [
+        EvalResult(
             task_type="image-classification",
             dataset_type=_one_line(source or "unknown"),
             dataset_name=f"{_one_line(source)}, {part}" if source else part,
             dataset_config=part,
             metric_type="accuracy",
             metric_name=metric,
-            metric_value=accuracy,
+            metric_value=value,
         )
-
-    tasks, accuracy = description.tasks, description.saved["training"]["prompted"]
-    known = [task for task in tasks if task["name"] in accuracy]
-    results = [result(task["dataset"], _one_line(task["name"]), "accuracy", accuracy[task["name"]]) for task in known]
-    mean = _mean(tasks, accuracy)
-    if mean is not None:
-        sources = {task["dataset"] for task in tasks}
-        source = sources.pop() if len(sources) == 1 else None
-        results.append(result(source, "mean of the tasks", "mean accuracy", mean))
-    return results
+        for source, part, metric, value in rows
+    ]
 
 
 def _mean(tasks: list[dict[str, Any]], accuracy: dict[str, float]) -> float | None:
@@ -137,11 +137,11 @@ def _mean(tasks: list[dict[str, Any]], accuracy: dict[str, float]) -> float | No
 
 
 def _task_table(description: ClassifierDescription) -> dict[str, Any]:
-    tasks, training = description.tasks, description.saved["training"]
-    heads = ("zero-shot", "with prompts" if description.prompted else "trained")
+    tasks, training = description.tasks, description.training
+    trained = "with prompts" if description.prompted else "trained"
     names = {task["name"] for task in tasks}
-    accuracies = zip(heads, (training["zero_shot"], training["prompted"]))
-    columns = {head: accuracy for head, accuracy in accuracies if names & set(accuracy)}
+    columns = {"zero-shot": training["zero_shot"], trained: training["prompted"]}
+    columns = {head: accuracy for head, accuracy in columns.items() if names & set(accuracy)}
     rows = [
         [task["name"], len(task["class_names"]), " + ".join(task["route"])]
         + [_percent(accuracy.get(task["name"])) for accuracy in columns.values()]

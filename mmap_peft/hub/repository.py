@@ -1,15 +1,12 @@
-"""Names of repositories on the Hub, downloads from there, and errors of one sentence."""
+"""Names of repositories on the Hub, and its errors as one sentence."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -96,20 +93,3 @@ def hub_errors(repo_id: str, revision: str | None = None, parent_commit: str | N
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
-
-
-def fetch(name_or_path: str | os.PathLike, patterns: Sequence[str], subfolder: str | None, **download: Any) -> Path:
-    """The path of a local folder, or of a folder with files of a repository that are downloaded from the Hub.
-
-    Args:
-        name_or_path (`str`): the folder, or the repository's id.
-        patterns (`Sequence[str]`): patterns of the files to download, inside `subfolder`.
-        subfolder (`str`, *optional*): a folder inside `name_or_path`.
-        download: as for `huggingface_hub.snapshot_download`.
-    """
-    inside = check_subfolder(subfolder)
-    if os.path.isdir(name_or_path):
-        return Path(name_or_path) / inside
-    wanted = [f"{inside}/{pattern}" if inside else pattern for pattern in patterns]
-    with hub_errors(str(name_or_path), download.get("revision")):
-        return Path(snapshot_download(str(name_or_path), allow_patterns=wanted, **download)) / inside

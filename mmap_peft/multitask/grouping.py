@@ -35,7 +35,6 @@ def correlation_clustering(gains: np.ndarray, max_groups: int | None = None) -> 
         The groups, each in ascending order, ordered by their first members.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import
-    from scipy.sparse import csr_array
 
     count = len(gains)
     first, second = np.triu_indices(count, 1)
@@ -45,14 +44,7 @@ def correlation_clustering(gains: np.ndarray, max_groups: int | None = None) -> 
     # Solvers stop at either side of a tie: a very small price makes a pair without gain stay apart.
     price = 1e-9 * max(1.0, float(np.abs(gains).max()))
     cost = np.concatenate([price - gains[first, second], np.zeros(count)])
-    constraints = []
-    if count > 2:
-        i, j, k = np.array(list(combinations(range(count), 3))).T
-        sides = np.stack([column[i, j], column[j, k], column[i, k]], axis=1)
-        signs = np.tile([[1, 1, -1], [1, -1, 1], [-1, 1, 1]], (len(sides), 1))
-        starts = np.arange(0, signs.size + 1, 3)
-        rows = csr_array((signs.ravel(), sides.repeat(3, axis=0).ravel(), starts), shape=(len(signs), size))
-        constraints.append(LinearConstraint(rows, ub=1))
+    constraints = [LinearConstraint(_triangles(column, size), ub=1)] if count > 2 else []
     if max_groups is not None:
         rows = np.zeros((count + 1, size))
         rows[second, np.arange(pairs)] = -1
@@ -65,6 +57,17 @@ def correlation_clustering(gains: np.ndarray, max_groups: int | None = None) -> 
     together[first, second] = answer.x[:pairs] > 0.5
     first_member = together.argmax(axis=0)
     return [np.flatnonzero(first_member == task).tolist() for task in np.unique(first_member)]
+
+
+def _triangles(column: np.ndarray, size: int) -> Any:
+    """For each three tasks three rows: if two of their pairs share a group, so does the third."""
+    from scipy.sparse import csr_array
+
+    i, j, k = np.array(list(combinations(range(len(column)), 3))).T
+    sides = np.stack([column[i, j], column[j, k], column[i, k]], axis=1)
+    signs = np.tile([[1, 1, -1], [1, -1, 1], [-1, 1, 1]], (len(sides), 1))
+    starts = np.arange(0, signs.size + 1, 3)
+    return csr_array((signs.ravel(), sides.repeat(3, axis=0).ravel(), starts), shape=(len(signs), size))
 
 
 @dataclass

@@ -1,4 +1,9 @@
-"""A classifier's folder, on disk and on the Hub: `tasks.json`, a model card, and a PEFT adapter a folder."""
+"""A classifier's folder, on disk and on the Hub: `tasks.json`, a model card, and a PEFT adapter a folder.
+
+Nothing here knows the class of a classifier. Each one that is given has `clip`, `adapter_config`, `adapters`,
+`adapter_state`, `load_adapter_state`, `fresh_adapters`, `prompted`, `base_size`, `tasks`, `routes`, `grouping` and
+`record`, as `MultiTaskClassifier` documents them.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,12 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard, snapshot_download
 from peft import PeftConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -31,29 +36,10 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 HEAT_MAP_FILE = "grouping.png"
 TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset")  # in tasks.json, besides the route
+Classifier = TypeVar("Classifier")
 
 
-class Classifier(Protocol):
-    """What is saved and loaded of a `MultiTaskClassifier`, which documents each."""
-
-    clip: PreTrainedModel
-    adapter_config: PeftConfig
-    adapters: list[str]
-    tasks: dict[str, Task]
-    routes: dict[str, tuple[str, ...]]
-    grouping: TaskGrouping | None
-    record: TrainingRecord
-    prompted: bool
-    base_size: int
-    adapter_state: Callable[[str], dict[str, torch.Tensor]]
-    load_adapter_state: Callable[[str, dict[str, torch.Tensor]], None]
-    fresh_adapters: Callable[[list[str]], None]
-
-
-ClassifierType = TypeVar("ClassifierType", bound=Classifier)
-
-
-def save(classifier: Classifier, folder: Path, public: bool = False) -> None:
+def save(classifier: Any, folder: Path, public: bool = False) -> None:
     """Write a classifier to a folder; other files in it stay. If public, no path of this machine is written."""
     if not classifier.adapters:
         raise ValueError("A zero-shot classifier has no adapter to save; give the MultiTaskClassifier a config.")
@@ -78,7 +64,7 @@ def save(classifier: Classifier, folder: Path, public: bool = False) -> None:
             os.replace(path, target)
 
 
-def _save_adapter(classifier: Classifier, adapter: str, folder: Path, base_model: str | None) -> None:
+def _save_adapter(classifier: Any, adapter: str, folder: Path, base_model: str | None) -> None:
     """Write the files of one adapter as PEFT does."""
     clip = classifier.clip
     # PEFT completes the settings where it puts an adapter into a model, for example with the modules it goes to.
@@ -90,7 +76,7 @@ def _save_adapter(classifier: Classifier, adapter: str, folder: Path, base_model
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def _describe(classifier: Classifier) -> dict[str, Any]:
+def _describe(classifier: Any) -> dict[str, Any]:
     """The content of `tasks.json`."""
     return {
         "base_model": classifier.clip.name_or_path,
@@ -104,11 +90,11 @@ def _describe(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def model_card(classifier: Classifier, repo_id: str | None = None, subfolder: str | None = None) -> ModelCard:
+def model_card(classifier: Any, repo_id: str | None = None, subfolder: str | None = None) -> ModelCard:
     """The model card of a classifier, for a folder or for the repository and subfolder where it will stand."""
     states = [classifier.adapter_state(adapter) for adapter in classifier.adapters]
     description = cards.ClassifierDescription(
-        saved=_describe(classifier),
+        **_describe(classifier),
         config=classifier.adapter_config,
         base_class=type(classifier.clip).__name__,
         adapter_parameters=sum(tensor.numel() for state in states for tensor in state.values()),
@@ -142,7 +128,7 @@ def _read_weights(folder: Path, adapter: str) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is missing or damaged ({error}); nothing was loaded from {folder}.") from error
 
 
-def load(classifier: Classifier, folder: Path) -> None:
+def load(classifier: Any, folder: Path) -> None:
     """Take routes, grouping and weights from a folder, or raise a `ValueError` and change nothing."""
     description = _read_description(folder)
     routes = {task["name"]: tuple(task["route"]) for task in description["tasks"]}
@@ -191,20 +177,21 @@ def load_processor(name_or_path: str | os.PathLike, subfolder: str = "", **optio
 
 
 def from_pretrained(
-    cls: Callable[..., ClassifierType],
+    cls: type[Classifier],
     name_or_path: str | os.PathLike,
     model: PreTrainedModel | None = None,
     processor: Any = None,
     subfolder: str | None = None,
     text_chunk: int | None = None,
     **download: Any,
-) -> ClassifierType:
-    """Make a classifier from a folder, or from one that is fetched from the Hub.
-
-    A base or processor that is not given is loaded by its name, with the same token and cache.
-    """
-    patterns = [TASKS_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}"]
-    folder = repository.fetch(name_or_path, patterns, subfolder, **download)
+) -> Classifier:
+    """Make a classifier from a folder or the Hub; a base or processor that is not given is loaded by its name."""
+    inside = repository.check_subfolder(subfolder)
+    if not os.path.isdir(name_or_path):
+        patterns = [(Path(inside) / file).as_posix() for file in (TASKS_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}")]
+        with repository.hub_errors(str(name_or_path), download.get("revision")):
+            name_or_path = snapshot_download(str(name_or_path), allow_patterns=patterns, **download)
+    folder = Path(name_or_path) / inside
     shared = {name: download[name] for name in ("token", "cache_dir", "local_files_only") if name in download}
     description = _read_description(folder)
     tasks = [Task(**{field: task[field] for field in TASK_FIELDS if field in task}) for task in description["tasks"]]
@@ -225,7 +212,7 @@ def from_pretrained(
 
 
 def push(
-    classifier: Classifier,
+    classifier: Any,
     repo_id: str,
     token: str | None = None,
     private: bool | None = None,
