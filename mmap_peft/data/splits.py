@@ -18,11 +18,11 @@ from ..multitask.task import DEFAULT_TEMPLATE, Task
 
 @dataclass
 class Split:
-    """The images of each domain, by the `file` column, that train and that evaluate.
+    """The images of each domain that train and that evaluate, by their names in the column `file`.
 
     Args:
         train, eval (`dict[str, list[str]]`): files by domain.
-        source (`dict`): how the split came about.
+        source (`dict`): how the split was made.
     """
 
     train: dict[str, list[str]]
@@ -142,7 +142,7 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
 
     Args:
         train, test: file of the list, by domain.
-        source: how the split came about.
+        source: how the split was made.
 
     Raises:
         ValueError: a line is not of this form, lines number the classes differently, or an image of a training list
@@ -187,7 +187,7 @@ def make_tasks(
     template: str | Sequence[str] = DEFAULT_TEMPLATE,
     dataset: str | None = None,
 ) -> list[Task]:
-    """One task a domain of the split.
+    """Make a task of each domain of the split.
 
     Args:
         domains: data sets with the columns `image`, `label` and `file`.

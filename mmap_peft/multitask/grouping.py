@@ -72,19 +72,19 @@ def _triangles(column: np.ndarray, size: int) -> Any:
 
 @dataclass
 class TaskGrouping:
-    """Which tasks share a group's prompts, and why.
+    """Which tasks share a group's prompts, and the similarities that it was decided by.
 
     Args:
         tasks (`Sequence[str]`): names of the tasks.
-        groups (`Sequence[Sequence[str]]`): the partition. The prompts of the first group are adapter `group_0`.
-        similarity (`np.ndarray`, *optional*): (tasks, tasks), mean over the snapshots of the gradients' cosines.
+        groups (`Sequence[Sequence[str]]`): the partition. The prompts of the first group are the adapter `group_0`.
+        similarity (`np.ndarray`, *optional*): (tasks, tasks), cosines of the tasks' gradients, mean of the snapshots.
         snapshots (`np.ndarray`, *optional*): (snapshots, tasks, tasks), the cosines of each snapshot.
         steps (`Sequence[int]`): training step of each snapshot.
         threshold (`float`, *optional*): similarity above which two tasks gain from sharing a group.
-        mode (`str`): how the groups came about: `"gradient"`, `"all"`, `"none"`, `"random"` or `"given"`.
+        mode (`str`): how the groups were made: `"gradient"`, `"all"`, `"none"`, `"random"` or `"given"`.
 
     Raises:
-        ValueError: the groups are no partition of the tasks.
+        ValueError: the groups are not a partition of the tasks.
     """
 
     tasks: Sequence[str]
@@ -168,13 +168,8 @@ class TaskGrouping:
         return cls(tasks, groups, mode=mode)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON knows them; no digit is lost."""
+        """All fields as JSON knows them, without loss of digits: `TaskGrouping(**fields)` is the inverse."""
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> TaskGrouping:
-        """The inverse of `to_dict`."""
-        return cls(**fields)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the grouping to a JSON file."""
@@ -183,4 +178,4 @@ class TaskGrouping:
     @classmethod
     def load(cls, path: str | os.PathLike) -> TaskGrouping:
         """Read a grouping from a JSON file."""
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        return cls(**json.loads(Path(path).read_text()))

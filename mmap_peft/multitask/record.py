@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -40,13 +40,9 @@ class TrainingRecord:
     zero_shot: dict[str, float] = field(default_factory=dict)
     prompted: dict[str, float] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Fields as JSON knows them."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingRecord:
-        """The reverse of `to_dict`.
+        """Make a record from the values of a JSON file.
 
         Raises:
             ValueError: an unknown field, or a value of another type.

@@ -13,6 +13,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,7 +86,7 @@ def _describe(classifier: Any) -> dict[str, Any]:
             {**{field: getattr(task, field) for field in TASK_FIELDS}, "route": classifier.routes[task.name]}
             for task in classifier.tasks.values()
         ],
-        "training": classifier.record.to_dict(),
+        "training": asdict(classifier.record),
         "grouping": None if classifier.grouping is None else classifier.grouping.to_dict(),
     }
 
@@ -152,7 +153,7 @@ def load(classifier: Any, folder: Path) -> None:
         classifier.load_adapter_state(adapter, tensors)
     classifier.routes = routes
     grouping = description["grouping"]
-    classifier.grouping = None if grouping is None else TaskGrouping.from_dict(grouping)
+    classifier.grouping = None if grouping is None else TaskGrouping(**grouping)
     classifier.record = description["training"]
 
 
