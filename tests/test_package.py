@@ -1,10 +1,13 @@
-"""What `import mmap_peft` costs, and what its functions do with keywords that they do not know."""
+"""What `import mmap_peft` costs, who imports whom, and what functions do with keywords that they do not know."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import mmap_peft
 from mmap_peft import (
     MultiTaskClassifier,
     MultiTaskTrainer,
@@ -27,6 +30,22 @@ def test_importing_the_package_imports_nothing_slow():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+ORDER = ["prompts", "tuner", "methods", "hub", "multitask", "data"]  # each may import those before it
+PACKAGE = Path(mmap_peft.__file__).parent
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_imports_none_that_stands_above_it(package):
+    above = ORDER[ORDER.index(package) + 1 :]
+    imports = [
+        f"{path.name}: {node.module}"
+        for path in (PACKAGE / package).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))  # in functions and for type checking, too
+        if isinstance(node, ast.ImportFrom) and node.level == 2 and (node.module or "").split(".")[0] in above
+    ]
+    assert imports == []
 
 
 @pytest.mark.parametrize(
