@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+from report import results, table
 from transformers import CLIPModel, HfArgumentParser, set_seed
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, load_processor
@@ -24,7 +25,6 @@ from mmap_peft.data.pictograms import pictogram_domains, small_clip
 from mmap_peft.data.splits import draw, make_tasks, split_at_random
 from mmap_peft.hub.repository import hub_id
 from mmap_peft.multitask.files import write_json
-from mmap_peft.multitask.results import results, table
 
 
 @dataclass

@@ -5,8 +5,9 @@ from .methods.linear_probe import LinearProbeConfig
 from .methods.parameters import BitFitConfig, FullFineTuningConfig
 from .methods.peft_configs import ia3_config, ln_tuning_config, lora_config
 from .multitask.arguments import MultiTaskTrainingArguments
-from .multitask.classifier import MultiTaskClassifier, MultiTaskOutput, Prediction
+from .multitask.classifier import MultiTaskClassifier
 from .multitask.grouping import TaskGrouping
+from .multitask.output import MultiTaskOutput, Prediction
 from .multitask.plots import plot_grouping
 from .multitask.saving import load_processor
 from .multitask.task import Task
@@ -20,9 +21,8 @@ from .prompts.vpt import VPTConfig
 from .registration import register_method, register_methods, starting_learning_rate
 from .tuner.model import PromptTuner
 from .tuner.routes import use_routes
+from .version import __version__
 
-
-__version__ = "0.1.0"
 
 register_methods()
 
@@ -45,6 +45,7 @@ __all__ = [
     "Task",
     "TaskGrouping",
     "VPTConfig",
+    "__version__",
     "ia3_config",
     "ln_tuning_config",
     "load_processor",

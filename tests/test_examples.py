@@ -113,6 +113,7 @@ def test_a_folder_and_published_lists_from_a_yaml_file(folder, clip_folder, tmp_
 )
 def test_two_ways_to_choose_images_stop_with_a_sentence(more, sentence, folder, tmp_path, monkeypatch):
     script = str(ROOT / "examples" / "train_officehome.py")
+    monkeypatch.syspath_prepend(ROOT / "examples")  # as for a script that is launched
     fields = options(output_dir=tmp_path / "out", data=folder, shots=2)
     monkeypatch.setattr(sys, "argv", [script, *fields, *more])
     with pytest.raises(ValueError, match=sentence):

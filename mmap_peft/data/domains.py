@@ -10,6 +10,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets, load_dataset
 from PIL import Image as PILImage
 
+from ..keywords import check_keywords
 from ..multitask.task import clean_name
 
 
@@ -20,8 +21,8 @@ def read_folder(
 
     Args:
         path: the folder.
-        domains, classes (`Sequence[str]`, *optional*): only these, in this order. Case, `_`, `-` and spaces make no
-            difference.
+        domains, classes (`Sequence[str]`, *optional*): only these, in this order. They match names on disk that differ
+            in case, `_`, `-` and spaces.
 
     Returns:
         For each domain a data set with the columns `image` (undecoded), `label` and `file` (the path inside the
@@ -32,39 +33,45 @@ def read_folder(
     """
     root = Path(path)
     endings = set(PILImage.registered_extensions())
-    places = sorted(root.glob("*/*"))
-    domain_of = _match({place.parent.name for place in places}, domains, root)
-    class_of = _match({place.name for place in places}, classes, root)
-    places = [place for place in places if place.parent.name in domain_of and place.name in class_of]
-    found = [file for place in places for file in sorted(place.glob("*")) if file.suffix.lower() in endings]
-    if not found:
+    folders = sorted(root.glob("*/*"))
+    domain_of = _match({folder.parent.name for folder in folders}, domains, root)
+    class_of = _match({folder.name for folder in folders}, classes, root)
+    folders = [folder for folder in folders if folder.parent.name in domain_of and folder.name in class_of]
+    images = [file for folder in folders for file in sorted(folder.glob("*")) if file.suffix.lower() in endings]
+    if not images:
         raise ValueError(
             f"{root} has no images of the form domain/class/image.jpg, such as {root}/Art/Alarm_Clock/00001.jpg; give "
             "the folder that holds the domains."
         )
-    names = list(classes or sorted({file.parent.name for file in found}))
+    names = list(classes or sorted({file.parent.name for file in images}))
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=names), "file": Value("string")})
-    read = {}
-    for domain in domains or sorted({file.parent.parent.name for file in found}):
-        files = [file for file in found if domain_of[file.parent.parent.name] == domain]
-        table = {
+    data = {}
+    for domain in domains or sorted({file.parent.parent.name for file in images}):
+        files = [file for file in images if domain_of[file.parent.parent.name] == domain]
+        columns = {
             "image": [str(file) for file in files],
             "label": [class_of[file.parent.name] for file in files],
             "file": [file.relative_to(root).as_posix() for file in files],
         }
-        read[domain] = Dataset.from_dict(table, features=features)
-    return read
+        data[domain] = Dataset.from_dict(columns, features=features)
+    return data
 
 
+@check_keywords()
 def read_hub(
-    name: str, domains: Sequence[str] | None = None, classes: Sequence[str] | None = None, **options: str
+    name: str,
+    domains: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> dict[str, Dataset]:
     """Domains from a data set on the Hub with the columns `image`, `domain` and `label`, all splits together.
 
     Args:
         name: for example `"flwrlabs/office-home"`.
         domains, classes (`Sequence[str]`, *optional*): only these, as in `read_folder`.
-        options: for `datasets.load_dataset`: `revision`, `token`, `cache_dir`.
+        revision, token, cache_dir: as for `datasets.load_dataset`.
 
     Returns:
         What `read_folder` returns; `file` is the column `image_path`, or the row's number where the data set has no
@@ -73,31 +80,34 @@ def read_hub(
     Raises:
         ValueError: a column is missing, the labels have no names, or a domain or class that is asked for is missing.
     """
-    everything = concatenate_datasets(list(load_dataset(name, **options).values()))
-    for column in ("image", "domain", "label"):
-        if column not in everything.column_names:
-            raise ValueError(
-                f"Data set {name!r} has the columns {everything.column_names}, but no {column!r}; give one with "
-                "image, domain and label."
-            )
-    if not isinstance(everything.features["label"], ClassLabel):
-        raise ValueError(
-            f"The labels of data set {name!r} are of type {everything.features['label']}, so its classes have no "
-            "names; give one whose label is a ClassLabel."
-        )
-    if "image_path" in everything.column_names:
-        everything = everything.rename_column("image_path", "file")
-    else:
-        everything = everything.add_column("file", [str(number) for number in range(len(everything))])
-    everything, kept = _restrict(everything, classes, name)
-    feature = everything.features["domain"]
-    numbers = everything.with_format("numpy")["domain"]
-    values = [feature.int2str(int(value)) if isinstance(feature, ClassLabel) else str(value) for value in numbers]
-    domain_of = _match(set(values), domains, name)
-    values = np.array([domain_of.get(value) for value in values], dtype=object)
+    splits = load_dataset(name, revision=revision, token=token, cache_dir=cache_dir)
+    everything = _with_files(concatenate_datasets(list(splits.values())), name)
+    everything, used = _restrict(everything, classes, name)
+    feature, values = everything.features["domain"], everything.with_format("numpy")["domain"]
+    names = [feature.int2str(int(value)) if isinstance(feature, ClassLabel) else str(value) for value in values]
+    domain_of = _match(set(names), domains, name)
+    rows = np.array([domain_of.get(name) for name in names], dtype=object)
     return {
-        domain: everything.select(np.flatnonzero(kept & (values == domain))) for domain in domains or sorted(domain_of)
+        domain: everything.select(np.flatnonzero(used & (rows == domain))) for domain in domains or sorted(domain_of)
     }
+
+
+def _with_files(data: Dataset, name: str) -> Dataset:
+    """The data with the column `file`, if they have what `read_hub` needs."""
+    for column in ("image", "domain", "label"):
+        if column not in data.column_names:
+            raise ValueError(
+                f"Data set {name!r} has the columns {data.column_names}, but no {column!r}; give one with image, "
+                "domain and label."
+            )
+    if not isinstance(data.features["label"], ClassLabel):
+        raise ValueError(
+            f"The labels of data set {name!r} are of type {data.features['label']}, so its classes have no names; "
+            "give one whose label is a ClassLabel."
+        )
+    if "image_path" in data.column_names:
+        return data.rename_column("image_path", "file")
+    return data.add_column("file", [str(row) for row in range(len(data))])
 
 
 def read_domains(
@@ -108,28 +118,28 @@ def read_domains(
 
 
 def _match(names: set[str], wanted: Sequence[str] | None, source: object) -> dict[str, str]:
-    """The wanted name that each name stands for; every name stands for itself where none is wanted."""
+    """For each name the wanted name that it matches; the name itself if `wanted` is `None`."""
     if wanted is None:
         return {name: name for name in names}
     plain = {clean_name(name): name for name in wanted}
-    found = {name: plain[clean_name(name)] for name in names if clean_name(name) in plain}
-    missing = [name for name in wanted if name not in found.values()]
+    matches = {name: plain[clean_name(name)] for name in names if clean_name(name) in plain}
+    missing = [name for name in wanted if name not in matches.values()]
     if missing:
         raise ValueError(
             f"{source} lacks {missing[0]!r} and {len(missing) - 1} more of {len(wanted)} names; it has "
             f"{', '.join(sorted(names)[:6]) or 'none'} and so on. Give the data set that has them all."
         )
-    return found
+    return matches
 
 
 def _restrict(data: Dataset, classes: Sequence[str] | None, source: str) -> tuple[Dataset, np.ndarray]:
-    """The data with labels that number `classes`, and which rows are of one of them."""
+    """The data with labels that number `classes`, and for each row whether it is of one of these classes."""
     if classes is None:
         return data, np.ones(len(data), dtype=bool)
     names = data.features["label"].names
     class_of = _match(set(names), classes, source)
     number_of = np.array([classes.index(class_of[name]) if name in class_of else -1 for name in names])
     labels = number_of[data.with_format("numpy")["label"][:]]
-    # a new column before any row is selected: afterwards it would write all images once more
+    # Add the column before rows are selected: afterwards all images would be written once more.
     data = data.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=list(classes)))
     return data, labels >= 0

@@ -13,23 +13,11 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from .rendering import STYLES
 
 
-# fmt: off
-GLYPHS = {
-    "sun": "☀", "cloud": "☁", "umbrella": "☂", "snowman": "☃", "comet": "☄", "star": "★", "telephone": "☎",
-    "coffee cup": "☕", "shamrock": "☘", "pointing hand": "☝", "skull": "☠", "radiation sign": "☢",
-    "biohazard sign": "☣", "ankh": "☥", "star and crescent": "☪", "peace sign": "☮", "yin yang": "☯",
-    "ship wheel": "☸", "sad face": "☹", "smiling face": "☺", "moon": "☾", "female sign": "♀", "male sign": "♂",
-    "chess king": "♔", "chess queen": "♕", "chess rook": "♖", "chess bishop": "♗", "chess knight": "♘",
-    "spade": "♠", "heart": "♥", "club": "♣", "hot spring": "♨", "musical note": "♪", "recycling sign": "♻",
-    "wheelchair": "♿", "die": "⚄", "flag": "⚑", "hammers": "⚒", "anchor": "⚓", "crossed swords": "⚔",
-    "scales": "⚖", "flower": "⚘", "gear": "⚙", "atom": "⚛", "lily": "⚜", "warning sign": "⚠", "lightning": "⚡",
-    "urn": "⚱", "scissors": "✂", "airplane": "✈", "envelope": "✉", "victory hand": "✌", "pencil": "✎",
-    "pen nib": "✒", "check mark": "✓", "snowflake": "❄", "keyboard": "⌨", "mouse": "🐭", "cow": "🐮", "cat": "🐱",
-}
-# fmt: on
+_LINES = Path(__file__).with_name("pictogram_glyphs.txt").read_text("utf-8").splitlines()
+GLYPHS = {name: glyph for glyph, name in (line.split(" ", 1) for line in _LINES)}
 CLASS_NAMES = list(GLYPHS)
 PER_CLASS = 30  # pictures of one class in one style
-DRAWING = "1"  # another one whenever a picture changes, so that none that was kept is taken for it
+DRAWING = "1"  # change it whenever a picture changes, so that pictures of before that were kept are not used
 
 
 def draw(style: str, class_name: str, index: int, seed: int = 0) -> PIL.Image.Image:
@@ -56,8 +44,9 @@ def _pictures(style: str, per_class: int, seed: int, drawn_with: dict[str, str])
 
 
 def pictograms(style: str, per_class: int = PER_CLASS, seed: int = 0) -> Dataset:
-    """All pictures of one style as a data set with the columns `image`, `label`, `index` and `file`. They are drawn
-    once, and kept where `datasets` keeps its files (`HF_DATASETS_CACHE`).
+    """All pictures of one style as a data set with the columns `image`, `label`, `index` and `file`.
+
+    They are drawn once, and kept where `datasets` keeps its files (`HF_DATASETS_CACHE`).
 
     Args:
         style: one of `STYLES`.
@@ -69,7 +58,7 @@ def pictograms(style: str, per_class: int = PER_CLASS, seed: int = 0) -> Dataset
     features = Features(
         {"image": Image(), "label": ClassLabel(names=CLASS_NAMES), "index": Value("int64"), "file": Value("string")}
     )
-    # What is kept is found again by these arguments, so they hold all that a picture depends on.
+    # Kept pictures are found by these arguments, so they hold all that a picture depends on.
     drawn_with = {"drawing": DRAWING, **{name: version(name) for name in ("numpy", "pillow", "matplotlib")}}
     arguments = {"style": style, "per_class": per_class, "seed": seed, "drawn_with": drawn_with}
     return Dataset.from_generator(_pictures, features=features, gen_kwargs=arguments)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -17,6 +16,8 @@ CANVAS = 2 * SIZE  # drawing happens at twice the size and is averaged down
 @functools.cache
 def _glyph(character: str) -> Image.Image:
     """The glyph as a square grey mask whose longer side is as long as the mask."""
+    import matplotlib  # slow to import
+
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     font = ImageFont.truetype(path, 2 * CANVAS)
     box = font.getbbox(character)
@@ -60,23 +61,25 @@ def pose(
     return np.asarray(posed, dtype=np.float32) / 255.0
 
 
-def blur(array: np.ndarray, radius: float) -> np.ndarray:
-    """Gaussian blur of a float array (H, W) in [0, 1]; radius in pixels."""
+def _filtered(array: np.ndarray, image_filter: ImageFilter.Filter) -> np.ndarray:
+    """A filter of PIL on a float array (H, W) in [0, 1]."""
     image = Image.fromarray(np.clip(array * 255, 0, 255).astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255.0
+    return np.asarray(image.filter(image_filter), dtype=np.float32) / 255.0
+
+
+def blur(array: np.ndarray, radius: float) -> np.ndarray:
+    """Gaussian blur; radius in pixels."""
+    return _filtered(array, ImageFilter.GaussianBlur(radius))
 
 
 def grow(mask: np.ndarray, width: int) -> np.ndarray:
     """The mask with `width` more pixels all around (an odd number counts as the next lower even one)."""
-    image = Image.fromarray((mask * 255).astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.MaxFilter(2 * (width // 2) + 1)), dtype=np.float32) / 255.0
+    return _filtered(mask, ImageFilter.MaxFilter(2 * (width // 2) + 1))
 
 
-def edges(mask: np.ndarray, width: int = 3) -> np.ndarray:
+def edges(mask: np.ndarray, width: int) -> np.ndarray:
     """The mask's outline, a band of about `width` pixels."""
-    image = Image.fromarray((mask * 255).astype(np.uint8))
-    inner = np.asarray(image.filter(ImageFilter.MinFilter(2 * (width // 2) + 1)), dtype=np.float32) / 255.0
-    return np.clip(grow(mask, width) - inner, 0, 1)
+    return np.clip(grow(mask, width) - _filtered(mask, ImageFilter.MinFilter(2 * (width // 2) + 1)), 0, 1)
 
 
 def clouds(rng: np.random.Generator, coarse: int) -> np.ndarray:

@@ -18,11 +18,11 @@ from ..multitask.task import DEFAULT_TEMPLATE, Task
 
 @dataclass
 class Split:
-    """The images of each domain, by the `file` column, that train and that evaluate.
+    """The images of each domain that train and that evaluate, by their names in the column `file`.
 
     Args:
         train, eval (`dict[str, list[str]]`): files by domain.
-        source (`dict`): how the split came about.
+        source (`dict`): how the split was made.
     """
 
     train: dict[str, list[str]]
@@ -41,23 +41,28 @@ class Split:
 
 
 def _choose(
-    labels: np.ndarray, fraction: float | None, shots: int | None, rng: np.random.Generator
-) -> tuple[list[int], list[int]]:
-    """Rows of a fraction or of so many random images of each class, and the other rows, both in ascending order."""
-    chosen = []
-    for value in np.unique(labels):
-        rows = np.flatnonzero(labels == value)
-        chosen.extend(rng.permutation(rows)[: shots or max(1, round(fraction * len(rows)))].tolist())
-    return sorted(chosen), sorted(set(range(len(labels))) - set(chosen))
-
-
-def _check_amount(fraction: float | None, shots: int | None) -> None:
+    files: Sequence[str],
+    labels: np.ndarray,
+    fraction: float | None,
+    shots: int | None,
+    seed: Sequence[int],
+    at_most: int | None = None,
+) -> list[list[str]]:
+    """A fraction or so many random files of each class, and the others, both in the order of `files`."""
     if (fraction is None) == (shots is None):
         raise ValueError(f"Give either fraction or shots, not fraction={fraction} and shots={shots}.")
     if fraction is not None and not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction} leaves nothing to train or to evaluate on; write a number in (0, 1).")
     if shots is not None and shots < 1:
         raise ValueError(f"shots={shots} leaves nothing to train on; write 1 or more.")
+    rng, used, chosen = np.random.default_rng(seed), set(), set()
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if at_most is not None:
+            rows = np.sort(sorted(rows, key=lambda row: hashlib.sha256(files[row].encode()).digest())[:at_most])
+        used.update(rows)
+        chosen.update(rng.permutation(rows)[: shots or max(1, round(fraction * len(rows)))])
+    return [[files[row] for row in sorted(part)] for part in (chosen, used - chosen)]
 
 
 def split_at_random(
@@ -72,75 +77,63 @@ def split_at_random(
     Args:
         domains: data sets with the columns `label` and `file`.
         fraction: share of each class's images that train, between 0 and 1; at least one image.
-        shots: instead, so many images of each class.
+        shots: number of each class's images that train, instead of `fraction`.
         seed: seed of the choice.
-        at_most (`int`, *optional*): take and evaluate on a subset only, the same for every seed: of each class of each
-            domain the `at_most` images whose `file` has the smallest SHA-256.
+        at_most (`int`, *optional*): use only a subset, the same for every seed: of each class of each domain the
+            `at_most` images whose `file` has the smallest SHA-256.
 
     Raises:
         ValueError: neither or both of `fraction` and `shots`, or one out of range.
     """
-    _check_amount(fraction, shots)
-    if at_most is not None and at_most < 2:
-        raise ValueError(f"at_most={at_most} leaves nothing to train or to evaluate on; write 2 or more.")
+    source = {"fraction": fraction, "shots": shots, "seed": seed}
+    if at_most is not None:
+        if at_most < 2:
+            raise ValueError(f"at_most={at_most} leaves nothing to train or to evaluate on; write 2 or more.")
+        source["subset"] = f"of each class of each domain the {at_most} images whose file has the smallest SHA-256"
     train, held_out = {}, {}
     for number, (name, data) in enumerate(domains.items()):
         labels, files = np.asarray(data.with_format("numpy")["label"]), data.with_format(None)["file"][:]
-        if at_most is not None:
-            rows = _smallest(labels, files, at_most)
-            labels, files = labels[rows], [files[row] for row in rows]
-        chosen, others = _choose(labels, fraction, shots, np.random.default_rng([seed, number]))
-        train[name], held_out[name] = [files[row] for row in chosen], [files[row] for row in others]
-    source = {"fraction": fraction, "shots": shots, "seed": seed}
-    if at_most is not None:
-        source["subset"] = f"of each class of each domain the {at_most} images whose file has the smallest SHA-256"
+        train[name], held_out[name] = _choose(files, labels, fraction, shots, [seed, number], at_most)
     return Split(train, held_out, source)
 
 
-def _smallest(labels: np.ndarray, files: Sequence[str], count: int) -> list[int]:
-    """Rows of the `count` files of each class with the smallest SHA-256, in ascending order."""
-    by_hash = sorted(range(len(files)), key=lambda row: hashlib.sha256(files[row].encode()).digest())
-    by_hash = np.array(by_hash, dtype=np.int64)
-    return sorted(row for value in np.unique(labels) for row in by_hash[labels[by_hash] == value][:count].tolist())
-
-
 def draw(split: Split, fraction: float | None = None, shots: int | None = None, seed: int = 0) -> Split:
-    """Train on some of a split's training images of each class, and evaluate on what it evaluates on.
+    """Train on some of a split's training images of each class, and evaluate on the same images as the split.
 
     Args:
-        split: its files are of the form `domain/class/image`.
+        split: its files have the form `domain/class/image`.
         fraction, shots, seed: as in `split_at_random`.
 
     Raises:
         ValueError: neither or both of `fraction` and `shots`, or one out of range.
     """
-    _check_amount(fraction, shots)
     train = {}
     for number, (name, files) in enumerate(split.train.items()):
         labels = np.array([_class(file) for file in files])
-        chosen, _ = _choose(labels, fraction, shots, np.random.default_rng([seed, number]))
-        train[name] = [files[row] for row in chosen]
+        train[name], _ = _choose(files, labels, fraction, shots, [seed, number])
     return Split(train, split.eval, {**split.source, "fraction": fraction, "shots": shots, "seed": seed})
 
 
 def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
-    """Published lists: `folder/Art/train_10.txt` and `test_10.txt` with lines `Art/Alarm_Clock/00001.jpg 0`.
+    """Read published lists: `folder/Art/train_10.txt` and `test_10.txt`, as `split_of_lists` reads them.
 
     Args:
         folder: the folder of the lists.
         fraction: 0.1 stands for the lists of 10 %.
 
     Raises:
-        ValueError: there are no such lists, a line is not of this form, or lines number the classes differently.
+        ValueError: there are no such lists, or they do not fit together.
     """
     percent = f"{100 * fraction:g}"
-    lists = {split: sorted(Path(folder).glob(f"*/{split}_{percent}.txt")) for split in ("train", "test")}
-    if not lists["train"] or [path.parent for path in lists["train"]] != [path.parent for path in lists["test"]]:
+    train, test = (
+        {path.parent.name: path for path in sorted(Path(folder).glob(f"*/{part}_{percent}.txt"))}
+        for part in ("train", "test")
+    )
+    if not train or list(train) != list(test):
         raise ValueError(
             f"{folder} has no lists of {percent} % for each domain; look for files such as "
             f"{folder}/Art/train_{percent}.txt and test_{percent}.txt."
         )
-    train, test = ({path.parent.name: path for path in paths} for paths in lists.values())
     return split_of_lists(train, test, {"lists": f"{percent} %"})
 
 
@@ -149,37 +142,39 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
 
     Args:
         train, test: file of the list, by domain.
-        source: how the split came about.
+        source: how the split was made.
 
     Raises:
         ValueError: a line is not of this form, lines number the classes differently, or an image of a training list
             is in the test list as well.
     """
     label_of, class_of = {}, {}
-    chosen = {"train": {}, "test": {}}
-    for split, paths in (("train", train), ("test", test)):
-        for domain, path in paths.items():
-            files = chosen[split][domain] = []
-            for line in filter(str.strip, path.read_text().splitlines()):
-                file, _, label = line.strip().rpartition(" ")
-                if not label.isdigit() or file.count("/") != 2:
-                    raise ValueError(f"Line {line!r} of {path} is not of the form Domain/Class/file label.")
-                name = _class(file)
-                if label_of.setdefault(name, label) != label or class_of.setdefault(label, name) != name:
-                    raise ValueError(
-                        f"Line {line!r} of {path} gives {name!r} the label {label}, but elsewhere its label is "
-                        f"{label_of[name]}, and {label} is the label of {class_of.get(label)!r}; give lists that "
-                        "number their classes alike."
-                    )
-                files.append(file)
-    for domain, files in chosen["train"].items():
-        both = set(files).intersection(chosen["test"][domain])
+
+    def read(path: Path) -> list[str]:
+        files = []
+        for line in filter(str.strip, path.read_text().splitlines()):
+            file, _, label = line.strip().rpartition(" ")
+            if not label.isdigit() or file.count("/") != 2:
+                raise ValueError(f"Line {line!r} of {path} is not of the form Domain/Class/file label.")
+            name = _class(file)
+            if label_of.setdefault(name, label) != label or class_of.setdefault(label, name) != name:
+                raise ValueError(
+                    f"Line {line!r} of {path} gives {name!r} the label {label}, but elsewhere its label is "
+                    f"{label_of[name]}, and {label} is the label of {class_of.get(label)!r}; give lists that number "
+                    "their classes alike."
+                )
+            files.append(file)
+        return files
+
+    train_files, test_files = ({domain: read(path) for domain, path in paths.items()} for paths in (train, test))
+    for domain, files in train_files.items():
+        both = set(files).intersection(test_files[domain])
         if both:
             raise ValueError(
                 f"{min(both)!r} and {len(both) - 1} more images are in {train[domain]} and in {test[domain]} as well; "
                 "give lists whose test images do not train."
             )
-    return Split(chosen["train"], chosen["test"], source)
+    return Split(train_files, test_files, source)
 
 
 def _class(file: str) -> str:
@@ -192,7 +187,7 @@ def make_tasks(
     template: str | Sequence[str] = DEFAULT_TEMPLATE,
     dataset: str | None = None,
 ) -> list[Task]:
-    """One task a domain of the split.
+    """Make a task of each domain of the split.
 
     Args:
         domains: data sets with the columns `image`, `label` and `file`.
@@ -204,24 +199,24 @@ def make_tasks(
         ValueError: the data lack a domain or a file of the split.
     """
     # Office-Home's folder says "Real World", its lists say "Real_World".
-    known = {_plain(name): data for name, data in domains.items()}
+    by_name = {_plain(name): data for name, data in domains.items()}
     tasks = []
     for name in split.train:
-        if _plain(name) not in known:
+        if _plain(name) not in by_name:
             raise ValueError(f"The split has a domain {name!r}, but the data have {sorted(domains)}.")
-        data = known[_plain(name)]
-        place = {_plain(file): row for row, file in enumerate(data.with_format(None)["file"])}
-        parts = {}
+        data = by_name[_plain(name)]
+        row_of = {_plain(file): row for row, file in enumerate(data.with_format(None)["file"])}
+        images = {}
         for part, files in (("train", split.train[name]), ("eval", split.eval[name])):
-            missing = [file for file in files if _plain(file) not in place]
+            missing = [file for file in files if _plain(file) not in row_of]
             if missing:
                 raise ValueError(
                     f"The split names {missing[0]!r} and {len(missing) - 1} more files of {name!r} that the data "
                     "lack; give the folder that the lists were made for."
                 )
-            parts[part] = data.select([place[_plain(file)] for file in files])
-        names = data.features["label"].names
-        tasks.append(Task(name.replace("_", " ").lower(), names, **parts, template=template, dataset=dataset))
+            images[part] = data.select([row_of[_plain(file)] for file in files])
+        class_names = data.features["label"].names
+        tasks.append(Task(name.replace("_", " ").lower(), class_names, **images, template=template, dataset=dataset))
     return tasks
 
 

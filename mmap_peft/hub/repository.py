@@ -1,15 +1,12 @@
-"""Folders to and from repositories on the Hub, with errors of one sentence."""
+"""Names of repositories on the Hub, and its errors as one sentence."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -23,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 
 
 def hub_id(name_or_path: str | os.PathLike | None) -> str | None:
-    """The name if it can be a repository's on the Hub, else `None`: a path says nothing on another machine."""
+    """The name, if a repository on the Hub can have it, else `None`: a path says nothing on another machine."""
     if not name_or_path or os.path.isdir(name_or_path):
         return None
     try:
@@ -34,12 +31,12 @@ def hub_id(name_or_path: str | os.PathLike | None) -> str | None:
 
 
 def check_subfolder(subfolder: str | None) -> str:
-    """The subfolder, `""` for none.
+    """Return the subfolder, `""` for none.
 
     Raises:
-        ValueError: it is no path that stays inside the repository.
+        ValueError: it is not a path that stays inside the repository.
     """
-    parts = (subfolder or "").split("/") if subfolder else []
+    parts = subfolder.split("/") if subfolder else []
     if not all(re.fullmatch(r"[\w.-]+", part) and part.strip(".") for part in parts):
         raise ValueError(
             f"subfolder={subfolder!r} is no folder inside a repository; write names of letters, digits, '_', '-' and "
@@ -50,7 +47,7 @@ def check_subfolder(subfolder: str | None) -> str:
 
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None = None, parent_commit: str | None = None) -> Iterator[None]:
-    """Turns what the Hub refuses inside into an `OSError` of one sentence, and a wrong name into a `ValueError`."""
+    """Inside the `with` block, errors of the Hub become an `OSError` of one sentence, a wrong name a `ValueError`."""
     branch = revision or "main"
     try:
         yield
@@ -75,17 +72,17 @@ def hub_errors(repo_id: str, revision: str | None = None, parent_commit: str | N
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:
-            said = "knows no account by the token, or got none; log in with `hf auth login`, or give a valid token."
+            answer = "knows no account by the token, or got none; log in with `hf auth login`, or give a valid token."
         elif status == 403:
-            said = "does not let this token write there; give the token of an account that may write."
+            answer = "does not let this token write there; give the token of an account that may write."
         elif status in (409, 412) and parent_commit is not None:
-            said = (
+            answer = (
                 f"has a newer commit of {branch!r} than parent_commit={parent_commit!r}, so somebody pushed meanwhile "
                 "and nothing was changed; load the newer one and push again, or leave parent_commit out."
             )
         else:
-            said = f"answered {status} ({error.server_message or _first_line(error)}); try again."
-        raise OSError(f"{repo_id}: the Hub {said}") from error
+            answer = f"answered {status} ({error.server_message or _first_line(error)}); try again."
+        raise OSError(f"{repo_id}: the Hub {answer}") from error
     except (HTTPError, RuntimeError) as error:  # threads that upload wrap what stopped them in a RuntimeError
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         raise OSError(
@@ -95,51 +92,4 @@ def hub_errors(repo_id: str, revision: str | None = None, parent_commit: str | N
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).split("\n")))
-
-
-def fetch(name_or_path: str | os.PathLike, patterns: Sequence[str], subfolder: str | None, **download: Any) -> Path:
-    """A local folder, or those files of a repository that match a pattern, fetched from the Hub.
-
-    Args:
-        name_or_path: the folder, or the repository's id.
-        patterns: of the files inside `subfolder`.
-        subfolder (`str`, *optional*): a folder inside.
-        download: for `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir` and the like.
-    """
-    inside = check_subfolder(subfolder)
-    if os.path.isdir(name_or_path):
-        return Path(name_or_path) / inside
-    wanted = [f"{inside}/{pattern}" if inside else pattern for pattern in patterns]
-    with hub_errors(str(name_or_path), download.get("revision")):
-        return Path(snapshot_download(str(name_or_path), allow_patterns=wanted, **download)) / inside
-
-
-def create(api: HfApi, repo_id: str, private: bool | None = None, revision: str | None = None) -> str:
-    """Make a repository, and a branch in it, unless they are there; return the full id."""
-    with hub_errors(repo_id, revision):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return repo_id
-
-
-def upload(
-    api: HfApi,
-    repo_id: str,
-    folder: Path,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    parent_commit: str | None = None,
-    commit_message: str | None = None,
-) -> CommitInfo:
-    """Upload a folder in one commit."""
-    with hub_errors(repo_id, revision, parent_commit):
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            path_in_repo=subfolder or None,
-            revision=revision,
-            parent_commit=parent_commit,
-            commit_message=commit_message,
-        )
+    return str(error).split("\n")[0]

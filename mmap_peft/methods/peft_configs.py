@@ -6,6 +6,7 @@ from typing import Any
 
 from peft import IA3Config, LNTuningConfig, LoraConfig
 
+from ..keywords import check_keywords
 from ..prompts.method import Method
 from ..tuner.model import ENCODER_LAYERS
 
@@ -33,6 +34,7 @@ PEFT_METHODS = (
 )
 
 
+@check_keywords(LoraConfig)
 def lora_config(**fields: Any) -> LoraConfig:
     r"""LoRA of the queries and values of all encoder layers of both towers: $W + \frac{\alpha}{r} B A$.
 
@@ -45,6 +47,7 @@ def lora_config(**fields: Any) -> LoraConfig:
     return LoraConfig(**{"target_modules": QUERIES_AND_VALUES, **fields})
 
 
+@check_keywords(LNTuningConfig)
 def ln_tuning_config(**fields: Any) -> LNTuningConfig:
     """Weights and biases of all layer norms of both towers.
 
@@ -56,6 +59,7 @@ def ln_tuning_config(**fields: Any) -> LNTuningConfig:
     return LNTuningConfig(**{"target_modules": LAYER_NORMS, **fields})
 
 
+@check_keywords(IA3Config)
 def ia3_config(**fields: Any) -> IA3Config:
     r"""(IA)^3 of all encoder layers of both towers: a factor for each element of keys, of values, and of what the
     MLP's second layer gets, $l_k \odot K$, $l_v \odot V$ and $l_{ff} \odot \gamma(W_1 x)$.

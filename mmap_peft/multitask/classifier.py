@@ -4,72 +4,34 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, snapshot_download
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
-from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from ..export import files
 from ..export.merging import merged
 from ..export.task_classifier import TaskClassifier
-from ..tuner.assemble import AdapterPrompts, Prompts, Route
-from ..tuner.context import ContextValue
-from ..tuner.fingerprint import Fingerprint
+from ..keywords import check_keywords
+from ..tuner.assemble import Route
 from . import saving
 from .adapters import ProbeSet, make_adapters
 from .class_texts import ClassTexts
 from .evaluation_mode import EvaluationMode
-from .images import IGNORED
-from .processes import is_sharded
+from .output import Prediction
 from .record import TrainingRecord
 from .task import Task
-from .task_adapters import TaskAdapters
-from .text_features import TextFeatureCache, encode_texts
+from .task_forward import TaskForward
+from .text_features import TextFeatureCache
 
 
-# Routes that `override_routes` set, each with the classifier that they are for.
-_overrides: ContextValue[tuple[tuple[nn.Module, Mapping[str, Route]], ...]] = ContextValue("mmap_peft_tasks", ())
-
-
-@dataclass
-class MultiTaskOutput(ModelOutput):
-    """What `MultiTaskClassifier` returns.
-
-    Args:
-        loss (`torch.Tensor`, *optional*): cross entropy over each image's own classes, mean over the images.
-        logits (`torch.Tensor`): (batch, classes of the task with most of them); -inf beyond an image's own classes.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-
-
-class Prediction(NamedTuple):
-    """Classes of some images.
-
-    Attributes:
-        labels: the most probable class name of each image.
-        probabilities: (images, classes of the task with most of them), in the order of the class names of each image's
-            task; 0 beyond them.
-    """
-
-    labels: list[str]
-    probabilities: torch.Tensor
-
-
-class MultiTaskClassifier(TaskAdapters):
+class MultiTaskClassifier(TaskForward):
     """A frozen CLIP, its adapters, and the tasks that use them.
 
     A task has no decoder: its class names' text features classify its image features. Whose adapters it uses is its
@@ -141,155 +103,6 @@ class MultiTaskClassifier(TaskAdapters):
         self.tasks = {**self.tasks, task.name: task}
         self.routes = {**self.routes, task.name: route}
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        hook = getattr(self.clip, "_hf_hook", None)  # of accelerate, if weights are offloaded
-        return torch.device(getattr(hook, "execution_device", None) or self.clip.device)
-
-    # ---- forward
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        task_ids: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        text_features: Mapping[str, torch.Tensor] | None = None,
-        given: Mapping[str, AdapterPrompts] | None = None,
-    ) -> MultiTaskOutput:
-        """Classify images of any tasks in one pass.
-
-        Args:
-            pixel_values (`torch.Tensor`): (batch, 3, H, W).
-            task_ids (`torch.Tensor`): (batch,), number of each image's task in `tasks`.
-            labels (`torch.Tensor`, *optional*): (batch,), number of each image's class; -100 is left out of the loss.
-            text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes,
-                (classes, dim), by the name of the task. `None`: they are computed.
-            given (`Mapping[str, AdapterPrompts]`, *optional*): prompts that routes name besides the adapters.
-        """
-        present = torch.unique(task_ids).tolist()
-        names = [name for number, name in enumerate(self.tasks) if number in present]
-        place = torch.full((len(self.tasks),), -1, device=task_ids.device)
-        place[present] = torch.arange(len(present), device=task_ids.device)
-        rows = place[task_ids]  # number of each image's task among those present
-
-        tasks, routes = self._tasks_and_routes(names)
-        route_list = list(routes.values())
-        texts = text_features or {}
-        weight, bias = self.adapter_set.class_weights(
-            route_list, lambda: [texts[name] for name in names] if texts else self._text_features(tasks, routes, given)
-        )
-        distinct = list(dict.fromkeys(route_list))
-        number = torch.tensor([distinct.index(route) for route in route_list], device=rows.device)
-        prompts = self.adapter_set.prompts("vision", distinct, given, vision=number[rows])
-        image = F.normalize(self.clip.get_image_features(pixel_values, **_keyword(prompts)).pooler_output, dim=-1)
-        logits = self._logits(image, weight, bias, [tasks[name] for name in names], rows)
-        loss = None
-        if labels is not None:
-            loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
-        return MultiTaskOutput(loss=loss, logits=logits)
-
-    def _logits(
-        self,
-        image: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | float,
-        tasks: Sequence[Task],
-        rows: torch.Tensor,
-    ) -> torch.Tensor:
-        """Logits of each image for the classes of its own task, which is the `rows`-th of the tasks."""
-        widest = max(len(task.class_names) for task in self.tasks.values())
-        column = torch.arange(widest, device=rows.device)
-        counts = torch.tensor([len(task.class_names) for task in tasks], device=rows.device)
-        starts = counts.cumsum(0) - counts
-        # (batch, classes of all tasks present)
-        every = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias
-        own = column < counts[rows][:, None]
-        chosen = torch.where(own, starts[rows][:, None] + column, 0)
-        return every.gather(1, chosen).masked_fill(~own, float("-inf"))
-
-    def logit_scale(self) -> torch.Tensor:
-        """CLIP's inverse temperature."""
-        if not self.clip.logit_scale.is_meta:
-            return self.clip.logit_scale.exp()
-        with align_module_device(self.clip, self.device):  # offloaded by accelerate
-            return self.clip.logit_scale.exp()
-
-    def _tasks_and_routes(self, names: Sequence[str]) -> tuple[dict[str, Task], dict[str, Route]]:
-        routes: Mapping[str, Route] = self.routes
-        for classifier, others in _overrides.get():
-            if classifier is self:
-                routes = others
-        return {name: self.tasks[name] for name in names}, {name: routes[name] for name in names}
-
-    # ---- texts
-
-    def class_weights(self, task: str) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """What classifies unit image features of a task: weight (classes, dim) and bias (classes) or 0."""
-        tasks, routes = self._tasks_and_routes([task])
-        return self.adapter_set.class_weights([routes[task]], lambda: self._text_features(tasks, routes))
-
-    def _text_features(
-        self,
-        tasks: dict[str, Task],
-        routes: dict[str, Route],
-        given: Mapping[str, AdapterPrompts] | None = None,
-    ) -> list[torch.Tensor]:
-        """Unit text features of each task's classes, (classes, dim); from the cache if nothing has changed."""
-        learning = torch.is_grad_enabled() and any(
-            parameter.requires_grad for part in self.adapter_set.text_parameters() for parameter in part
-        )
-        random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0
-        # A sharded tower runs on all processes at once or on none, whatever tasks are present on each.
-        if learning or random or is_sharded(self):
-            self._text_cache.clear()
-        if given or learning or random or is_sharded(self):
-            return self._encode(tasks, routes, given)
-        state = torch.is_autocast_enabled(self.device.type), self.adapter_set.enabled
-        keys = {name: (key, state) for name, key in zip(tasks, self._text_keys(tasks, routes))}
-        return self._text_cache(
-            keys,
-            Fingerprint(*self.adapter_set.text_parameters()),
-            lambda names: self._encode({name: tasks[name] for name in names}, routes),
-        )
-
-    def _text_keys(self, tasks: dict[str, Task], routes: dict[str, Route]) -> list[tuple[Route, int]]:
-        """For each of these tasks its route and a number of its texts; where both are the same, features are, too."""
-        return [(routes[name], id(self.texts.of(task, routes[name]))) for name, task in tasks.items()]
-
-    def text_keys(self, names: Sequence[str]) -> list[tuple[Route, int]]:
-        """For each of these tasks a key; tasks with the same key have the same text features."""
-        return self._text_keys(*self._tasks_and_routes(names))
-
-    def encode_texts(
-        self, names: Sequence[str], given: Mapping[str, AdapterPrompts] | None = None
-    ) -> list[torch.Tensor]:
-        """Unit text features of each of these tasks' classes, (classes, dim), never from the cache.
-
-        Args:
-            names (`Sequence[str]`): names of the tasks.
-            given (`Mapping[str, AdapterPrompts]`, *optional*): prompts that routes name besides the adapters.
-        """
-        return self._encode(*self._tasks_and_routes(names), given)
-
-    def _encode(
-        self,
-        tasks: dict[str, Task],
-        routes: dict[str, Route],
-        given: Mapping[str, AdapterPrompts] | None = None,
-    ) -> list[torch.Tensor]:
-        keys = self._text_keys(tasks, routes)
-        distinct = dict(zip(keys, tasks.values()))
-        batch = self.texts.batch(list(distinct.values()), [route for route, _ in distinct])
-
-        def prompts_of(rows: slice) -> Prompts | None:
-            numbers = {"text": torch.tensor(batch.tasks[rows]), "classes": torch.tensor(batch.classes[rows])}
-            return self.adapter_set.prompts("text", [route for route, _ in distinct], given, **numbers)
-
-        features = encode_texts(self.clip, batch, prompts_of, self.device, self.text_chunk, not is_sharded(self))
-        parts = dict(zip(distinct, features.split([len(task.class_names) for task in distinct.values()])))
-        return [parts[key] for key in keys]
-
     # ---- prediction
 
     def check_task(self, task: str) -> None:
@@ -328,39 +141,6 @@ class MultiTaskClassifier(TaskAdapters):
         labels = [names[number] for names, number in zip(classes, probabilities.argmax(-1).tolist())]
         return Prediction(labels, probabilities)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Inside the `with` block nothing is in training mode."""
-        with self._evaluation_mode.of(self):
-            yield
-
-    @contextmanager
-    def override_routes(self, routes: Mapping[str, Route]) -> Iterator[None]:
-        """Inside the `with` block, in this thread, each task uses another route.
-
-        Args:
-            routes: the route of every task, by its name.
-        """
-        with _overrides.set((*_overrides.get(), (self, dict(routes)))):
-            yield
-
-    @contextmanager
-    def zero_shot(self) -> Iterator[None]:
-        """Inside the `with` block all tasks use the plain CLIP.
-
-        With prompts, other threads are not concerned. The adapters of other methods are disabled for all threads.
-        """
-        with self.override_routes(dict.fromkeys(self.tasks, ())), self.adapter_set.disabled():
-            yield
-
-    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """As CLIP's own: store less for the backward pass and compute more."""
-        self.clip.activation_checkpointing_enable(**kwargs)
-
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        """The same, by its name up to transformers 5.20, the last for Python 3.10."""
-        self.clip.gradient_checkpointing_enable(**kwargs)
-
     # ---- files
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -376,28 +156,35 @@ class MultiTaskClassifier(TaskAdapters):
         saving.load(self, Path(folder))
 
     @classmethod
+    @check_keywords(snapshot_download, without=("repo_id", "repo_type", "allow_patterns", "dry_run"))
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike,
         model: PreTrainedModel | None = None,
         processor: Any = None,
+        subfolder: str | None = None,
+        text_chunk: int | None = None,
         **download: Any,
     ) -> MultiTaskClassifier:
         """Load a classifier from a folder or from the Hub.
 
         Args:
-            name_or_path: a folder that `save_pretrained` wrote, or the id of a repository on the Hub.
+            name_or_path (`str`): a folder that `save_pretrained` wrote, or the id of a repository on the Hub.
             model (`PreTrainedModel`, *optional*): the base. `None`: the one that was trained on, by its name or path.
-            processor (*optional*): the base's processor.
-            download: `subfolder` (`str`), the classifier's folder inside; `revision`, `token`, `cache_dir` and the
-                like, for the Hub. Token and cache are the base's, too.
+            processor (*optional*): the base's processor. `None`: the one that the base's name or path gives.
+            subfolder (`str`, *optional*): the classifier's folder inside `name_or_path`.
+            text_chunk (`int`, *optional*): as for the class.
+            download: for the Hub, as for `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`,
+                `local_files_only`, `force_download` and others. `token`, `cache_dir` and `local_files_only` are used
+                for the base and its processor, too.
 
         Raises:
-            ValueError: a name or subfolder that can be none, a file is missing or damaged, or the base is not to be
-                found and was not given.
+            TypeError: an unknown keyword.
+            ValueError: a name or subfolder that cannot be one, a file that is missing or damaged, or a base that was
+                not given and is not found.
             OSError: the Hub has no such repository or revision, or cannot be reached.
         """
-        return saving.from_pretrained(cls, name_or_path, model, processor, **download)
+        return saving.from_pretrained(cls, name_or_path, model, processor, subfolder, text_chunk, **download)
 
     def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
         """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
@@ -440,36 +227,26 @@ class MultiTaskClassifier(TaskAdapters):
         names, processor = self.tasks[task].class_names, self.processor.image_processor
         return TaskClassifier(clip, prompts, weight, bias, task, names, processor)
 
+    @check_keywords(saving.push, without=("classifier",))
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
 
         Args:
-            repo_id (`str`): for example `"me/clip-mmap-office-home"`; made if it is not there.
-            options: `token`; `private`, for a repository that is made; `revision`, a branch, made if it is not there;
-                `subfolder`, a folder inside; `parent_commit`, the full id of the commit that the branch must still be
-                at; `commit_message`.
+            repo_id (`str`): for example `"me/clip-mmap-office-home"`; it is created if it does not exist.
+            options: `token`; `private`, for a repository that is created; `revision`, a branch, created if it does
+                not exist; `subfolder`, a folder inside; `parent_commit`, the full id of the commit that the branch
+                must still be at; `commit_message`.
 
         Returns:
             `CommitInfo`: its `oid` is the commit's id, its `commit_url` the address.
 
         Raises:
-            ValueError: a name or subfolder that can be none.
+            TypeError: an unknown keyword.
+            ValueError: a name or subfolder that cannot be one.
             OSError: the Hub refused, the connection broke, or the branch has moved on from `parent_commit`. Nothing
                 of the push is in the branch then.
         """
         return saving.push(self, repo_id, **options)
-
-
-def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, tasks: int) -> torch.Tensor:
-    """What each task adds to the loss of a batch, which is the mean over its images: (tasks,)."""
-    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
-    sums = losses.new_zeros(tasks).index_add(0, task_ids, losses)
-    # Over at least one: a batch of unreadable images only has the loss 0, not NaN.
-    return sums / (labels != IGNORED).sum().clamp(min=1)
-
-
-def _keyword(prompts: Prompts | None) -> dict[str, Prompts]:
-    return {} if prompts is None else {"prompts": prompts}
 
 
 def _check_model(model: PreTrainedModel) -> None:

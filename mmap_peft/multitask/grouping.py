@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from .files import write_json
 
@@ -20,78 +19,72 @@ MODES = ("gradient", "all", "none", "random", "given")
 
 
 def correlation_clustering(gains: np.ndarray, max_groups: int | None = None) -> list[list[int]]:
-    r"""The partition that maximises the sum of gains of all pairs in the same group, exactly.
+    r"""The partition that maximises the sum of the gains of all pairs in the same group, exactly.
 
     $$\max \sum_{i<j} g_{ij} x_{ij}, \quad x_{ij} + x_{jk} - x_{ik} \le 1, \quad x_{ij} \in \{0, 1\}$$
 
     where $x_{ij}$ says that i and j share a group (correlation clustering, Bansal et al., 2004). The number of groups
-    comes out of the gains; `max_groups` bounds it through $r_j \ge 1 - \sum_{i<j} x_{ij}$ (j is the first of its
+    follows from the gains; `max_groups` bounds it through $r_j \ge 1 - \sum_{i<j} x_{ij}$ (j is the first of its
     group) and $\sum_j r_j \le$ `max_groups`. A pair that gains nothing stays apart.
 
     Args:
         gains (`np.ndarray`): (tasks, tasks), symmetric; the diagonal does not count.
-        max_groups (`int`, *optional*): at most so many groups.
+        max_groups (`int`, *optional*): largest number of groups.
 
     Returns:
         The groups, each in ascending order, ordered by their first members.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import
+
     count = len(gains)
-    pairs = list(combinations(range(count), 2))
-    column = {pair: number for number, pair in enumerate(pairs)}
-    size = len(pairs) + count  # x, then r
-    # Solvers stop at either side of a tie: the smallest of prices makes a pair without gain stay apart.
+    first, second = np.triu_indices(count, 1)
+    pairs, size = len(first), len(first) + count  # variables: x of each pair, then r of each task
+    column = np.zeros((count, count), dtype=int)
+    column[first, second] = np.arange(pairs)
+    # Solvers stop at either side of a tie: a very small price makes a pair without gain stay apart.
     price = 1e-9 * max(1.0, float(np.abs(gains).max()))
-    cost = np.zeros(size)
-    cost[: len(pairs)] = [price - gains[pair] for pair in pairs]
-    rows, upper = [], []
-    for i, j, k in combinations(range(count), 3):
-        a, b, c = column[i, j], column[j, k], column[i, k]
-        for plus, minus in (((a, b), c), ((a, c), b), ((b, c), a)):
-            row = np.zeros(size)
-            row[list(plus)], row[minus] = 1, -1
-            rows.append(row)
-            upper.append(1)
+    cost = np.concatenate([price - gains[first, second], np.zeros(count)])
+    constraints = [LinearConstraint(_triangles(column, size), ub=1)] if count > 2 else []
     if max_groups is not None:
-        for j in range(count):
-            row = np.zeros(size)
-            row[[column[i, j] for i in range(j)]] = -1
-            row[len(pairs) + j] = -1
-            rows.append(row)
-            upper.append(-1)
-        row = np.zeros(size)
-        row[len(pairs) :] = 1
-        rows.append(row)
-        upper.append(max_groups)
-    constraints = [LinearConstraint(np.array(rows), ub=upper)] if rows else []
-    answer = milp(
-        cost, constraints=constraints, integrality=np.ones(size), bounds=Bounds(0, 1), options={"mip_rel_gap": 0}
-    )
-    groups: list[list[int]] = []
-    for task in range(count):
-        mates = (group for group in groups if answer.x[column[group[0], task]] > 0.5)
-        group = next(mates, None)
-        if group is None:
-            groups.append([task])
-        else:
-            group.append(task)
-    return groups
+        rows = np.zeros((count + 1, size))
+        rows[second, np.arange(pairs)] = -1
+        rows[:count, pairs:] = -np.eye(count)
+        rows[count, pairs:] = 1
+        constraints.append(LinearConstraint(rows, ub=[-1] * count + [max_groups]))
+    options = {"integrality": np.ones(size), "bounds": Bounds(0, 1), "options": {"mip_rel_gap": 0}}
+    answer = milp(cost, constraints=constraints, **options)
+    together = np.eye(count, dtype=bool)
+    together[first, second] = answer.x[:pairs] > 0.5
+    first_member = together.argmax(axis=0)
+    return [np.flatnonzero(first_member == task).tolist() for task in np.unique(first_member)]
+
+
+def _triangles(column: np.ndarray, size: int) -> Any:
+    """For each three tasks three rows: if two of their pairs share a group, so does the third."""
+    from scipy.sparse import csr_array
+
+    i, j, k = np.array(list(combinations(range(len(column)), 3))).T
+    sides = np.stack([column[i, j], column[j, k], column[i, k]], axis=1)
+    signs = np.tile([[1, 1, -1], [1, -1, 1], [-1, 1, 1]], (len(sides), 1))
+    starts = np.arange(0, signs.size + 1, 3)
+    return csr_array((signs.ravel(), sides.repeat(3, axis=0).ravel(), starts), shape=(len(signs), size))
 
 
 @dataclass
 class TaskGrouping:
-    """Which tasks share a group's prompts, and why.
+    """Which tasks share a group's prompts, and the similarities that it was decided by.
 
     Args:
         tasks (`Sequence[str]`): names of the tasks.
-        groups (`Sequence[Sequence[str]]`): the partition. The prompts of the first group are adapter `group_0`.
-        similarity (`np.ndarray`, *optional*): (tasks, tasks), mean over the snapshots of the gradients' cosines.
+        groups (`Sequence[Sequence[str]]`): the partition. The prompts of the first group are the adapter `group_0`.
+        similarity (`np.ndarray`, *optional*): (tasks, tasks), cosines of the tasks' gradients, mean of the snapshots.
         snapshots (`np.ndarray`, *optional*): (snapshots, tasks, tasks), the cosines of each snapshot.
         steps (`Sequence[int]`): training step of each snapshot.
         threshold (`float`, *optional*): similarity above which two tasks gain from sharing a group.
-        mode (`str`): how the groups came about: `"gradient"`, `"all"`, `"none"`, `"random"` or `"given"`.
+        mode (`str`): how the groups were made: `"gradient"`, `"all"`, `"none"`, `"random"` or `"given"`.
 
     Raises:
-        ValueError: the groups are no partition of the tasks.
+        ValueError: the groups are not a partition of the tasks.
     """
 
     tasks: Sequence[str]
@@ -103,7 +96,8 @@ class TaskGrouping:
     mode: str = "given"
 
     def __post_init__(self) -> None:
-        self.tasks, self.groups = list(self.tasks), [list(group) for group in self.groups]
+        self.tasks, self.steps = list(self.tasks), list(self.steps)
+        self.groups = [list(group) for group in self.groups]
         for name in ("similarity", "snapshots"):
             if getattr(self, name) is not None:
                 setattr(self, name, np.asarray(getattr(self, name), dtype=np.float64))
@@ -118,10 +112,6 @@ class TaskGrouping:
     def spread(self) -> np.ndarray | None:
         """(tasks, tasks), standard deviation of the cosines over the snapshots: how stable the similarity is."""
         return None if self.snapshots is None else self.snapshots.std(axis=0)
-
-    def group_of(self, task: str) -> int:
-        """Number of a task's group."""
-        return next(number for number, group in enumerate(self.groups) if task in group)
 
     @classmethod
     def from_similarity(
@@ -138,65 +128,48 @@ class TaskGrouping:
             tasks: names of the tasks.
             snapshots: (snapshots, tasks, tasks), cosines.
             threshold: similarity above which a pair gains from sharing a group; `"mean"` is the mean over all pairs.
-            max_groups: at most so many groups.
+            max_groups: largest number of groups.
             steps: training step of each snapshot.
         """
         snapshots = np.asarray(snapshots, dtype=np.float64)
         similarity = snapshots.mean(axis=0)
         if threshold == "mean":
-            level = float(similarity[np.triu_indices(len(similarity), 1)].mean()) if len(tasks) > 1 else 0.0
-        else:
-            level = float(threshold)
-        groups = correlation_clustering(similarity - level, max_groups)
-        named = [[tasks[member] for member in group] for group in groups]
-        return cls(tasks, named, similarity, snapshots, list(steps), level, "gradient")
+            threshold = similarity[np.triu_indices(len(tasks), 1)].mean() if len(tasks) > 1 else 0.0
+        groups = correlation_clustering(similarity - float(threshold), max_groups)
+        names = [[tasks[member] for member in group] for group in groups]
+        return cls(tasks, names, similarity, snapshots, steps, float(threshold), "gradient")
 
     @classmethod
     def by_mode(
         cls, mode: str, tasks: Sequence[str], groups: Any = None, max_groups: int | None = None, seed: int = 0
     ) -> TaskGrouping:
-        """A grouping that needs no gradients: what to compare with.
+        """A grouping that needs no gradients, for comparison.
 
         Args:
-            mode: `"all"` (one group), `"none"` (each task its own), `"random"` (`max_groups` groups, 2 if not given,
-                of about the same size) or `"given"`.
+            mode: `"all"` (one group), `"none"` (a group for each task), `"random"` (`max_groups` groups, 2 if not
+                given, of about the same size) or `"given"`.
             tasks: names of the tasks.
             groups: the partition, for `"given"`.
             max_groups: number of groups, for `"random"`.
             seed: seed, for `"random"`.
         """
         if mode == "all":
-            parts = [list(tasks)]
+            groups = [tasks]
         elif mode == "none":
-            parts = [[task] for task in tasks]
+            groups = [[task] for task in tasks]
         elif mode == "random":
             shuffled = np.random.default_rng(seed).permutation(len(tasks))
-            pieces = np.array_split(shuffled, min(max_groups or 2, len(tasks)))
-            parts = [[tasks[member] for member in sorted(piece)] for piece in pieces]
-        elif mode == "given":
-            if not groups:
-                raise ValueError("grouping='given' needs the groups; write given_groups='art+clipart,product', say.")
-            parts = groups
-        else:
+            parts = np.array_split(shuffled, min(max_groups or 2, len(tasks)))
+            groups = [[tasks[member] for member in sorted(part)] for part in parts]
+        elif mode != "given":
             raise ValueError(f"grouping={mode!r} is no choice; write one of {', '.join(MODES)}.")
-        return cls(tasks, parts, mode=mode)
+        elif not groups:
+            raise ValueError("grouping='given' needs the groups; write given_groups='art+clipart,product', say.")
+        return cls(tasks, groups, mode=mode)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON knows them; no digit is lost."""
-        arrays = {name: getattr(self, name) for name in ("similarity", "snapshots")}
-        return {
-            "tasks": self.tasks,
-            "groups": self.groups,
-            "steps": list(self.steps),
-            "threshold": self.threshold,
-            "mode": self.mode,
-            **{name: None if array is None else array.tolist() for name, array in arrays.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> TaskGrouping:
-        """The inverse of `to_dict`."""
-        return cls(**fields)
+        """All fields as JSON knows them, without loss of digits: `TaskGrouping(**fields)` is the inverse."""
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the grouping to a JSON file."""
@@ -205,4 +178,4 @@ class TaskGrouping:
     @classmethod
     def load(cls, path: str | os.PathLike) -> TaskGrouping:
         """Read a grouping from a JSON file."""
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        return cls(**json.loads(Path(path).read_text()))

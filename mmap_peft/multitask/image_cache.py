@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 class ImageCache:
     """Arrays of bytes by number, in a file in the folder for temporary files (`TMPDIR`).
 
-    Every process opens the file by its path when it first needs it. So workers of a `DataLoader`, forked or spawned,
-    see what others have kept, and those of the next epoch as well. Disk is taken by what is kept only. The file goes
-    with the object that made it, or with its process.
+    Every process opens the file by its path when it first needs it, so that workers of a `DataLoader`, forked or
+    spawned, see what others have kept, in later epochs as well. Only arrays that are kept take disk space. The file is
+    deleted with the object that created it, or when its process ends.
 
     Args:
-        count (`int`): how many arrays there are; the first ones, numbered from 0, are kept.
-        shape (`Sequence[int]`): of each array.
-        most_bytes (`float`): disk for the file, at most; never more than a quarter of what is free.
+        count (`int`): number of arrays. If there is no space for all, those with the smallest numbers are kept.
+        shape (`Sequence[int]`): shape of each array.
+        most_bytes (`float`): largest size of the file; never more than a quarter of the free disk space.
     """
 
     def __init__(self, count: int, shape: Sequence[int], most_bytes: float) -> None:
-        # The mark is set once all bytes of a row are there, so that no process reads half a row.
+        # `whole` is set once all bytes of a row are written, so that no process reads half a row.
         self._row = np.dtype([("whole", np.uint8), ("pixels", np.uint8, tuple(shape))])
         free = shutil.disk_usage(tempfile.gettempdir()).free
         self.count = min(count, int(min(most_bytes, free / 4) // self._row.itemsize))
@@ -46,19 +46,18 @@ class ImageCache:
         return {**self.__dict__, "_rows": None}
 
     def get(self, number: int) -> np.ndarray | None:
-        """The array of a number, which is not to be written to, or `None`."""
+        """The array with a number, read-only, or `None`."""
         if number >= self.count:
             return None
-        if self._rows is None:
-            try:
-                self._rows = np.memmap(self.path, self._row, "r")
-            except OSError as error:
-                return self._stop(error)
+        try:
+            self._rows = np.memmap(self.path, self._row, "r") if self._rows is None else self._rows
+        except OSError as error:
+            return self._stop(error)
         row = self._rows[number]
         return row["pixels"] if row["whole"] else None
 
     def put(self, number: int, pixels: np.ndarray) -> None:
-        """Keep an array, if there is room for its number."""
+        """Keep an array, if there is space for its number."""
         if number >= self.count:
             return
         try:
@@ -78,5 +77,5 @@ class ImageCache:
 
 
 def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not a worker, which was forked with the finaliser
+    if os.getpid() == owner:  # a forked worker has the finaliser, too
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from torch.utils.data import default_collate as collate  # noqa: F401, items of TaskImages as one batch
 
 from .image_cache import ImageCache
 from .preprocessing import Preprocessing
@@ -27,7 +27,8 @@ IGNORED = -100  # label of an image that could not be read: cross entropy and ac
 class TaskImages(Dataset):
     """The images of one split of all tasks, one task after the other, ready for the model.
 
-    An item is `{"pixel_values": (3, H, W), "labels": number of the class, "task_ids": number of the task}`.
+    An item is `{"pixel_values": (3, H, W), "labels": number of the class, "task_ids": number of the task}`. `collate`
+    makes a batch of items.
 
     Args:
         tasks (`Sequence[Task]`): the tasks.
@@ -35,9 +36,9 @@ class TaskImages(Dataset):
         image_processor: CLIP's image processor.
         unreadable (`str`): what to do with a file that is no image: `"refuse"` raises an error with its name,
             `"skip"` names it in a warning and leaves it out of loss and accuracy.
-        only (`Collection[str]`, *optional*): names of the tasks whose images there are; the others keep their numbers.
-        cache_bytes (`float`): resized images are kept on disk, for all workers and epochs, as many as fit into so
-            many bytes (`ImageCache`); none if the processor cannot be taken in two steps (`Preprocessing`).
+        only (`Collection[str]`, *optional*): names of the tasks whose images are used. All tasks keep their numbers.
+        cache_bytes (`float`): disk space, in bytes, in which resized images are kept for all workers and epochs
+            (`ImageCache`). Nothing is kept if the processor's resizing cannot be run by itself (`Preprocessing`).
     """
 
     def __init__(
@@ -52,9 +53,9 @@ class TaskImages(Dataset):
         if unreadable not in ("refuse", "skip"):
             raise ValueError(f"unreadable={unreadable!r} is no choice; write 'refuse' or 'skip'.")
         self.tasks, self.unreadable = list(tasks), unreadable
-        chosen = [only is None or task.name in only for task in self.tasks]
-        self.data = [_undecoded(getattr(task, split)) if here else None for task, here in zip(self.tasks, chosen)]
-        self.sizes = [0 if data is None else len(data) for data in self.data]
+        used = [only is None or task.name in only for task in self.tasks]
+        self.data = [_undecoded(getattr(task, split)) if use else () for task, use in zip(self.tasks, used)]
+        self.sizes = [len(data) for data in self.data]
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._preprocessing = Preprocessing(image_processor)
         shape = self._preprocessing.shape
@@ -65,44 +66,38 @@ class TaskImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         task_id = int(np.searchsorted(self.starts, index, side="right")) - 1
-        row_number = int(index - self.starts[task_id])
-        row = self.data[task_id][row_number]
+        row = self.data[task_id][int(index - self.starts[task_id])]
         item = {"labels": int(row["label"]), "task_ids": task_id}
         resized = self._cache.get(index)
         if resized is None:
-            try:
-                image = _decoded(row["image"])
-            except Exception as error:  # whatever a decoder may raise on a broken file
-                name = _name(row["image"]) or f"number {row_number}"
-                message = f"Image {name} of task {self.tasks[task_id].name!r} cannot be read ({error})"
-                if self.unreadable == "refuse":
-                    raise ValueError(f"{message}; mend or remove it, or choose unreadable='skip'.") from error
-                logger.warning("%s; it is left out.", message)
+            image = self._read(row["image"], index, task_id)
+            if image is None:
                 image, item["labels"] = Image.new("RGB", (32, 32)), IGNORED
             resized = self._preprocessing.resize(image)
             if resized is None:
-                item["pixel_values"] = self._preprocessing(image)
-                return item
+                return {**item, "pixel_values": self._preprocessing(image)}
             if item["labels"] != IGNORED:
                 self._cache.put(index, resized)
-        item["pixel_values"] = self._preprocessing.normalise(resized)
-        return item
+        return {**item, "pixel_values": self._preprocessing.normalise(resized)}
 
-
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Items of `TaskImages` as one batch."""
-    return {
-        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-        "labels": torch.tensor([item["labels"] for item in items]),
-        "task_ids": torch.tensor([item["task_ids"] for item in items]),
-    }
+    def _read(self, image: Any, index: int, task_id: int) -> Image.Image | None:
+        """The image in RGB, or `None` if it is unreadable and to be skipped."""
+        try:
+            return _decoded(image)
+        except Exception as error:  # whatever a decoder may raise on a broken file
+            name = _name(image) or f"number {index - self.starts[task_id]}"
+            message = f"Image {name} of task {self.tasks[task_id].name!r} cannot be read ({error})"
+            if self.unreadable == "refuse":
+                raise ValueError(f"{message}; repair or remove it, or choose unreadable='skip'.") from error
+            logger.warning("%s; it is left out.", message)
+            return None
 
 
 def _undecoded(data: Any) -> Any:
-    # Decoded by us, not by `datasets`, so that an error can name the file.
+    # Decoded here and not by `datasets`, so that an error can name the file.
     if isinstance(data, datasets.Dataset) and isinstance(data.features.get("image"), datasets.Image):
         return data.cast_column("image", datasets.Image(decode=False))
-    return data
+    return () if data is None else data
 
 
 def _decoded(image: Any) -> Image.Image:

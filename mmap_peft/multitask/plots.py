@@ -3,60 +3,70 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from scipy.cluster.hierarchy import dendrogram, linkage
-from scipy.spatial.distance import squareform
 
 from .grouping import TaskGrouping
 
 
 def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
-    """Heat map of the tasks' affinity, groups framed, beside a dendrogram, as a picture file.
+    """Draw a heat map of the tasks' affinity, with frames around groups, beside a dendrogram.
 
     Args:
-        grouping (`TaskGrouping`): with `similarity`.
-        path: the file; its ending says the format.
+        grouping (`TaskGrouping`): a grouping with `similarity`.
+        path (`str`): the picture file; its ending gives the format.
 
     Raises:
-        ValueError: the grouping came about without similarities.
+        ValueError: the grouping has no `similarity`.
     """
+    from matplotlib.figure import Figure  # here, since importing it takes longer than the rest of this package
+
     if grouping.similarity is None:
         raise ValueError(f"A grouping of mode {grouping.mode!r} has no similarities to draw; use mode 'gradient'.")
-    order = [grouping.tasks.index(task) for group in grouping.groups for task in group]
-    names = [grouping.tasks[task] for task in order]
-    matrix = grouping.similarity[np.ix_(order, order)]
+    names = [task for group in grouping.groups for task in group]
+    order = np.ix_(*[[grouping.tasks.index(name) for name in names]] * 2)
     figure = Figure(figsize=(4.2 + 0.9 * len(names), 2.4 + 0.5 * len(names)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    heat_map, tree = figure.subplots(1, 2, width_ratios=(3, 2))
+    spread = None if grouping.spread is None else grouping.spread[order]
+    _draw_heat_map(heat_map, grouping.similarity[order], spread, names, [len(group) for group in grouping.groups])
+    _draw_tree(tree, grouping.similarity[order], grouping.threshold, names)
+    figure.savefig(path, dpi=120)
 
-    pairs = matrix[~np.eye(len(names), dtype=bool)]
+
+def _draw_heat_map(
+    axes: Any, cosines: np.ndarray, spread: np.ndarray | None, names: list[str], sizes: list[int]
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    pairs = cosines[~np.eye(len(names), dtype=bool)]
     low, high = (float(pairs.min()), float(pairs.max())) if len(pairs) else (0.0, 1.0)
-    image = left.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
-    left.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    left.set_yticks(range(len(names)), names)
-    for i in range(len(names)):
-        for j in range(len(names)):
-            dark = matrix[i, j] < (low + high) / 2
-            spread = "" if i == j or grouping.spread is None else f"\n±{grouping.spread[order[i], order[j]]:.2f}"
-            left.text(j, i, f"{matrix[i, j]:.2f}{spread}", ha="center", va="center", color="w" if dark else "k")
-    start = 0
-    for group in grouping.groups:
+    image = axes.imshow(cosines, cmap="viridis", vmin=low, vmax=high)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for (row, column), cosine in np.ndenumerate(cosines):
+        colour = "w" if cosine < (low + high) / 2 else "k"
+        text = f"{cosine:.2f}" if row == column or spread is None else f"{cosine:.2f}\n±{spread[row, column]:.2f}"
+        axes.text(column, row, text, ha="center", va="center", color=colour)
+    start = -0.5
+    for size in sizes:
         frame = {"fill": False, "edgecolor": "tab:red", "linewidth": 3, "clip_on": False}
-        left.add_patch(Rectangle((start - 0.5, start - 0.5), len(group), len(group), **frame))
-        start += len(group)
-    left.set_title("cosine of task gradients (± over snapshots)")
-    figure.colorbar(image, ax=left, shrink=0.8)
+        axes.add_patch(Rectangle((start, start), size, size, **frame))
+        start += size
+    axes.set_title("cosine of task gradients (± over snapshots)")
+    axes.figure.colorbar(image, ax=axes, shrink=0.8)
+
+
+def _draw_tree(axes: Any, cosines: np.ndarray, threshold: float | None, names: list[str]) -> None:
+    from scipy.cluster.hierarchy import dendrogram, linkage
+    from scipy.spatial.distance import squareform
 
     if len(names) > 1:
-        distance = 1 - (matrix + matrix.T) / 2
-        np.fill_diagonal(distance, 0)
-        tree = linkage(squareform(distance.clip(min=0), checks=False), method="average")
-        dendrogram(tree, labels=names, orientation="left", ax=right, color_threshold=0)
-        right.set_xlabel("1 - cosine")
-        if grouping.threshold is not None:
-            right.axvline(1 - grouping.threshold, color="tab:red", linestyle="--", label="threshold")
-            right.legend()
-    right.set_title("average linkage")
-    figure.savefig(path, dpi=120)
+        distances = squareform((1 - (cosines + cosines.T) / 2).clip(min=0), checks=False)
+        tree = linkage(distances, method="average")
+        dendrogram(tree, labels=names, orientation="left", ax=axes, color_threshold=0)
+        axes.set_xlabel("1 - cosine")
+        if threshold is not None:
+            axes.axvline(1 - threshold, color="tab:red", linestyle="--", label="threshold")
+            axes.legend()
+    axes.set_title("average linkage")

@@ -1,4 +1,4 @@
-"""An image processor in two steps, of which the first is worth keeping."""
+"""An image processor in two steps, of which the result of the first can be kept."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from PIL import Image
 
 
 class Preprocessing:
-    """What an image processor does, in one call or in two steps that give the same to the bit.
+    """Runs an image processor in one call, or in two steps that give the same to the bit.
 
-    `resize` resizes and crops to bytes, a quarter of the memory of what `normalise` makes of them. The second step
-    treats each value of a channel alike, so that a table of what the processor makes of all 256 is faster than
-    the processor. Steps and plain call are compared on two images; where they differ there are no steps.
+    `resize` resizes and crops to bytes, which need a quarter of the memory of `pixel_values`. `normalise` treats every
+    value of a channel alike: looking it up in a table of the processor's outputs for all 256 values is faster than the
+    processor. Both ways are compared on two images; if they differ, there are no steps.
 
     Args:
-        image_processor: of CLIP, SigLIP and the like, or any other whose `pixel_values` are of one size.
+        image_processor: of CLIP, SigLIP and the like, or any other whose `pixel_values` have one size.
 
     Attributes:
-        shape (`tuple[int, ...]` or `None`): of what `resize` gives, (channels, height, width); `None` if the processor
-            cannot be taken in two steps.
+        shape (`tuple[int, ...]` or `None`): shape of what `resize` returns, (channels, height, width); `None` if the
+            processor cannot be run in two steps.
     """
 
     def __init__(self, image_processor: Any) -> None:
@@ -31,13 +31,13 @@ class Preprocessing:
         images = [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in ((60, 40), (50, 90))]
         try:
             self.shape = self._resize(images[0]).shape
-            every = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16), (3, 1, 1))
-            whole = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
-            self._table = self._pixels(every, "pt", **whole).reshape(3, 256).numpy()
-            same = all(torch.equal(self.normalise(self.resize(image)), self(image)) for image in images)
+            every_value = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16), (3, 1, 1))
+            no_resizing = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
+            self._table = self._pixels(every_value, "pt", **no_resizing).reshape(3, 256).numpy()
+            equal = all(torch.equal(self.normalise(self.resize(image)), self(image)) for image in images)
         except Exception:  # whatever a processor may raise that lacks these switches or takes no bytes
-            same = False
-        if not same:
+            equal = False
+        if not equal:
             self.shape = None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
@@ -45,14 +45,14 @@ class Preprocessing:
         return self._pixels(image, "pt")
 
     def resize(self, image: Image.Image) -> np.ndarray | None:
-        """The image resized and cropped, `shape`, uint8; `None` if the processor makes no such thing of it."""
+        """The image resized and cropped, of `shape`, uint8; `None` if it cannot be normalised by itself."""
         if self.shape is None:
             return None
         resized = self._resize(image)
         return resized if resized.shape == self.shape and resized.dtype == np.uint8 else None
 
     def normalise(self, resized: np.ndarray) -> torch.Tensor:
-        """`pixel_values` of what `resize` gave."""
+        """The `pixel_values` of what `resize` returned."""
         pixels = [table.take(channel) for table, channel in zip(self._table, resized)]
         return torch.from_numpy(np.stack(pixels))
 

@@ -1,19 +1,21 @@
-"""What is known of a classifier's training: kept with it, saved in `tasks.json`, and shown by its model card."""
+"""How a classifier was trained and how well it does: saved in `tasks.json`, and shown by its model card."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
-from .arguments import MultiTaskTrainingArguments
+from transformers import TrainingArguments
+
+from ..version import __version__
 
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
-# Where things are, what is printed and saved, and what only the machine decides.
+# Arguments that say where files are, what is printed and saved, or what only the machine decides.
 _NOT_OF_THE_METHOD = re.compile(
     "(output_dir|run_name|project|report_to|resume_from|restore_|logging|log_|save_|hub_|push_to|trackio|dataloader_|"
     "image_cache|ddp_|fsdp|deepspeed|parallelism|accelerator|label_names|remove_unused|do_|disable_tqdm|use_cpu|"
@@ -28,9 +30,9 @@ class TrainingRecord:
     Args:
         settings (`dict`): the seed, and training arguments that differ from the defaults of
             `MultiTaskTrainingArguments`.
-        versions (`dict[str, str]`): of Python and packages.
-        zero_shot, prompted (`dict[str, float]`): accuracy of each task, by its name, of the plain CLIP and with the
-            prompts, between 0 and 1.
+        versions (`dict[str, str]`): versions of Python and packages.
+        zero_shot, prompted (`dict[str, float]`): accuracy of each task by its name, between 0 and 1, of the plain CLIP
+            and with the trained adapters.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -38,59 +40,42 @@ class TrainingRecord:
     zero_shot: dict[str, float] = field(default_factory=dict)
     prompted: dict[str, float] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Fields as JSON knows them."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingRecord:
-        """The reverse of `to_dict`.
+        """Make a record from the values of a JSON file.
 
         Raises:
-            ValueError: a field is unknown or of another kind.
+            ValueError: an unknown field, or a value of another type.
         """
         try:
             record = cls(**values)
-            numbers = [*record.zero_shot.values(), *record.prompted.values()]
-            plain = [*record.settings.values(), *record.versions.values()]
-            valid = all(isinstance(number, (int, float)) for number in numbers)
-            valid = valid and all(isinstance(value, (str, int, float, type(None))) for value in plain)
+            accuracies = [*record.zero_shot.values(), *record.prompted.values()]
+            others = [*record.settings.values(), *record.versions.values()]
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"The record of training is none ({error}); leave it out.") from error
-        if not valid:
-            raise ValueError("The record of training holds what is no number or text; leave it out.")
+            raise ValueError(f"The record of training has another form ({error}); leave it out.") from error
+        numbers = all(isinstance(value, (int, float)) for value in accuracies)
+        if not numbers or not all(isinstance(value, (str, int, float, type(None))) for value in others):
+            raise ValueError("The record of training holds values that are neither numbers nor texts; leave it out.")
         return record
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result can depend on."""
-    from .. import __version__  # known only once the whole package is
-
-    return {
-        "mmap_peft": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    }
+    packages = {name: version(name) for name in PACKAGES}
+    return {"mmap_peft": __version__, "python": platform.python_version(), **packages}
 
 
-def changed_settings(args: MultiTaskTrainingArguments) -> dict[str, Any]:
+def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     """The seed, and the arguments of the method that differ from their defaults."""
-    values = args.to_dict()
-    changed = {
-        known.name: values[known.name]
-        for known in fields(args)
-        if not _NOT_OF_THE_METHOD.fullmatch(known.name) and values[known.name] != _default(known)
-    }
-    settings = {"seed": args.seed, **changed}
+    values, settings = args.to_dict(), {"seed": args.seed}
+    for argument in fields(args):
+        name, default = argument.name, argument.default
+        if argument.default_factory is not MISSING:
+            default = argument.default_factory()
+        default = getattr(default, "value", default)  # enumerations, as to_dict has them
+        if not _NOT_OF_THE_METHOD.fullmatch(name) and values[name] != default:
+            settings[name] = values[name]
     if args.world_size > 1:
         settings["processes"] = args.world_size
-    return {
-        name: value if isinstance(value, (str, int, float)) else str(value)
-        for name, value in settings.items()
-        if not os.path.isabs(str(value))
-    }
-
-
-def _default(known: Field) -> Any:
-    value = known.default if known.default_factory is MISSING else known.default_factory()
-    return getattr(value, "value", value)  # enumerations, as to_dict has them
+    settings = {name: value for name, value in settings.items() if not os.path.isabs(str(value))}
+    return {name: value if isinstance(value, (str, int, float)) else str(value) for name, value in settings.items()}

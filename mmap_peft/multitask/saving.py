@@ -1,4 +1,9 @@
-"""A classifier's folder, on disk and on the Hub: `tasks.json`, a model card, and a PEFT adapter a folder."""
+"""A classifier's folder, on disk and on the Hub: `tasks.json`, a model card, and a PEFT adapter a folder.
+
+Nothing here knows the class of a classifier. Each one that is given has `clip`, `adapter_config`, `adapters`,
+`adapter_state`, `load_adapter_state`, `replace_adapters`, `uses_prompts`, `base_size`, `tasks`, `routes`, `grouping` and
+`record`, as `MultiTaskClassifier` documents them.
+"""
 
 from __future__ import annotations
 
@@ -8,99 +13,102 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import CommitInfo, HfApi
-from peft import PeftConfig, PeftModel
+from huggingface_hub import CommitInfo, HfApi, ModelCard, snapshot_download
+from peft import PeftConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from ..hub import model_card as cards
 from ..hub import repository
-from ..hub.model_card import model_card
+from ..keywords import check_keywords
 from .grouping import TaskGrouping
 from .plots import plot_grouping
 from .record import TrainingRecord
 from .task import Task
 
 
-if TYPE_CHECKING:
-    from .classifier import MultiTaskClassifier
-
-
 TASKS_FILE = "tasks.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 HEAT_MAP_FILE = "grouping.png"
+TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset")  # in tasks.json, besides the route
+Classifier = TypeVar("Classifier")
 
 
-def save(classifier: MultiTaskClassifier, folder: Path, public: bool = False) -> None:
-    """Write a classifier to a folder; other files that are there stay. If public, no path of this machine is in it."""
+def save(classifier: Any, folder: Path, public: bool = False) -> None:
+    """Write a classifier to a folder; other files in it stay. If public, no path of this machine is written."""
     if not classifier.adapters:
         raise ValueError("A zero-shot classifier has no adapter to save; give the MultiTaskClassifier a config.")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-        beside = Path(name)
-        if isinstance(classifier.model, PeftModel):
-            classifier.model.save_pretrained(beside, save_embedding_layers=False)
-        else:
-            _save_probes(classifier, beside)
-        grouping = classifier.grouping
-        if grouping is not None and grouping.similarity is not None:
-            plot_grouping(grouping, beside / HEAT_MAP_FILE)
+        new = Path(name)
         description = _describe(classifier)
         if public:
             description["base_model"] = repository.hub_id(description["base_model"])
-            for path in beside.glob(f"*/{CONFIG_FILE}"):
-                config = {**json.loads(path.read_text()), "base_model_name_or_path": description["base_model"]}
-                path.write_text(json.dumps(config, indent=2, sort_keys=True))
-        (beside / TASKS_FILE).write_text(json.dumps(description, indent=1))
-        model_card(classifier).save(beside / "README.md")
+        for adapter in classifier.adapters:
+            _save_adapter(classifier, adapter, new / adapter, description["base_model"])
+        grouping = classifier.grouping
+        if grouping is not None and grouping.similarity is not None:
+            plot_grouping(grouping, new / HEAT_MAP_FILE)
+        model_card(classifier).save(new / "README.md")
+        (new / TASKS_FILE).write_text(json.dumps(description, indent=1))
         # Each file is whole at any time; tasks.json names the others, so it comes last.
-        files = sorted(
-            (path for path in beside.rglob("*") if path.is_file()), key=lambda path: path.name == TASKS_FILE
-        )
-        for path in files:
-            target = folder / path.relative_to(beside)
+        files = [path for path in new.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == TASKS_FILE):
+            target = folder / path.relative_to(new)
             target.parent.mkdir(exist_ok=True)
             os.replace(path, target)
 
 
-def _save_probes(classifier: MultiTaskClassifier, folder: Path) -> None:
-    """Write the probes in the files that PEFT would have written."""
-    config = copy.deepcopy(classifier.adapter_config)
-    config.base_model_name_or_path = classifier.clip.name_or_path
-    for adapter in classifier.adapters:
-        config.save_pretrained(folder / adapter)
-        save_file(classifier.adapter_state(adapter), folder / adapter / WEIGHTS_FILE, metadata={"format": "pt"})
+def _save_adapter(classifier: Any, adapter: str, folder: Path, base_model: str | None) -> None:
+    """Write the files of one adapter as PEFT does."""
+    clip = classifier.clip
+    # PEFT completes the settings where it puts an adapter into a model, for example with the modules it goes to.
+    config = copy.deepcopy(getattr(clip, "peft_config", {}).get(adapter, classifier.adapter_config))
+    config.base_model_name_or_path, config.inference_mode = base_model, True
+    auto_mapping = {"base_model_class": type(clip).__name__, "parent_library": type(clip).__module__}
+    config.save_pretrained(folder, auto_mapping_dict=auto_mapping)
+    tensors = {name: tensor.contiguous() for name, tensor in classifier.adapter_state(adapter).items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def _describe(classifier: MultiTaskClassifier) -> dict[str, Any]:
+def _describe(classifier: Any) -> dict[str, Any]:
+    """The content of `tasks.json`."""
     return {
         "base_model": classifier.clip.name_or_path,
         "adapters": classifier.adapters,
         "tasks": [
-            {
-                "name": task.name,
-                "class_names": task.class_names,
-                "template": task.template,
-                "class_texts": task.class_texts,
-                "route": classifier.routes[task.name],
-                "dataset": task.dataset,
-            }
+            {**{field: getattr(task, field) for field in TASK_FIELDS}, "route": classifier.routes[task.name]}
             for task in classifier.tasks.values()
         ],
-        "training": classifier.record.to_dict(),
+        "training": asdict(classifier.record),
         "grouping": None if classifier.grouping is None else classifier.grouping.to_dict(),
     }
+
+
+def model_card(classifier: Any, repo_id: str | None = None, subfolder: str | None = None) -> ModelCard:
+    """The model card of a classifier, for a folder or for the repository and subfolder where it will stand."""
+    states = [classifier.adapter_state(adapter) for adapter in classifier.adapters]
+    description = cards.ClassifierDescription(
+        **_describe(classifier),
+        config=classifier.adapter_config,
+        base_class=type(classifier.clip).__name__,
+        adapter_parameters=sum(tensor.numel() for state in states for tensor in state.values()),
+        base_parameters=classifier.base_size,
+    )
+    return cards.model_card(description, repo_id, subfolder)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
     try:
         description = json.loads((folder / TASKS_FILE).read_text())
         adapters, tasks = description["adapters"], description["tasks"]
-        known = all(set(task["route"]) <= set(adapters) for task in tasks)
+        routes_fit = all(set(task["route"]) <= set(adapters) for task in tasks)
         description["training"] = TrainingRecord.from_dict(description.get("training", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -108,30 +116,27 @@ def _read_description(folder: Path) -> dict[str, Any]:
             "MultiTaskClassifier.save_pretrained wrote."
         ) from error
     # The names become paths, and the file may come from anybody.
-    if not adapters or not known or not all(re.fullmatch(r"\w+", adapter) for adapter in adapters):
+    if not adapters or not routes_fit or not all(re.fullmatch(r"\w+", adapter) for adapter in adapters):
         raise ValueError(f"{folder / TASKS_FILE} names adapters {adapters}, which are no names of adapter folders.")
     return description
 
 
-def _read_weights(folder: Path, adapters: list[str]) -> dict[str, dict[str, torch.Tensor]]:
-    weights = {}
-    for adapter in adapters:
-        path = folder / adapter / WEIGHTS_FILE
-        try:
-            weights[adapter] = load_file(path)
-        except Exception as error:  # safetensors has exceptions of its own for each way of being damaged
-            raise ValueError(f"{path} is missing or damaged ({error}); nothing was loaded from {folder}.") from error
-    return weights
+def _read_weights(folder: Path, adapter: str) -> dict[str, torch.Tensor]:
+    path = folder / adapter / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors has exceptions of its own for each way of being damaged
+        raise ValueError(f"{path} is missing or damaged ({error}); nothing was loaded from {folder}.") from error
 
 
-def load(classifier: MultiTaskClassifier, folder: Path) -> None:
+def load(classifier: Any, folder: Path) -> None:
     """Take routes, grouping and weights from a folder, or raise a `ValueError` and change nothing."""
     description = _read_description(folder)
     routes = {task["name"]: tuple(task["route"]) for task in description["tasks"]}
     if list(routes) != list(classifier.tasks):
         raise ValueError(f"{folder} is of the tasks {list(routes)}, but the classifier has {list(classifier.tasks)}.")
     adapters = description["adapters"]
-    weights = _read_weights(folder, adapters)
+    weights = {adapter: _read_weights(folder, adapter) for adapter in adapters}
     if not classifier.uses_prompts and adapters != classifier.adapters:
         raise ValueError(f"{folder} holds the adapters {adapters}, but the classifier has {classifier.adapters}.")
     for adapter, tensors in weights.items():
@@ -146,9 +151,9 @@ def load(classifier: MultiTaskClassifier, folder: Path) -> None:
         classifier.replace_adapters(adapters)
     for adapter, tensors in weights.items():
         classifier.load_adapter_state(adapter, tensors)
-    classifier.routes = routes
+    classifier.routes, classifier.trained_adapters = routes, set(adapters)
     grouping = description["grouping"]
-    classifier.grouping = None if grouping is None else TaskGrouping.from_dict(grouping)
+    classifier.grouping = None if grouping is None else TaskGrouping(**grouping)
     classifier.record = description["training"]
 
 
@@ -156,21 +161,41 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
 
 
-def restore(
-    cls: type[MultiTaskClassifier], folder: Path, model: Any = None, processor: Any = None, **options: Any
-) -> MultiTaskClassifier:
-    """Make a classifier from a folder; a base or processor that is not given is loaded by its name, with options."""
+@check_keywords(ProcessorMixin.from_pretrained)
+def load_processor(name_or_path: str | os.PathLike, subfolder: str = "", **options: Any) -> Any:
+    """A CLIP's processor with images prepared by PIL, so that pixels are the same on every machine.
+
+    Args:
+        name_or_path (`str`): the CLIP's name on the Hub, or its folder.
+        subfolder (`str`): a folder inside `name_or_path`.
+        options: as for `AutoProcessor.from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only` and
+            `force_download`.
+
+    Raises:
+        TypeError: an unknown keyword.
+    """
+    return AutoProcessor.from_pretrained(name_or_path, backend="pil", subfolder=subfolder, **options)
+
+
+def from_pretrained(
+    cls: type[Classifier],
+    name_or_path: str | os.PathLike,
+    model: PreTrainedModel | None = None,
+    processor: Any = None,
+    subfolder: str | None = None,
+    text_chunk: int | None = None,
+    **download: Any,
+) -> Classifier:
+    """Make a classifier from a folder or the Hub; a base or processor that is not given is loaded by its name."""
+    inside = repository.check_subfolder(subfolder)
+    if not os.path.isdir(name_or_path):
+        patterns = [(Path(inside) / file).as_posix() for file in (TASKS_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}")]
+        with repository.hub_errors(str(name_or_path), download.get("revision")):
+            name_or_path = snapshot_download(str(name_or_path), allow_patterns=patterns, **download)
+    folder = Path(name_or_path) / inside
+    shared = {name: download[name] for name in ("token", "cache_dir", "local_files_only") if name in download}
     description = _read_description(folder)
-    tasks = [
-        Task(
-            task["name"],
-            task["class_names"],
-            template=task["template"],
-            class_texts=task["class_texts"],
-            dataset=task.get("dataset"),
-        )
-        for task in description["tasks"]
-    ]
+    tasks = [Task(**{field: task[field] for field in TASK_FIELDS if field in task}) for task in description["tasks"]]
     config = PeftConfig.from_pretrained(str(folder / description["adapters"][0]))
     if model is None:
         base = description["base_model"]
@@ -179,41 +204,16 @@ def restore(
                 f"{folder} was trained on the base {base or 'of a folder'}, which is neither here nor on the Hub; "
                 "load that base and write from_pretrained(..., model=base)."
             )
-        model = AutoModel.from_pretrained(base, **options)
-    processor = load_processor(model.name_or_path, **options) if processor is None else processor
+        model = AutoModel.from_pretrained(base, **shared)
+    processor = load_processor(model.name_or_path, **shared) if processor is None else processor
     config.inference_mode = False
-    classifier = cls(model, processor, tasks, copy.deepcopy(config))
+    classifier = cls(model, processor, tasks, config, text_chunk=text_chunk)
     load(classifier, folder)
     return classifier.eval()
 
 
-def load_processor(name_or_path: str | os.PathLike, **options: Any) -> Any:
-    """A CLIP's processor with images prepared by PIL, so that pixels are the same on every machine.
-
-    Args:
-        name_or_path: the CLIP's name on the Hub, or its folder.
-        options: for `AutoProcessor.from_pretrained`: `revision`, `token`, `cache_dir` and the like.
-    """
-    return AutoProcessor.from_pretrained(name_or_path, backend="pil", **options)
-
-
-def from_pretrained(
-    cls: type[MultiTaskClassifier],
-    name_or_path: str | os.PathLike,
-    model: Any = None,
-    processor: Any = None,
-    subfolder: str | None = None,
-    **download: Any,
-) -> MultiTaskClassifier:
-    """Make a classifier from a folder, or from one that is fetched from the Hub."""
-    patterns = [TASKS_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}"]
-    folder = repository.fetch(name_or_path, patterns, subfolder, **download)
-    shared = {name: download[name] for name in ("token", "cache_dir", "local_files_only") if name in download}
-    return restore(cls, folder, model, processor, **shared)
-
-
 def push(
-    classifier: MultiTaskClassifier,
+    classifier: Any,
     repo_id: str,
     token: str | None = None,
     private: bool | None = None,
@@ -228,6 +228,16 @@ def push(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save(classifier, folder, public=True)
-        repo_id = repository.create(api, repo_id, private, revision)
-        model_card(classifier, repo_id, subfolder).save(folder / "README.md")
-        return repository.upload(api, repo_id, folder, revision, subfolder, parent_commit, commit_message)
+        with repository.hub_errors(repo_id, revision, parent_commit):
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            model_card(classifier, repo_id, subfolder).save(folder / "README.md")
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                path_in_repo=subfolder or None,
+                revision=revision,
+                parent_commit=parent_commit,
+                commit_message=commit_message,
+            )

@@ -16,7 +16,7 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 def clean_name(name: str) -> str:
-    """A class name as one would say it: `"Alarm_Clock"` becomes `"alarm clock"`."""
+    """A class name in plain words: `"Alarm_Clock"` becomes `"alarm clock"`."""
     return re.sub(r"[\s_\-]+", " ", name).strip().lower()
 
 
@@ -35,11 +35,12 @@ class Task:
     """One visual task for the frozen CLIP.
 
     Args:
-        name (`str`): for example `"art"`. Its adapter is called like this, in lower case and with `_` for the rest.
+        name (`str`): for example `"art"`. The task's adapter has the same name, in lower case and with `_` in place of
+            all that is neither a letter nor a digit.
         class_names (`Sequence[str]`): names of the classes, in the order of the labels. They are cleaned:
             `"Alarm_Clock"` becomes `"alarm clock"`.
         train, eval (`datasets.Dataset`, *optional*): images with the columns `image` (an image, a path, or the
-            undecoded image of `datasets`) and `label` (number of the class). Any sequence of such rows will do.
+            undecoded image of `datasets`) and `label` (number of the class), or any sequence of such rows.
         template (`str` or a sequence of them): text of a class, with `{}` for its name. Several are averaged.
         class_texts (`Mapping[str, str | Sequence[str]]`, *optional*): texts of single classes that take the place of
             the template.
@@ -47,8 +48,8 @@ class Task:
             model card.
 
     Raises:
-        ValueError: less than two classes, names that are the same after cleaning, a template without `{}`, texts for
-            a class that is not there, or labels that do not fit the class names.
+        ValueError: fewer than two classes, names that are the same after cleaning, a template without `{}`, texts for
+            an unknown class, or labels that do not fit the class names.
     """
 
     name: str
@@ -64,9 +65,7 @@ class Task:
             raise ValueError(f"A task is named {self.name!r}, of which no adapter name is left; write letters.")
         raw, self.class_names = list(self.class_names), [clean_name(name) for name in self.class_names]
         if len(raw) < 2:
-            raise ValueError(
-                f"Task {self.name!r} has {len(raw)} class; give two or more, or there is nothing to tell apart."
-            )
+            raise ValueError(f"Task {self.name!r} has {len(raw)} class; give two or more.")
         repeated = [name for name, count in Counter(self.class_names).items() if count > 1]
         if repeated or "" in self.class_names:
             clash = [name for name in raw if clean_name(name) in [*repeated, ""]]

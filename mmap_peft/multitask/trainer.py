@@ -17,8 +17,8 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, get_last_checkpoint
 from transformers.utils import logging
 
-from ..hub.model_card import model_card
 from ..hub.repository import hub_errors
+from ..keywords import check_keywords
 from . import processes
 from .adapters import GLOBAL
 from .affinity import cosine_similarity, task_gradients
@@ -30,6 +30,7 @@ from .images import IGNORED, TaskImages, collate
 from .plots import plot_grouping
 from .record import changed_settings, versions
 from .sampler import TaskSampler
+from .saving import model_card
 
 
 logger = logging.get_logger(__name__)
@@ -375,6 +376,7 @@ class MultiTaskTrainer(TaskTrainer):
         kwargs: as for `TaskTrainer`.
     """
 
+    @check_keywords(Trainer)
     def __init__(self, *args: Any, callbacks: Sequence[TrainerCallback] | None = None, **kwargs: Any) -> None:
         self._own_callbacks = list(callbacks or [])
         super().__init__(*args, callbacks=list(self._own_callbacks), **kwargs)
@@ -422,6 +424,7 @@ class MultiTaskTrainer(TaskTrainer):
             callbacks=[call for call in self._own_callbacks if not isinstance(call, EarlyStoppingCallback)],
         )
 
+    @check_keywords(Trainer.train)
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Group the tasks, if the method has prompts and that is not done, and train.
 

@@ -1,6 +1,7 @@
 """The card of a classifier: its metadata as the Hub reads them, and its text as a reader sees it."""
 
 import json
+from html import escape
 
 import pytest
 from huggingface_hub import ModelCard
@@ -8,7 +9,7 @@ from markdown_it import MarkdownIt
 from transformers import CLIPModel
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, Task, TaskGrouping
-from mmap_peft.hub.model_card import model_card
+from mmap_peft.multitask.saving import model_card
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4))
@@ -110,6 +111,27 @@ def test_names_that_mean_something_to_markdown_or_yaml_are_shown_as_they_are(cli
     code = card.text.split("```python\n")[1].split("\n```")[0]
     assert compile(code, "card", "exec")
     assert json.dumps(NASTY) in code
+
+
+@pytest.mark.parametrize(
+    "name", ["{{ 7 * 6 }}", "{% raw %}", "{# gone #}", "<script>", "&lt;", "a|b", "\\|", "%s {0}"]
+)
+def test_names_that_mean_something_to_the_template_or_to_html_are_shown_as_they_are(name, clip, processor, tmp_path):
+    tasks = [Task("print", [f"sun {name}", "moon"]), Task(f"photo {name}", ["sun", "moon"])]
+    classifier = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+    classifier.record.settings = {f"argument {name}": name}
+    classifier.record.versions = {"torch": name}
+    card = read(model_card(classifier), tmp_path / "README.md")
+    task_table, _, training = tables(card.text)
+    assert task_table[2][0] == f"photo {name}"
+    assert training[1] == [f"argument {name}", name]
+    html = MarkdownIt("commonmark").enable("table").render(card.text)
+    assert f"Classes of print: sun {escape(name)}, moon. Text of a class: “a photo of a {{}}.”" in html
+    assert f"Versions: torch {escape(name)}." in html
+
+
+def test_a_card_of_mmap_says_what_to_cite(classifier):
+    assert "@inproceedings{xin2024mmap," in model_card(classifier).text
 
 
 @pytest.mark.parametrize("name", ["openai/clip-vit-base-patch16", "local"])

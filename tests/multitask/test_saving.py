@@ -134,6 +134,21 @@ def test_a_base_that_is_not_here_is_asked_for(base, classifier, folder, clip_fol
     assert torch.equal(probabilities(again), probabilities(classifier))
 
 
+def test_text_chunks_are_chosen_on_loading(classifier, folder):
+    loaded = MultiTaskClassifier.from_pretrained(folder, text_chunk=2)
+    assert loaded.text_chunk == 2
+    assert torch.allclose(probabilities(loaded), probabilities(classifier), atol=1e-5)
+    with pytest.raises(ValueError, match="text_chunk=0"):
+        MultiTaskClassifier.from_pretrained(folder, text_chunk=0)
+
+
+def test_an_unknown_keyword_is_refused_before_anything_is_read(folder):
+    for keyword in ("revison", "seed", "modle"):
+        with pytest.raises(TypeError, match=f"unknown keyword '{keyword}'"):
+            MultiTaskClassifier.from_pretrained(folder, **{keyword: "1"})
+    assert MultiTaskClassifier.from_pretrained(folder, token=False, local_files_only=True, max_workers=1).adapters
+
+
 def test_a_zero_shot_classifier_has_nothing_to_save(clip, processor, tasks, tmp_path):
     with pytest.raises(ValueError, match="has no adapter to save"):
         MultiTaskClassifier(clip, processor, tasks).save_pretrained(tmp_path)

@@ -1,11 +1,11 @@
-"""What came out of a run, as JSON and as a table."""
+"""What the examples write and print: accuracies before and after training, as JSON and as a table."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .classifier import MultiTaskClassifier
-from .record import versions
+from mmap_peft import MultiTaskClassifier
+from mmap_peft.multitask.record import versions
 
 
 def results(
@@ -36,15 +36,15 @@ def results(
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Results as a Markdown table, with what else matters below."""
     lines = ["| task | zero-shot | trained | gain |", "|---|---:|---:|---:|"]
-    for name, accuracy in found["accuracy"].items():
+    for name, accuracy in results["accuracy"].items():
         before, after = 100 * accuracy["zero_shot"], 100 * accuracy["trained"]
         lines.append(f"| {name} | {before:.1f} % | {after:.1f} % | {after - before:+.1f} |")
-    groups = "; ".join(", ".join(group) for group in found["groups"] or [])
+    groups = "; ".join(", ".join(group) for group in results["groups"] or [])
     lines.append(
-        f"\nGroups: {groups}. Trained: {found['trainable_parameters']:,} parameters, "
-        f"{100 * found['share_of_base']:.2f} % of the base."
+        f"\nGroups: {groups}. Trained: {results['trainable_parameters']:,} parameters, "
+        f"{100 * results['share_of_base']:.2f} % of the base."
     )
     return "\n".join(lines)
