@@ -25,7 +25,8 @@ from ..multitask.files import write_json
 from ..multitask.record import versions
 from ..multitask.saving import WEIGHTS_FILE, load_processor
 from ..multitask.task import Task
-from ..multitask.trainer import MultiTaskTrainer, TaskTrainer
+from ..multitask.task_trainer import TaskTrainer
+from ..multitask.trainer import MultiTaskTrainer
 from .data import hold_out
 from .study import SMALL_CLIP, Run
 

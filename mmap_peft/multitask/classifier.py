@@ -82,10 +82,14 @@ class MultiTaskClassifier(nn.Module):
 
     Attributes:
         record (`TrainingRecord`): how it was trained and how well it does, filled by a trainer, for the model card.
+        trained_adapters (`set[str]`): names of the adapters that were loaded or that a trainer has begun to train.
+            `MultiTaskTrainer` never replaces adapters once there is one; `reset_adapters` does.
 
     Raises:
         ValueError: no task, tasks whose names collide, or a text that is longer than the text tower's positions.
     """
+
+    main_input_name = "pixel_values"  # which a Trainer hands to compute_metrics, if include_for_metrics asks for it
 
     def __init__(
         self,
@@ -106,6 +110,7 @@ class MultiTaskClassifier(nn.Module):
             )
         self.processor, self.adapter_config, self.grouping = processor, copy.deepcopy(config), None
         self.record, self.text_chunk = TrainingRecord(), text_chunk
+        self.trained_adapters: set[str] = set()
         self.tasks: dict[str, Task] = {}
         self.routes: dict[str, Route] = {}
         self.texts = Texts(processor.tokenizer, model.config.text_config, config)
@@ -150,8 +155,11 @@ class MultiTaskClassifier(nn.Module):
         self.texts.of(task, route)
         self.tasks[task.name], self.routes[task.name] = task, route
         if self.probes is not None:
-            with torch.no_grad(), self.evaluating():
-                self.probes.append(start_probe(self.encode_texts([task.name])[0]))
+            self.probes.append(self._start_probe(task.name))
+
+    def _start_probe(self, task: str) -> nn.Linear:
+        with torch.no_grad(), self.evaluating():
+            return start_probe(self.encode_texts([task])[0])
 
     @property
     def clip(self) -> PreTrainedModel:
@@ -429,33 +437,57 @@ class MultiTaskClassifier(nn.Module):
             seed (`int`): seed of the initial values.
 
         Raises:
-            ValueError: no such group, or a name that is taken.
+            ValueError: no such group, a task without a group, or a task that does not fit: a name that is taken or
+                cannot name an adapter, or a text that is too long. Nothing has changed then.
         """
         if self.adapter_config is None:
             raise ValueError("A classifier without a config is zero-shot and cannot learn a task; give a config.")
         if group is not None:
             self.check_grouping()
-        if group in self.tasks:
-            group = self.routes[group][0]
-        if group is not None and group not in self.adapters:
-            raise ValueError(
-                f"{group!r} is no group or task; write one of {', '.join([*self.adapters, *self.tasks])}."
-            )
-        if not self.prompted:
-            self._enter(task, self._first_route(task))
-            self.train_adapters(self.routes[task.name])
-            return
-        self._enter(task, (task.adapter,) if group is None else (group, task.adapter))
-        with _seeded(seed):
-            self.model.add_adapter(task.adapter, copy.deepcopy(self.adapter_config))
-        if self.grouping is not None:
-            groups = [list(members) for members in self.grouping.groups]
-            if group is None or group == GLOBAL:
-                groups.append([task.name])
+        group = None if group is None else self._group_adapter(group)
+        adapter, tasks, routes = task.adapter, dict(self.tasks), dict(self.routes)
+        trained = {parameter: parameter.requires_grad for parameter in self.parameters()}
+        try:
+            if self.prompted:
+                self._enter(task, (adapter,) if group is None else (group, adapter))
+                with _seeded(seed):
+                    self.model.add_adapter(adapter, copy.deepcopy(self.adapter_config))
+                self.grouping = self._grouping_with(task.name, group)
             else:
-                groups[int(group.removeprefix("group_"))].append(task.name)
-            self.grouping = TaskGrouping([*self.grouping.tasks, task.name], groups, mode="given")
-        self.train_adapters([task.adapter])
+                self._enter(task, self._first_route(task))
+            self.train_adapters([self.routes[task.name][-1]])
+        except Exception:
+            self.tasks, self.routes = tasks, routes
+            if task.name not in tasks:
+                self.texts.forget(task)
+            for parameter, flag in trained.items():
+                parameter.requires_grad_(flag)
+            raise
+
+    def _group_adapter(self, group: str) -> str:
+        """The adapter of a group that is given by its own name or by that of one of its tasks."""
+        groups = [name for name in self.adapters if name == GLOBAL or name.startswith("group_")]
+        if group in self.tasks and self.routes[group][0] not in groups:
+            raise ValueError(
+                f"Task {group!r} is in no group, so there are no prompts to share with it; write group=None, for "
+                f"prompts of the new task alone{', or one of ' + ', '.join(groups) if groups else ''}."
+            )
+        name = self.routes[group][0] if group in self.tasks else group
+        if name not in groups:
+            raise ValueError(f"{group!r} is no group or task; write one of {', '.join([*groups, *self.tasks])}.")
+        return name
+
+    def _grouping_with(self, task: str, group: str | None) -> TaskGrouping | None:
+        """The grouping with one more task, in a group's adapter or in no group."""
+        if self.grouping is None:
+            return None
+        groups = [list(members) for members in self.grouping.groups]
+        mates = [name for name, route in self.routes.items() if route[0] == group and name != task]
+        if group is None or not mates:
+            groups.append([task])
+        else:
+            next(members for members in groups if mates[0] in members).append(task)
+        return TaskGrouping([*self.grouping.tasks, task], groups, mode="given")
 
     def users(self) -> dict[nn.Parameter, list[int]]:
         """For each parameter that trains, the numbers of the tasks that use it."""
@@ -470,12 +502,17 @@ class MultiTaskClassifier(nn.Module):
     @property
     def training_tasks(self) -> list[str]:
         """Names of the tasks that use an adapter which trains."""
-        training = {
+        training = set(self.training_adapters)
+        return [name for name, route in self.routes.items() if training & set(route)]
+
+    @property
+    def training_adapters(self) -> list[str]:
+        """Names of the adapters that train."""
+        return [
             adapter
             for adapter in self.adapters
             if any(parameter.requires_grad for parameter in self.adapter_parameters(adapter).values())
-        }
-        return [name for name, route in self.routes.items() if training & set(route)]
+        ]
 
     def train_adapters(self, adapters: Sequence[str]) -> None:
         """Let exactly these adapters train."""
@@ -495,7 +532,25 @@ class MultiTaskClassifier(nn.Module):
                 self.model.add_adapter(name, copy.deepcopy(self.adapter_config))
         self.model.train(self.training)
         self.train_adapters(names)
-        self.record.prompted = {}
+        self.record.prompted, self.trained_adapters = {}, set()
+
+    def reset_adapters(self, seed: int = 0) -> None:
+        """Replace all adapters by new ones, as they were when the classifier was made: what they learned is lost.
+
+        Args:
+            seed (`int`): seed of the initial values.
+
+        Raises:
+            ValueError: the classifier has no adapters.
+        """
+        if self.adapter_config is None:
+            raise ValueError("A classifier without a config has no adapters to reset; give a config.")
+        self.routes = {name: self._first_route(task) for name, task in self.tasks.items()}
+        self.grouping, self.record = None, TrainingRecord(zero_shot=self.record.zero_shot)
+        if self.probes is None:
+            self.fresh_adapters([GLOBAL], seed)
+        else:
+            self.probes, self.trained_adapters = nn.ModuleList(map(self._start_probe, self.tasks)), set()
 
     # ---- files
 

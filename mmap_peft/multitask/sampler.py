@@ -58,7 +58,8 @@ class TaskSampler(Sampler[int]):
             raise ValueError(f"sampling={sampling!r} is no choice; write 'uniform' or 'proportional'.")
         self.sizes, self.seed, self.epoch = list(sizes), seed, 0
         step = batch_size * batches_per_step
-        rows = max(sum(sizes) // step, 1) * step
+        self.steps = max(sum(sizes) // step, 1)  # of an epoch
+        rows = self.steps * step
         tasks = np.flatnonzero(sizes)
         weights = np.minimum(sizes, 1) if sampling == "uniform" else np.array(sizes)
         shares = weights / weights.sum()

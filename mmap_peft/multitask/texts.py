@@ -71,6 +71,10 @@ class Texts:
             self._ids[key] = next((found for found in self._ids.values() if found == ids), ids)
         return self._ids[key]
 
+    def forget(self, task: Task) -> None:
+        """Drop what is kept of a task."""
+        self._ids = {key: ids for key, ids in self._ids.items() if key[0] != task.name}
+
     def batch(self, tasks: Sequence[Task], routes: Sequence[Route]) -> TextBatch:
         """The texts of some tasks in one batch."""
         found = [self.of(task, route) for task, route in zip(tasks, routes)]

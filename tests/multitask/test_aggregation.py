@@ -5,10 +5,16 @@ from torchjd.aggregation import PCGrad, Sum
 from transformers import CLIPModel
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer
-from mmap_peft.multitask.aggregation import backward, find_aggregator
+from mmap_peft.multitask.aggregation import add_task_gradients, aggregate_task_gradients, find_aggregator
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
+
+
+def backward(losses, tasks_by_parameter, aggregator):
+    """One step of one batch."""
+    add_task_gradients(torch.stack(losses), list(tasks_by_parameter))
+    aggregate_task_gradients(tasks_by_parameter, aggregator or Sum())
 
 
 @pytest.fixture
