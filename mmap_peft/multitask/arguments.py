@@ -19,6 +19,26 @@ from .task import DEFAULT_TEMPLATE
 
 SHARING = ["groups", "all", "none"]
 
+# Arguments of transformers that a classifier of many tasks cannot use: the only value that is accepted, and why.
+_FIXED = {
+    "label_smoothing_factor": (0.0, "the tasks have different numbers of classes, which transformers cannot smooth"),
+    "neftune_noise_alpha": (None, "it adds noise to the input of a language model, but here the input is an image"),
+    "batch_eval_metrics": (False, "the accuracies of the tasks are those of all images together"),
+    "remove_unused_columns": (False, "images come from the tasks, whose columns are fixed"),
+    "length_column_name": ("length", "images have no length; `sampling` says in which shares tasks are seen"),
+    "train_sampling_strategy": ("random", "every batch holds every task; write `sampling` to choose their shares"),
+    "include_num_input_tokens_seen": ("no", "images are no tokens"),
+    "use_cache": (False, "nothing is generated"),
+    "use_liger_kernel": (False, "Liger's kernels are for language models"),
+    "liger_kernel_config": (None, "Liger's kernels are for language models"),
+    "optim_target_modules": (None, "it names linear layers to train, but what trains are the adapters"),
+    "bf16_full_eval": (False, "it would round the trained adapters for good; write bf16=True instead"),
+    "fp16_full_eval": (False, "it would round the trained adapters for good; write fp16=True or bf16=True instead"),
+    "parallelism_config": (None, "adapters are kept whole on each process; use DDP or FSDP (fsdp_version: 2)"),
+}
+# Optimizers that take a model's linear layers apart, or step in the middle of the backward pass.
+_REFUSED_OPTIMIZERS = ("galore", "apollo", "lomo", "layerwise")
+
 
 @dataclass
 class MultiTaskTrainingArguments(TrainingArguments):
@@ -55,7 +75,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
         dataloader_persistent_workers (`bool`, *optional*): whether they stay for the next epoch. `None`: yes.
 
     Raises:
-        ValueError: a setting that is none of the choices.
+        ValueError: a setting that is none of the choices, or one of transformers' that has no meaning for many tasks,
+            such as `label_smoothing_factor` or `neftune_noise_alpha`.
     """
 
     output_dir: str = field(default="out", metadata={"help": "Where checkpoints and results go."})
@@ -117,6 +138,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         self.dataloader_pin_memory &= accelerator  # a DataLoader would only warn
         super().__post_init__()
+        self._check_fixed()
         if self.image_cache_gb < 0:
             raise ValueError(f"image_cache_gb={self.image_cache_gb} is no size; write 0 to keep no images.")
         if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
@@ -124,15 +146,16 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 f"hub_strategy={self.hub_strategy.value!r} would upload the optimizer's state, which is a pickle; "
                 "write 'every_save' or 'end'."
             )
-        self.label_names = ["labels", "task_ids"]  # both reach compute_metrics
         self.grouping_threshold = str(self.grouping_threshold)
         self.threshold  # noqa: B018, raises early
         if self.sharing not in SHARING:
             raise ValueError(f"sharing={self.sharing!r} is no choice; write one of {', '.join(SHARING)}.")
         if self.aggregator is not None:
-            find_aggregator(self.aggregator)
+            find_aggregator(self.aggregator, 2 if self.sharing == "groups" else None)
             if self.fp16:
                 raise ValueError("An aggregator sees gradients as fp16 scales them; write bf16=True instead of fp16.")
+            if self.torch_empty_cache_steps is not None:
+                raise ValueError("`torch_empty_cache_steps` cannot be used with an aggregator; leave it out.")
         if self.grouping not in MODES:
             raise ValueError(f"grouping={self.grouping!r} is no choice; write one of {', '.join(MODES)}.")
         if self.grouping == "given" and not self.given_groups:
@@ -141,6 +164,27 @@ class MultiTaskTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"grouping='gradient' takes {self.grouping_snapshots} snapshots in {self.grouping_steps} steps; write "
                 "grouping_steps and grouping_snapshots of 1 or more, no more snapshots than steps."
+            )
+
+    def _check_fixed(self) -> None:
+        """Refuse arguments of transformers that would fail later, or do nothing."""
+        for name, (expected, reason) in _FIXED.items():
+            value = getattr(self, name, expected)  # older versions of transformers lack some
+            if value != expected:
+                raise ValueError(f"Invalid value {value!r} for `{name}`: expected {expected!r}, since {reason}.")
+        labels = ["labels", "task_ids"]  # both reach compute_metrics
+        if self.label_names not in (None, labels):
+            raise ValueError(f"Invalid value {self.label_names} for `label_names`: expected {labels} or None.")
+        self.label_names = labels
+        if any(part in self.optim for part in _REFUSED_OPTIMIZERS):
+            raise ValueError(
+                f"Invalid value {self.optim.value!r} for `optim`: it is for the linear layers of a whole model, not "
+                "for adapters; write 'adamw_torch', say."
+            )
+        if self.accelerator_config.split_batches:
+            raise ValueError(
+                "Invalid value True for `split_batches` in `accelerator_config`: each process's part of a batch must "
+                "hold every task; write per_device_train_batch_size."
             )
 
     @property

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import EvalPrediction, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from . import processes
@@ -20,6 +19,7 @@ from .arguments import MultiTaskTrainingArguments
 from .checkpoints import STATE_FILE, ClassifierTrainer
 from .classifier import MultiTaskClassifier, task_losses
 from .images import IGNORED, TaskImages, collate
+from .metrics import accuracies
 from .sampler import TaskSampler
 
 
@@ -85,7 +85,7 @@ class TaskTrainer(ClassifierTrainer):
             if kwargs.get(name) is not None:
                 raise ValueError(f"Invalid argument `{name}`: {instead}.")
         kwargs.setdefault("data_collator", collate)
-        kwargs.setdefault("compute_metrics", self.accuracy)
+        kwargs.setdefault("compute_metrics", lambda prediction: accuracies(prediction, model.tasks))
         kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: logits.argmax(-1))
         if train_dataset is None:
             train_dataset = _images(model, args, "train", self.tasks_to_train(model, args))
@@ -158,6 +158,8 @@ class TaskTrainer(ClassifierTrainer):
     def check_images(self) -> None:
         """Raise a `ValueError` if a task that is to train, or one of its classes, has no training image."""
         names = self.tasks_to_train(self.model, self.args)
+        if not names:
+            raise ValueError("No adapter is set to train; write classifier.train_adapters(classifier.adapters).")
         for name in names:
             self.model.tasks[name].check_training_images()
         sizes = dict(zip(self.model.tasks, self.train_dataset.sizes))
@@ -223,24 +225,10 @@ class TaskTrainer(ClassifierTrainer):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if eval_dataset is None:
             keys = {name: f"{metric_key_prefix}_{task.adapter}_accuracy" for name, task in self.model.tasks.items()}
-            accuracies = {name: metrics[key] for name, key in keys.items() if key in metrics}
+            by_task = {name: metrics[key] for name, key in keys.items() if key in metrics}
             prompted = any(self.model.routes.values())
-            setattr(self.model.record, "prompted" if prompted else "zero_shot", accuracies)
+            setattr(self.model.record, "prompted" if prompted else "zero_shot", by_task)
         return metrics
-
-    def accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Accuracy of each task, their mean, and the worst, all between 0 and 1."""
-        predictions, label_ids = prediction.predictions, prediction.label_ids
-        if isinstance(predictions, list):  # eval_do_concat_batches=False: one array a batch
-            predictions, label_ids = np.concatenate(predictions), map(np.concatenate, zip(*label_ids))
-        labels, task_ids = label_ids
-        metrics = {}
-        for number, task in enumerate(self.model.tasks.values()):
-            rows = (task_ids == number) & (labels != IGNORED)
-            if rows.any():
-                metrics[f"{task.adapter}_accuracy"] = float((predictions[rows] == labels[rows]).mean())
-        values = list(metrics.values())
-        return {**metrics, "mean_accuracy": float(np.mean(values)), "worst_accuracy": min(values)}
 
     # ---- training and checkpoints
 
