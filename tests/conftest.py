@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 
 
@@ -19,6 +20,7 @@ from mmap_peft.data.pictograms import pictograms, small_clip
 
 
 datasets.disable_progress_bars()
+gc.freeze()  # what is imported: accelerate collects garbage in each training, which took half a second
 
 TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS = 32, 48, 3, 2
 
