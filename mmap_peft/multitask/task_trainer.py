@@ -245,9 +245,7 @@ class TaskTrainer(ClassifierTrainer):
         """Refuse an optimizer that was given for other parameters; drop one of an earlier training."""
         if self.optimizer is None:
             if self._optimizer_given:
-                raise ValueError(
-                    "A scheduler was given without its optimizer; give optimizers=(optimizer, scheduler)."
-                )
+                raise ValueError("`optimizers` holds a scheduler without its optimizer; give both.")
             return
         optimized = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         training = {parameter for parameter in self.model.parameters() if parameter.requires_grad}
