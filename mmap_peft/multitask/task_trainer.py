@@ -251,6 +251,7 @@ class TaskTrainer(ClassifierTrainer):
         training = {parameter for parameter in self.model.parameters() if parameter.requires_grad}
         if not self._optimizer_given and optimized != training:
             self.optimizer = self.lr_scheduler = None
+            self.model_wrapped, self.model._is_accelerate_prepared = self.model, False  # DDP holds parameters, too
         elif not optimized <= training:
             raise ValueError(
                 "The optimizer that was given holds other parameters than those that train, since adapters were "
