@@ -561,7 +561,8 @@ class MultiTaskClassifier(nn.Module):
         return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
 
     def load_adapter_state(self, adapter: str, tensors: dict[str, torch.Tensor]) -> None:
-        """The inverse of `adapter_state`."""
+        """The inverse of `adapter_state`; the adapter counts as trained."""
+        self.trained_adapters.add(adapter)
         if self.probes is not None:
             self._probe(adapter).load_state_dict(tensors)
         else:

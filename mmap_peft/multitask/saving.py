@@ -149,7 +149,7 @@ def load(classifier: MultiTaskClassifier, folder: Path) -> None:
     classifier.routes = routes
     grouping = description["grouping"]
     classifier.grouping = None if grouping is None else TaskGrouping.from_dict(grouping)
-    classifier.record, classifier.trained_adapters = description["training"], set(adapters)
+    classifier.record = description["training"]
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
