@@ -1,4 +1,4 @@
-"""What training small prompts in a large frozen model needs on several processes."""
+"""Training small adapters in a large frozen model on several processes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from transformers import Trainer
 def set_up(trainer: Trainer) -> None:
     """Prepare a trainer's model for the way in which its processes were launched.
 
-    Under FSDP only the frozen base is sharded. The prompts come and go between the stages and are small, so every
-    process keeps all of them, and checkpoints are those of an unsharded run.
+    FSDP shards only the frozen base. Adapters are small and are replaced between the stages, so every process keeps
+    all of them, and checkpoints are those of an unsharded run.
 
     Raises:
         ValueError: processes that know nothing of each other, FSDP of the first version, ZeRO of the third stage, or
@@ -61,7 +61,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def average_gradients(trainer: Trainer) -> None:
-    """Average the prompts' gradients over processes, which FSDP does for nothing that it does not shard."""
+    """Average the adapters' gradients over processes: FSDP does not do it for parameters that it does not shard."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -71,7 +71,7 @@ def average_gradients(trainer: Trainer) -> None:
 def shard_rows(rows: np.ndarray, size: int, rank: int, world: int) -> list[np.ndarray]:
     """One process's share of rows in batches of at most `size`: on every process the same number of batches.
 
-    A process without a row has one empty batch.
+    A process that gets no rows has one empty batch.
 
     Args:
         rows (`np.ndarray`): (rows,), of all processes.
