@@ -52,7 +52,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
             directions. `"all"` (one group), `"none"` (one group a task), `"random"` and `"given"` are controls.
         sharing (`str`): which adapters a task uses. `"groups"`: that of its group and its own. `"all"`: one that all
             tasks share (`-MT` in the paper). `"none"`: its own. Only `"groups"` has a stage 1.
-        aggregator (`str`, *optional*): an aggregator of `torchjd`, such as `"PCGrad"` or `"CAGrad(c=0.5)"`, which makes
+        aggregator (`str`, *optional*): an aggregator of `torchjd`, such as `"PCGrad"` or `"CAGrad(c=0.5)"`: it makes
             one gradient of those of several tasks for the parameters that they share. `None`: their sum.
         grouping_steps (`int`): steps of stage 1, which trains one adapter on all tasks. With 0 there is no stage 1,
             and `grouping` cannot be `"gradient"`.
