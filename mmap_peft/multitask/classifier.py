@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 
 from ..methods.linear_probe import LinearProbeConfig, start_probe
 from ..prompts.base import PromptConfig
+from ..tuner.model import RESERVED
 from ..tuner.routing import Route, use_routes
 from . import exporting, saving
 from .exporting import TaskClassifier
@@ -404,13 +405,19 @@ class MultiTaskClassifier(nn.Module):
         self.grouping = grouping
 
     def check_grouping(self) -> None:
-        """Raise a `ValueError` if the method can have no groups."""
+        """Raise a `ValueError` if the method can have no groups, or a task no adapter of its own."""
         if not self.prompted:
             method = "zero-shot" if self.adapter_config is None else type(self.adapter_config).__name__
             raise ValueError(
                 f"A task joins its group's prompts to its own, but {method} has no prompts to join; train without "
                 "groups, by MultiTaskTrainer.train() with the default of grouping."
             )
+        for task in self.tasks.values():
+            if task.adapter in RESERVED or hasattr(nn.ModuleDict, task.adapter):
+                raise ValueError(
+                    f"{task.adapter!r} cannot name an adapter, so task {task.name!r} cannot have one of its own; "
+                    "rename the task, or write sharing='all'."
+                )
 
     def share_one_adapter(self, seed: int = 0) -> None:
         """Give all tasks one global adapter, as at the beginning, unless it is that already."""

@@ -200,6 +200,20 @@ def test_a_refused_task_leaves_nothing_behind(why, make, tmp_path):
     assert classifier.routes["sketch"] == ("group_0", "sketch")
 
 
+@pytest.mark.parametrize("name", ["train", "model"])
+def test_a_name_that_no_adapter_can_have_is_said_before_an_adapter_changes(name, clip, processor, arguments):
+    tasks = [make_task("print", 3, name=name), make_task("photo", 4)]
+    classifier = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+    before = parameters(classifier)
+    grouping = TaskGrouping.by_mode("none", list(classifier.tasks))
+    trainer = MultiTaskTrainer(model=classifier, args=arguments())
+    for change in (trainer.train, classifier.separate_adapters, lambda: classifier.set_grouping(grouping)):
+        with pytest.raises(ValueError, match=f"'{name}' cannot name an adapter.*write sharing='all'"):
+            change()
+        assert_same(parameters(classifier), before)
+    MultiTaskTrainer(model=classifier, args=arguments(sharing="all")).train()
+
+
 @pytest.mark.parametrize("sharing", ["none", "all"])
 def test_the_group_of_a_task_without_groups(sharing, make):
     classifier = make()
