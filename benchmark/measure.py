@@ -22,7 +22,8 @@ from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.multitask.files import write_json
 from mmap_peft.multitask.saving import WEIGHTS_FILE, load_processor
 from mmap_peft.multitask.task import Task
-from mmap_peft.multitask.trainer import MultiTaskTrainer, TaskTrainer
+from mmap_peft.multitask.task_trainer import TaskTrainer
+from mmap_peft.multitask.trainer import MultiTaskTrainer
 
 from .data import hold_out
 from .machine import origin, peak_memory, reset_peak_memory, total_peak_memory

@@ -20,6 +20,7 @@ from mmap_peft.data.pictograms import pictograms, small_clip
 
 
 datasets.disable_progress_bars()
+gc.freeze()  # what is imported: accelerate collects garbage in each training, which took half a second
 
 
 def pytest_collection_finish() -> None:

@@ -32,7 +32,7 @@ def test_importing_the_package_imports_nothing_slow():
     assert found.stdout == "[]\n"
 
 
-ORDER = ["prompts", "tuner", "methods", "hub", "multitask", "data"]  # each may import those before it
+ORDER = ["prompts", "tuner", "methods", "hub", "export", "multitask", "data"]  # each may import those before it
 PACKAGE = Path(mmap_peft.__file__).parent
 
 

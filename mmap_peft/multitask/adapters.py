@@ -160,6 +160,10 @@ class ProbeSet(AdapterSet):
     def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
         self.probe(adapter).load_state_dict(tensors)
 
+    def reset(self, names: Sequence[str], seed: int) -> None:
+        """Drop all probes: what they start from is not known here."""
+        self.probes, self._names = nn.ModuleList(), []
+
     def train_only(self, names: Sequence[str]) -> None:
         for name in self._names:
             self.probe(name).requires_grad_(name in names)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .classifier import MultiTaskClassifier
-from .images import IGNORED
+from .images import IGNORE_INDEX
 from .processes import is_sharded
 
 
@@ -60,7 +60,7 @@ def task_gradients(
             for batch in batches:
                 batch = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
                 loss = classifier(**batch, text_features=texts, given=copies.given).loss
-                loss = loss * (batch["labels"] != IGNORED).sum()
+                loss = loss * (batch["labels"] != IGNORE_INDEX).sum()
                 _add(sums, torch.autograd.grad(loss, leaves, materialize_grads=True))
         by_texts, by_prompts = sums[: len(features)], sums[len(features) :]
         if features and features[0].requires_grad:

@@ -2,81 +2,140 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 
-def find_aggregator(name: str) -> nn.Module:
-    """An aggregator of `torchjd.aggregation` with its defaults.
+def find_aggregator(text: str, smallest: int | None = None) -> nn.Module:
+    """An aggregator of `torchjd.aggregation`, with the settings that are written with it.
 
     Args:
-        name (`str`): for example `"PCGrad"`, `"CAGrad"`, `"MGDA"` or `"UPGrad"`; `"CAGrad(c=0.5)"` with settings.
+        text (`str`): its name, such as `"PCGrad"`, `"MGDA"` or `"UPGrad"`, and settings as in `"CAGrad(c=0.5)"`,
+            `"Krum(n_byzantine=1)"` or `"Constant(weights=[0.7, 0.2, 0.1])"`. A list becomes a tensor.
+        smallest (`int`, *optional*): the smallest number of tasks whose gradients it is to aggregate.
 
     Raises:
-        ImportError: torchjd is not installed.
-        ValueError: torchjd has no such aggregator, or it needs other settings.
+        ImportError: torchjd, or a package that this aggregator needs, is not installed.
+        ValueError: torchjd has no such aggregator, its settings are wrong, it keeps a state that checkpoints do not
+            hold, or it cannot aggregate the gradients of as few tasks.
     """
+    name, _, _ = text.partition("(")
+    known = _aggregators(text)
+    if name not in known:
+        raise ValueError(f"aggregator={text!r} is none of torchjd's; write one of {', '.join(sorted(known))}.")
+    if hasattr(known[name], "reset"):
+        raise ValueError(
+            f"aggregator={text!r} keeps a state from one step to the next, which checkpoints do not hold, so training "
+            "could not be resumed; write an aggregator without a state, such as 'PCGrad' or 'UPGrad'."
+        )
+    try:
+        aggregator = known[name](**_settings(text))
+    except ImportError as error:
+        raise ImportError(f"aggregator={text!r}: {error} Or write pip install mmap_peft[aggregation].") from error
+    except Exception as error:  # each aggregator checks its settings in a way of its own
+        raise ValueError(
+            f"aggregator={text!r} cannot be made ({error}); write its settings as in 'CAGrad(c=0.5)'."
+        ) from error
+    if smallest is not None and smallest > 1:
+        check_tasks(text, aggregator, smallest)
+    return aggregator
+
+
+def check_tasks(text: str, aggregator: nn.Module, tasks: int) -> None:
+    """Raise a `ValueError` if an aggregator cannot make one gradient of those of so many tasks."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            aggregator(torch.eye(tasks))
+    except Exception as error:
+        raise ValueError(
+            f"aggregator={text!r} cannot aggregate the gradients of {tasks} tasks ({error}); write another aggregator "
+            "or other settings. With sharing='groups' a group can be as small as two tasks; with sharing='all' the "
+            "gradients are always those of all tasks."
+        ) from error
+
+
+def _aggregators(text: str) -> dict[str, type[nn.Module]]:
+    """The aggregators that torchjd ships, by name."""
     try:
         from torchjd import aggregation
     except ImportError as error:
         raise ImportError(
-            f"aggregator={name!r} needs the package torchjd, which is not there; write "
+            f"aggregator={text!r} needs the package torchjd, which is not installed; write "
             "pip install mmap_peft[aggregation]."
         ) from error
-    kind, _, settings = name.removesuffix(")").partition("(")
-    known = {
-        found: made
-        for found, made in vars(aggregation).items()
-        if inspect.isclass(made) and issubclass(made, aggregation.Aggregator) and made is not aggregation.Aggregator
+    bases = (aggregation.Aggregator, aggregation.WeightedAggregator, aggregation.GramianWeightedAggregator)
+    return {
+        name: value
+        for name, value in vars(aggregation).items()
+        if inspect.isclass(value) and issubclass(value, aggregation.Aggregator) and value not in bases
     }
-    if kind not in known:
-        raise ValueError(f"aggregator={name!r} is none of torchjd's; write one of {', '.join(sorted(known))}.")
-    try:
-        pairs = [pair.split("=") for pair in settings.split(",") if pair]
-        return known[kind](**{key.strip(): float(value) for key, value in pairs})
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"aggregator={name!r} cannot be made ({error}); write its settings as in 'CAGrad(c=0.5)'."
-        ) from error
 
 
-def backward(
-    losses: Sequence[torch.Tensor], users: dict[nn.Parameter, list[int]], aggregator: nn.Module | None = None
+def _settings(text: str) -> dict[str, object]:
+    """The keyword arguments of `"Name(key=value, ...)"`."""
+    call = ast.parse(text, mode="eval").body
+    if isinstance(call, ast.Name):
+        return {}
+    if not isinstance(call, ast.Call) or call.args:
+        raise ValueError("settings need names")
+    values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    return {name: torch.tensor(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def add_task_gradients(losses: torch.Tensor, parameters: list[nn.Parameter]) -> None:
+    """Add each task's gradient to the parameters' `.jac`, whose row i is the gradient of task i's loss.
+
+    A row takes one backward pass, so that what a batch keeps for it is in memory once. `.jac` holds a row for every
+    task, also for those that do not use the parameter.
+
+    Args:
+        losses (`torch.Tensor`): (tasks,), one loss a task.
+        parameters (`list[nn.Parameter]`): leaves that train.
+    """
+    from torchjd import autojac
+
+    autojac.backward(losses, inputs=parameters, parallel_chunk_size=1)
+
+
+def aggregate_task_gradients(
+    tasks_by_parameter: dict[nn.Parameter, list[int]],
+    aggregator: nn.Module,
+    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda matrix: matrix,
 ) -> None:
-    r"""Add to each parameter's `.grad` what an aggregator makes of its tasks' gradients.
+    r"""Add to each parameter's `.grad` what an aggregator makes of its tasks' gradients, and drop its `.jac`.
 
     With $g_i$ the gradient of task $i$'s loss by the parameters that the same tasks share, flattened to the rows of a
     Jacobian $J$, their gradient is $\mathcal A(J)$. A parameter of one task gets the gradient of that task. With the
-    sum, $\mathcal A(J) = \sum_i g_i$, this is what `sum(losses).backward()` does.
+    sum, $\mathcal A(J) = \sum_i g_i$, this is what `losses.sum().backward()` does.
+
+    An aggregator is not linear: it is called once an optimizer step, with the gradients of all accumulated batches and
+    all processes.
 
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, and `torchjd`.
 
     Args:
-        losses: one of each task.
-        users: for each parameter the numbers of the tasks that use it.
+        tasks_by_parameter: for each parameter the numbers of the tasks that use it.
         aggregator: of `torchjd`: a matrix (tasks, elements) in, a vector (elements) out.
+        reduce: the mean of a tensor over all processes.
     """
-    together: dict[tuple[int, ...], list[nn.Parameter]] = {}
-    for parameter, tasks in users.items():
-        together.setdefault(tuple(tasks), []).append(parameter)
-    rows: dict[tuple[int, ...], list[torch.Tensor]] = {tasks: [] for tasks in together}
-    for number, loss in enumerate(losses):
-        mine = [(tasks, parameters) for tasks, parameters in together.items() if number in tasks]
-        flat = [parameter for _, parameters in mine for parameter in parameters]
-        if not flat:
-            continue
-        found = torch.autograd.grad(loss, flat, retain_graph=number + 1 < len(losses), materialize_grads=True)
-        parts = iter(found)
-        for tasks, parameters in mine:
-            rows[tasks].append(torch.cat([next(parts).flatten() for _ in parameters]))
-    for tasks, parameters in together.items():
-        if not tasks:
-            continue
-        matrix = torch.stack(rows[tasks])
-        joined = matrix.sum(dim=0) if aggregator is None or len(tasks) == 1 else aggregator(matrix)
-        for parameter, part in zip(parameters, joined.split([parameter.numel() for parameter in parameters])):
-            part = part.view_as(parameter)
-            parameter.grad = part if parameter.grad is None else parameter.grad + part
+    from torchjd import aggregation, autojac
+
+    parameters_by_tasks: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    for parameter, tasks in tasks_by_parameter.items():
+        parameter.jac = reduce(parameter.jac)[tasks]
+        parameters_by_tasks.setdefault(tuple(tasks), []).append(parameter)
+    for tasks, parameters in parameters_by_tasks.items():
+        if tasks:
+            autojac.jac_to_grad(parameters, aggregator if len(tasks) > 1 else aggregation.Sum())
+    drop_task_gradients(tasks_by_parameter)
+
+
+def drop_task_gradients(parameters: dict[nn.Parameter, list[int]]) -> None:
+    """Forget gradients that were added and never aggregated, as after a training that was interrupted."""
+    for parameter in parameters:
+        if hasattr(parameter, "jac"):
+            del parameter.jac

@@ -73,6 +73,10 @@ class ClassTexts:
             self._ids[key] = next((others for others in list(self._ids.values()) if others == ids), ids)
         return self._ids[key]
 
+    def forget(self, task: Task) -> None:
+        """Drop what is kept of a task."""
+        self._ids = {key: ids for key, ids in self._ids.items() if key[0] != task.name}
+
     def batch(self, tasks: Sequence[Task], routes: Sequence[Route]) -> TextBatch:
         """The texts of some tasks in one batch."""
         ids = [self.of(task, route) for task, route in zip(tasks, routes)]

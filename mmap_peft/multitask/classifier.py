@@ -57,6 +57,8 @@ class MultiTaskClassifier(TaskForward):
             that do not fit the model, or a model that has adapters already. The model is as it was then.
     """
 
+    main_input_name = "pixel_values"  # which a Trainer hands to compute_metrics, if include_for_metrics asks for it
+
     def __init__(
         self,
         model: PreTrainedModel,

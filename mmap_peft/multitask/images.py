@@ -21,7 +21,7 @@ from .task import Task
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100  # label of an image that could not be read: cross entropy and accuracy leave it out
+IGNORE_INDEX = -100  # label of an image that could not be read: cross entropy and accuracy leave it out
 
 
 class TaskImages(Dataset):
@@ -72,11 +72,11 @@ class TaskImages(Dataset):
         if resized is None:
             image = self._read(row["image"], index, task_id)
             if image is None:
-                image, item["labels"] = Image.new("RGB", (32, 32)), IGNORED
+                image, item["labels"] = Image.new("RGB", (32, 32)), IGNORE_INDEX
             resized = self._preprocessing.resize(image)
             if resized is None:
                 return {**item, "pixel_values": self._preprocessing(image)}
-            if item["labels"] != IGNORED:
+            if item["labels"] != IGNORE_INDEX:
                 self._cache.put(index, resized)
         return {**item, "pixel_values": self._preprocessing.normalise(resized)}
 

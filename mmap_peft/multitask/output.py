@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from .images import IGNORED
+from .images import IGNORE_INDEX
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
 
 def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, tasks: int) -> torch.Tensor:
     """What each task adds to the loss of a batch, which is the mean over its images: (tasks,)."""
-    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
     sums = losses.new_zeros(tasks).index_add(0, task_ids, losses)
     # Over at least one: a batch of unreadable images only has the loss 0, not NaN.
-    return sums / (labels != IGNORED).sum().clamp(min=1)
+    return sums / (labels != IGNORE_INDEX).sum().clamp(min=1)

@@ -1,29 +1,26 @@
-"""What training small prompts in a large frozen model needs on several processes."""
+"""Training small adapters in a large frozen model on several processes."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate.utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer
 
 
-if TYPE_CHECKING:
-    from .trainer import TaskTrainer
+def set_up(trainer: Trainer) -> None:
+    """Prepare a trainer's model for the way in which its processes were launched.
 
-
-def set_up(trainer: TaskTrainer) -> None:
-    """Fit a trainer's model to the way in which its processes were launched.
-
-    Under FSDP only the frozen base is sharded. The prompts come and go between the stages and are small, so every
-    process keeps all of them, and checkpoints are those of an unsharded run.
+    FSDP shards only the frozen base. Adapters are small and are replaced between the stages, so every process keeps
+    all of them, and checkpoints are those of an unsharded run.
 
     Raises:
-        ValueError: processes that know nothing of each other, FSDP of the first version, or ZeRO of the third stage.
+        ValueError: processes that know nothing of each other, FSDP of the first version, ZeRO of the third stage, or
+            DeepSpeed together with an aggregator.
     """
     state, model = trainer.accelerator.state, trainer.model
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -48,6 +45,11 @@ def set_up(trainer: TaskTrainer) -> None:
                 "DeepSpeed was asked for with zero_stage 3, which would take the prompts apart between the stages; "
                 "write zero_stage: 2, or shard the frozen base with FSDP (fsdp_version: 2)."
             )
+        if trainer.args.aggregator is not None:
+            raise ValueError(
+                f"aggregator={trainer.args.aggregator!r} replaces the backward pass, which DeepSpeed's engine needs; "
+                "use DDP (examples/accelerate_configs/multi_gpu.yaml)."
+            )
         for parameter in model.parameters():
             if not parameter.dim():
                 parameter.ds_optim_param = True  # "do not broadcast": DeepSpeed 0.19 cannot broadcast a scalar
@@ -58,18 +60,24 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def average_gradients(trainer: TaskTrainer) -> None:
-    """Average the prompts' gradients over processes, which FSDP does for nothing that it does not shard."""
+def average_gradients(trainer: Trainer) -> None:
+    """Average the adapters' gradients over processes: FSDP does not do it for parameters that it does not shard."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
-            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = trainer.accelerator.reduce(found, reduction="mean")
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = trainer.accelerator.reduce(gradient, reduction="mean")
 
 
-def share(rows: np.ndarray, size: int, rank: int, world: int) -> list[np.ndarray]:
+def shard_rows(rows: np.ndarray, size: int, rank: int, world: int) -> list[np.ndarray]:
     """One process's share of rows in batches of at most `size`: on every process the same number of batches.
 
-    A process without a row has one empty batch.
+    A process that gets no rows has one empty batch.
+
+    Args:
+        rows (`np.ndarray`): (rows,), of all processes.
+        size (`int`): the most rows of one batch.
+        rank (`int`): number of this process.
+        world (`int`): number of processes.
     """
     most = -(-len(rows) // world)
     return np.array_split(rows[rank::world], -(-most // size))

@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 
 def interleave(shares: Sequence[float], rows: int) -> np.ndarray:
-    """Spread tasks evenly over rows: after any number of rows each task had its share of them, to within one or two.
+    """Spread tasks evenly over rows: after any number of rows, each task has had its share of them to within two rows.
 
     Args:
         shares (`Sequence[float]`): share of each task; they add up to 1.
@@ -27,20 +27,23 @@ def interleave(shares: Sequence[float], rows: int) -> np.ndarray:
 
 
 class TaskSampler(Sampler[int]):
-    """One endless-looking row of images in which all tasks alternate, cut to whole steps.
+    """The order of one epoch's images, in which all tasks alternate.
 
-    Batches are consecutive pieces of it. So every batch of every process holds every task, and a step sees the same
-    images whether it runs as one large batch, as several accumulated ones, or on several processes. The order depends
-    on seed and epoch only.
+    Batches are consecutive parts of this order. So every batch of every process holds every task, and a step sees the
+    same images whether it runs as one large batch, as several accumulated ones, or on several processes. The order
+    depends on seed and epoch only. An epoch consists of whole steps.
 
     Args:
-        sizes (`Sequence[int]`): images of each task; images are numbered one task after the other. A task without
-            images takes no part.
+        sizes (`Sequence[int]`): number of images of each task. The images of the first task have the lowest indices,
+            then come those of the second, and so on. A task without images takes no part.
         batch_size (`int`): images of one batch on one process.
-        batches_per_step (`int`): batches of one step over all processes and accumulation.
-        sampling (`str`): `"uniform"` gives every task the same share of the rows, so that images of small tasks come
-            more often; `"proportional"` gives each a share by its size.
+        batches_per_step (`int`): batches of one optimizer step, counted over all processes and accumulated batches.
+        sampling (`str`): `"uniform"` gives every task the same share of a batch, so that images of small tasks come
+            more often; `"proportional"` gives each a share in proportion to its number of images.
         seed (`int`): seed of the order.
+
+    Attributes:
+        steps (`int`): optimizer steps of one epoch.
 
     Raises:
         ValueError: `batch_size` is too small to hold every task.
@@ -58,7 +61,8 @@ class TaskSampler(Sampler[int]):
             raise ValueError(f"sampling={sampling!r} is no choice; write 'uniform' or 'proportional'.")
         self.sizes, self.seed, self.epoch = list(sizes), seed, 0
         step = batch_size * batches_per_step
-        rows = max(sum(sizes) // step, 1) * step
+        self.steps = max(sum(sizes) // step, 1)
+        rows = self.steps * step
         tasks = np.flatnonzero(sizes)
         weights = np.minimum(sizes, 1) if sampling == "uniform" else np.array(sizes)
         shares = weights / weights.sum()

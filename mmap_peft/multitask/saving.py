@@ -151,7 +151,7 @@ def load(classifier: Any, folder: Path) -> None:
         classifier.replace_adapters(adapters)
     for adapter, tensors in weights.items():
         classifier.load_adapter_state(adapter, tensors)
-    classifier.routes, classifier.trained_adapters = routes, set(adapters)
+    classifier.routes = routes
     grouping = description["grouping"]
     classifier.grouping = None if grouping is None else TaskGrouping(**grouping)
     classifier.record = description["training"]

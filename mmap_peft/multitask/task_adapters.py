@@ -79,7 +79,8 @@ class TaskAdapters(nn.Module):
         return self.adapter_set.state_of(adapter)
 
     def load_adapter_state(self, adapter: str, tensors: dict[str, torch.Tensor]) -> None:
-        """The inverse of `adapter_state`."""
+        """The inverse of `adapter_state`; the adapter counts as trained."""
+        self.trained_adapters.add(adapter)
         self.adapter_set.load_state(adapter, tensors)
 
     def unload(self) -> PreTrainedModel:
@@ -156,13 +157,21 @@ class TaskAdapters(nn.Module):
         self.grouping = grouping
 
     def check_grouping(self) -> None:
-        """Raise a `ValueError` if the method can have no groups."""
+        """Raise a `ValueError` if the method can have no groups, or a task no adapter of its own."""
         if not self.uses_prompts:
             method = "zero-shot" if self.adapter_config is None else type(self.adapter_config).__name__
             raise ValueError(
                 f"A task joins its group's prompts to its own, but {method} has no prompts to join; train without "
                 "groups, by MultiTaskTrainer.train() with the default of grouping."
             )
+        for task in self.tasks.values():
+            try:
+                self.adapter_set.check_name(task.adapter)
+            except ValueError as error:
+                raise ValueError(
+                    f"{task.adapter!r} cannot name an adapter, so task {task.name!r} cannot have one of its own; "
+                    "rename the task, or write sharing='all'."
+                ) from error
 
     def share_one_adapter(self, seed: int = 0) -> None:
         """Give all tasks one global adapter, as at the beginning, unless it is that already."""
@@ -182,6 +191,23 @@ class TaskAdapters(nn.Module):
         self.adapter_set.reset(names, seed)
         self.trained_adapters = set()
         self.record.prompted = {}
+
+    def reset_adapters(self, seed: int = 0) -> None:
+        """Replace all adapters by new ones, as they were when the classifier was made: what they learned is lost.
+
+        Args:
+            seed (`int`): seed of the initial values.
+
+        Raises:
+            ValueError: the classifier has no adapters.
+        """
+        if self.adapter_config is None:
+            raise ValueError("A classifier without a config has no adapters to reset; give a config.")
+        tasks, self.tasks, self.routes, self.grouping = self.tasks, {}, {}, None
+        self.record = TrainingRecord(zero_shot=self.record.zero_shot)
+        self.replace_adapters([GLOBAL] if self.adapters == [GLOBAL] or self.uses_prompts else [], seed)
+        for task in tasks.values():
+            self._enter(task, self.adapter_set.first_route(task.adapter))
 
     # ---- tasks
 
@@ -204,7 +230,6 @@ class TaskAdapters(nn.Module):
                 f"Task {task.name!r} has {len(task.class_names)} classes, but num_classes={contexts} contexts were "
                 "asked for; give tasks with as many classes, or leave num_classes out."
             )
-        self.adapter_set.check_name(task.adapter)
         self.texts.of(task, route)
 
     def add_task(self, task: Task, group: str | None = None, seed: int = 0) -> None:
@@ -219,42 +244,48 @@ class TaskAdapters(nn.Module):
             seed (`int`): seed of the initial values.
 
         Raises:
-            ValueError: no such group, a name that is taken, or a task that cannot be. Nothing has changed then.
+            ValueError: no such group, a task without a group, or a task that does not fit: a name that is taken or
+                cannot name an adapter, or a text that is too long. Nothing has changed then.
         """
         if self.adapter_config is None:
             raise ValueError("A classifier without a config is zero-shot and cannot learn a task; give a config.")
-        shared = None if group is None else self._shared_adapter(group)
+        shared = None if group is None else self._group_adapter(group)
         route = self.adapter_set.first_route(task.adapter)
         if self.uses_prompts:
             route = (task.adapter,) if shared is None else (shared, task.adapter)
+            self.adapter_set.check_name(task.adapter)
         self.check_new_task(task, route)
         if self.uses_prompts:
             self.adapter_set.add(task.adapter, seed)
         self._enter(task, route)
-        if self.grouping is not None:
-            groups = [list(members) for members in self.grouping.groups]
-            if shared is None or shared == GLOBAL:
-                groups.append([task.name])
-            else:
-                groups[int(shared.removeprefix("group_"))].append(task.name)
-            self.grouping = TaskGrouping([*self.grouping.tasks, task.name], groups, mode="given")
-        self.train_adapters([task.adapter] if self.uses_prompts else list(route))
+        self.grouping = self._grouping_with(task.name, shared)
+        self.train_adapters([route[-1]])
 
-    def _shared_adapter(self, group: str) -> str:
-        """The adapter that a new task shares with a group, given by the name of the adapter or of a task."""
+    def _group_adapter(self, group: str) -> str:
+        """The adapter of a group that is given by its own name or by that of one of its tasks."""
         self.check_grouping()
-        if group not in self.tasks and group not in self.adapters:
+        groups = [name for name in self.adapters if name == GLOBAL or name.startswith("group_")]
+        if group in self.tasks and self.routes[group][0] not in groups:
             raise ValueError(
-                f"{group!r} is no group or task; write one of {', '.join([*self.adapters, *self.tasks])}."
+                f"Task {group!r} is in no group, so there are no prompts to share with it; write group=None, for "
+                f"prompts of the new task alone{', or one of ' + ', '.join(groups) if groups else ''}."
             )
-        own = {task.adapter for task in self.tasks.values()}
-        shared = [name for name in self.routes.get(group, (group,)) if name not in own]
-        if not shared:
-            raise ValueError(
-                f"{group!r} has no prompts that tasks share; write a group of "
-                f"{[name for name in self.adapters if name not in own]} or a task of one, or leave group out."
-            )
-        return shared[0]
+        name = self.routes[group][0] if group in self.tasks else group
+        if name not in groups:
+            raise ValueError(f"{group!r} is no group or task; write one of {', '.join([*groups, *self.tasks])}.")
+        return name
+
+    def _grouping_with(self, task: str, shared: str | None) -> TaskGrouping | None:
+        """The grouping with one more task, in the group of an adapter or in one of its own."""
+        if self.grouping is None:
+            return None
+        groups = [list(members) for members in self.grouping.groups]
+        mates = [name for name, route in self.routes.items() if route[0] == shared and name != task]
+        if shared is None or not mates:
+            groups.append([task])
+        else:
+            next(members for members in groups if mates[0] in members).append(task)
+        return TaskGrouping([*self.grouping.tasks, task], groups, mode="given")
 
     def _enter(self, task: Task, route: Route) -> None:
         """Take over a task that was checked."""

@@ -17,7 +17,7 @@ from mmap_peft import (
 )
 from mmap_peft.multitask import affinity
 from mmap_peft.multitask.affinity import cosine_similarity, task_gradients
-from mmap_peft.multitask.images import IGNORED
+from mmap_peft.multitask.images import IGNORE_INDEX
 
 
 CONFIGS = {
@@ -49,7 +49,7 @@ def images(classifier, sizes, seed=0):
     numbers = numbers[torch.randperm(len(numbers), generator=generator)]
     classes = torch.tensor([len(task.class_names) for task in classifier.tasks.values()])[numbers]
     labels = numbers % classes
-    labels[4::5] = IGNORED
+    labels[4::5] = IGNORE_INDEX
     return {
         "pixel_values": torch.randn(len(numbers), 3, 48, 48, generator=generator),
         "labels": labels,
@@ -97,7 +97,7 @@ def test_batches_of_any_tasks_give_the_same_gradients(clip, processor, monkeypat
     classifier = make(clip, processor, CONFIGS["mmap"])
     batch = images(classifier, [7, 2, 5])
     small = [{name: tensor[start : start + 3] for name, tensor in batch.items()} for start in range(0, 14, 3)]
-    nothing = {**small[0], "labels": torch.full_like(small[0]["labels"], IGNORED)}
+    nothing = {**small[0], "labels": torch.full_like(small[0]["labels"], IGNORE_INDEX)}
     found = task_gradients(classifier, "global", [*small, nothing])
     assert_same_directions(found, a_backward_pass_a_task(classifier, batch))
 

@@ -1,14 +1,23 @@
+import inspect
+
 import pytest
 import torch
 from torch import nn
+from torchjd import aggregation
 from torchjd.aggregation import PCGrad, Sum
 from transformers import CLIPModel
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer
-from mmap_peft.multitask.aggregation import backward, find_aggregator
+from mmap_peft.multitask.aggregation import add_task_gradients, aggregate_task_gradients, find_aggregator
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
+
+
+def backward(losses, tasks_by_parameter, aggregator):
+    """One step of one batch."""
+    add_task_gradients(torch.stack(losses), list(tasks_by_parameter))
+    aggregate_task_gradients(tasks_by_parameter, aggregator or Sum())
 
 
 @pytest.fixture
@@ -114,3 +123,94 @@ def test_whose_prompts_a_task_uses(sharing, clip, processor, tasks, arguments, t
 def test_an_unknown_way_to_share_stops_with_a_sentence(arguments):
     with pytest.raises(ValueError, match="sharing='some' is no choice; write one of groups, all, none"):
         arguments(sharing="some")
+
+
+STEP = {"sharing": "all", "max_steps": 3, "optim": "sgd", "learning_rate": 1.0, "save_strategy": "no"}
+
+
+@pytest.mark.parametrize(
+    "aggregator", ["PCGrad", "UPGrad", "CAGrad(c=0.5)", "MGDA", "AlignedMTL", "GradDrop", "Random"]
+)
+def test_accumulated_batches_equal_a_large_one(aggregator, processor, tasks, arguments, clip_folder):
+    prompts = []
+    for size, batches in ((12, 1), (3, 4)):
+        batch = {"per_device_train_batch_size": size, "gradient_accumulation_steps": batches}
+        clip = CLIPModel.from_pretrained(clip_folder)
+        prompts.append(train(clip, processor, tasks, arguments(aggregator=aggregator, **batch, **STEP))[1])
+    untrained = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+    start = dict(untrained.named_parameters())
+    for name, parameter in prompts[0].items():
+        torch.testing.assert_close(prompts[1][name], parameter, atol=1e-5, rtol=0)
+        assert not torch.allclose(parameter, start[name], atol=1e-4)
+
+
+def test_an_interrupted_step_leaves_nothing_for_the_next_training(processor, tasks, arguments, clip_folder):
+    prompts = []
+    for interrupted in (False, True):
+        classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+        if interrupted:
+            for parameter in classifier.tasks_by_parameter():
+                parameter.jac = torch.ones(3, *parameter.shape)
+        MultiTaskTrainer(model=classifier, args=arguments(aggregator="PCGrad", **STEP)).train()
+        prompts.append({name: p.detach().clone() for name, p in classifier.named_parameters() if p.requires_grad})
+        assert not any(hasattr(parameter, "jac") for parameter in classifier.parameters())
+    assert all(torch.equal(prompts[0][name], prompts[1][name]) for name in prompts[0])
+
+
+# Every aggregator that torchjd ships, with settings for three tasks.
+WORKING = [
+    "AlignedMTL", "AlignedMTL(scale_mode='median')", "CAGrad(c=0.5)", "ConFIG", "Constant(weights=[0.5, 0.3, 0.2])",
+    "DualProj", "FairGrad(alpha=1.0)", "GradDrop", "IMTLG", "Krum(n_byzantine=0)", "MGDA(max_iters=20)", "Mean",
+    "PCGrad", "Random", "Sum", "TrimmedMean(trim_number=1)", "UPGrad", "UPGrad(pref_vector=[0.5, 0.3, 0.2])",
+]  # fmt: skip
+STATEFUL = ["ExcessMTL", "GradVac", "NashMTL(n_tasks=3)", "PCD"]
+
+
+def test_every_aggregator_of_torchjd_is_tried():
+    names = {
+        name
+        for name, value in vars(aggregation).items()
+        if inspect.isclass(value) and issubclass(value, aggregation.Aggregator) and "Aggregator" not in name
+    }
+    assert {text.partition("(")[0] for text in WORKING + STATEFUL} == names
+
+
+@pytest.mark.parametrize("aggregator", WORKING)
+def test_it_works(aggregator, clip, processor, tasks, arguments):
+    classifier = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+    source = classifier.adapter_parameters("global")["source"]
+    start = source.detach().clone()
+    args = arguments(aggregator=aggregator, **{**STEP, "max_steps": 1})
+    MultiTaskTrainer(model=classifier, args=args).train()
+    assert torch.isfinite(source).all() and not torch.equal(source, start)
+
+
+@pytest.mark.parametrize("aggregator", STATEFUL)
+def test_an_aggregator_with_a_state_is_refused(aggregator, arguments):
+    with pytest.raises(ValueError, match="keeps a state from one step to the next, which checkpoints do not hold"):
+        arguments(aggregator=aggregator)
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "sentence"),
+    [
+        ("Krum(n_byzantine=1)", r"cannot aggregate the gradients of 2 tasks .*with sharing='all'"),
+        ("TrimmedMean(trim_number=1)", r"cannot aggregate the gradients of 2 tasks"),
+        ("Constant(weights=[1.0, 2.0, 3.0])", r"cannot aggregate the gradients of 2 tasks"),
+        ("Krum(n_byzantine=-1)", r"cannot be made .*non-negative"),
+        ("GradDrop(f=max)", "cannot be made"),
+        ("MGDA(0.1)", r"cannot be made \(settings need names\)"),
+        ("MGDA(", "cannot be made"),
+        ("WeightedAggregator", "is none of torchjd's"),
+        ("PCGradWeighting", "is none of torchjd's"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_the_settings_are_made(aggregator, sentence, arguments):
+    with pytest.raises(ValueError, match=sentence):
+        arguments(aggregator=aggregator)
+
+
+def test_too_few_tasks_are_refused_before_training(clip, processor, tasks, arguments):
+    args = arguments(aggregator="Krum(n_byzantine=1)", sharing="all")  # needs four
+    with pytest.raises(ValueError, match="cannot aggregate the gradients of 3 tasks"):
+        MultiTaskTrainer(model=MultiTaskClassifier(clip, processor, tasks, CONFIG), args=args)

@@ -79,9 +79,9 @@ def output(clip_folder, tmp_path_factory):
     return launch
 
 
-def assert_same_prompts(one, other):
+def assert_same_prompts(one, other, adapters=4):
     files = sorted(path.relative_to(one) for path in one.glob("*/adapter_model.safetensors"))
-    assert len(files) >= 4
+    assert len(files) >= adapters
     for file in files:
         first, second = load_file(one / file), load_file(other / file)
         for name, tensor in first.items():
@@ -93,6 +93,11 @@ def test_two_processes_give_the_same_prompts_as_one(name, output):
     launch = json.loads((output(name) / "launch.json").read_text())
     assert launch == {"processes": 2, "kind": LAUNCHES[name][2], "sharded": name == "fsdp2"}
     assert_same_prompts(output("single"), output(name))
+
+
+@pytest.mark.parametrize("name", ["multi_cpu", "two_nodes", "fsdp2"])
+def test_an_aggregator_sees_the_gradients_of_all_processes(name, output):
+    assert_same_prompts(output("single") / "aggregated", output(name) / "aggregated", adapters=1)
 
 
 @pytest.mark.parametrize("name", ["single", *SEVERAL])

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmap_peft import Task
-from mmap_peft.multitask.images import IGNORED, TaskImages, collate
+from mmap_peft.multitask.images import IGNORE_INDEX, TaskImages, collate
 
 
 @pytest.fixture
@@ -115,10 +115,10 @@ def test_an_unreadable_image_is_skipped_by_choice_and_named(make, files, process
     images = TaskImages([task], "train", processor.image_processor, unreadable="skip")
     with caplog.at_level(logging.WARNING):
         item = images[2]
-    assert item["labels"] == IGNORED
+    assert item["labels"] == IGNORE_INDEX
     assert item["pixel_values"].shape == images[0]["pixel_values"].shape
     assert "2.png of task 'art' cannot be read" in caplog.text
-    assert images[2]["labels"] == IGNORED  # not taken for an image that was kept
+    assert images[2]["labels"] == IGNORE_INDEX  # not taken for an image that was kept
 
 
 def test_other_choices_stop_with_a_sentence(tasks, processor):

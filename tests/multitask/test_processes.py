@@ -5,13 +5,13 @@ import pytest
 from torch import nn
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments
-from mmap_peft.multitask.images import IGNORED
-from mmap_peft.multitask.processes import set_up, share
+from mmap_peft.multitask.images import IGNORE_INDEX
+from mmap_peft.multitask.processes import set_up, shard_rows
 
 
 @pytest.mark.parametrize(("rows", "size", "world"), [(12, 4, 1), (13, 3, 2), (5, 3, 4), (2, 4, 5), (9, 4, 2)])
 def test_shares_hold_every_row_once_in_as_many_batches_everywhere(rows, size, world):
-    shares = [share(np.arange(rows), size, rank, world) for rank in range(world)]
+    shares = [shard_rows(np.arange(rows), size, rank, world) for rank in range(world)]
     assert len({len(batches) for batches in shares}) == 1
     assert max(len(batch) for batches in shares for batch in batches) <= size
     assert sorted(np.concatenate([batch for batches in shares for batch in batches])) == list(range(rows))
@@ -25,14 +25,14 @@ def test_every_process_takes_a_snapshot_in_as_many_batches(
 ):
     classifier = MultiTaskClassifier(clip, processor, tasks, MmAPConfig(source_shape=(2, 4)))
     args = arguments(snapshot_images=count, per_device_train_batch_size=3)
-    stage = MultiTaskTrainer(model=classifier, args=args)._global_trainer()
+    stage = MultiTaskTrainer(model=classifier, args=args).shared_adapter_trainer()
     monkeypatch.setattr(MultiTaskTrainingArguments, "world_size", property(lambda args: 5))
     found = []
     for rank in range(5):
         monkeypatch.setattr(MultiTaskTrainingArguments, "process_index", property(lambda args, rank=rank: rank))
-        found.append(list(stage._snapshot_batches()))
+        found.append(list(stage.snapshot_batches()))
     assert {len(own) for own in found} == {batches}
-    counts = [sum(int((batch["labels"] != IGNORED).sum()) for batch in own) for own in found]
+    counts = [sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in own) for own in found]
     assert counts == images
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPModel, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, Task, TaskGrouping
-from mmap_peft.multitask.trainer import GlobalTrainer
+from mmap_peft.multitask.grouping_stage import SharedAdapterTrainer
 
 from ..conftest import make_task
 
@@ -239,15 +239,15 @@ def test_activation_checkpointing_changes_nothing(make):
 def test_snapshots_leave_training_as_it_would_be(make):
     one, many = make(grouping_snapshots=1), make(grouping_snapshots=4)
     for trainer in (one, many):
-        stage = trainer._global_trainer()
+        stage = trainer.shared_adapter_trainer()
         stage.train()
     assert_equal(prompts(one), prompts(many))
 
 
 def test_the_similarity_does_not_depend_on_the_batch_size(make):
     trainer = make(grouping_threshold="0")
-    stage = trainer._global_trainer()
-    assert isinstance(stage, GlobalTrainer)
+    stage = trainer.shared_adapter_trainer()
+    assert isinstance(stage, SharedAdapterTrainer)
     whole = stage.snapshot()
     stage._train_batch_size = 2
     np.testing.assert_allclose(stage.snapshot(), whole, atol=1e-5)

@@ -1,6 +1,7 @@
 """Trains a tiny classifier on as many processes as there are: `train_tiny.py CLIP OUTPUT ACCUMULATION`.
 
-Then goes on once more from the checkpoint in the middle of stage 2, into `OUTPUT/resumed`.
+Then goes on once more from the checkpoint in the middle of stage 2, into `OUTPUT/resumed`, and trains one adapter of
+all tasks with an aggregator, into `OUTPUT/aggregated`.
 """
 
 import json
@@ -29,7 +30,7 @@ def count_as_gpus() -> None:
     PartialState.__init__ = init
 
 
-def make_trainer(clip: str, output: str, accumulation: int) -> MultiTaskTrainer:
+def make_trainer(clip: str, output: str, accumulation: int, **fields) -> MultiTaskTrainer:
     tasks = [make_task("print", 3), make_task("clipart", 5), make_task("photo", 4)]
     config = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
     classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip), load_processor(clip), tasks, config)
@@ -45,6 +46,7 @@ def make_trainer(clip: str, output: str, accumulation: int) -> MultiTaskTrainer:
         grouping_snapshots=2,
         snapshot_images=5,
         save_steps=3,
+        **fields,
     )
     return MultiTaskTrainer(model=classifier, args=args)
 
@@ -60,6 +62,11 @@ if __name__ == "__main__":
     metrics = trainer.evaluate()
     resumed = make_trainer(clip, str(output / "resumed"), accumulation)
     resumed.train(resume_from_checkpoint=str(output / "checkpoint-3"))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        aggregated = make_trainer(clip, str(output / "aggregated"), accumulation, aggregator="PCGrad", sharing="all")
+        aggregated.train()
+        if trainer.is_world_process_zero():
+            aggregated.model.save_pretrained(output / "aggregated")
     if trainer.is_world_process_zero():
         trainer.model.save_pretrained(output)
         resumed.model.save_pretrained(output / "resumed")

@@ -1,0 +1,89 @@
+"""Stage 1: one adapter that all tasks share, and how alike their gradients with respect to it are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from .adapters import GLOBAL
+from .affinity import cosine_similarity, task_gradients
+from .checkpoints import STATE_FILE
+from .images import IGNORE_INDEX
+from .processes import shard_rows
+from .task_trainer import TaskTrainer
+
+
+SNAPSHOTS_KEY = "snapshots"  # in STATE_FILE: only checkpoints of stage 1 have it
+
+
+class Snapshots(TrainerCallback):
+    """Takes the cosines of the tasks' gradients at evenly spread steps, the last time at the end.
+
+    Args:
+        trainer (`SharedAdapterTrainer`): whose shared adapter the gradients are taken with respect to.
+    """
+
+    def __init__(self, trainer: SharedAdapterTrainer) -> None:
+        self.trainer = trainer
+        self.steps: list[int] = []
+        self.similarities: list[np.ndarray] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        count = args.grouping_snapshots
+        if state.global_step in {round((i + 1) * state.max_steps / count) for i in range(count)}:
+            self.steps.append(state.global_step)
+            self.similarities.append(self.trainer.snapshot())
+
+
+class SharedAdapterTrainer(TaskTrainer):
+    """Trains the adapter that all tasks share, and takes snapshots of how alike the tasks' gradients are.
+
+    What it trains is only the start of the groups' adapters, so the classifier does not count it as trained.
+
+    Args:
+        args, kwargs: as for `TaskTrainer`.
+    """
+
+    keeps_adapters = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.snapshots = Snapshots(self)
+        self.add_callback(self.snapshots)
+
+    def snapshot(self) -> np.ndarray:
+        """Cosines of the tasks' gradients with respect to all parameters of the shared adapter, (tasks, tasks)."""
+        with self.compute_loss_context_manager():
+            gradients = task_gradients(self.model, GLOBAL, self.snapshot_batches())
+        gradients = self.accelerator.reduce(gradients, reduction="sum")
+        return cosine_similarity(gradients, list(self.model.tasks))
+
+    def snapshot_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """This process's share of the images of one snapshot, in as many batches as every other process has."""
+        data, chosen = self.train_dataset, []
+        for task, size in enumerate(data.sizes):
+            rng = np.random.default_rng([self.args.seed, self.state.global_step, task])
+            chosen.extend(data.starts[task] + rng.permutation(size)[: self.args.snapshot_images])
+        shards = shard_rows(np.array(chosen), self._train_batch_size, self.args.process_index, self.args.world_size)
+        for rows in shards:
+            batch = self.data_collator([data[int(row)] for row in (rows if len(rows) else chosen[:1])])
+            if not len(rows):  # fewer images than processes: this one takes part and counts for nothing
+                batch["labels"].fill_(IGNORE_INDEX)
+            yield batch
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        similarities = [matrix.tolist() for matrix in self.snapshots.similarities]
+        return {**super().checkpoint_state(), "snapshot_steps": self.snapshots.steps, SNAPSHOTS_KEY: similarities}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
+        self.snapshots.steps = saved["snapshot_steps"]
+        self.snapshots.similarities = [np.array(matrix) for matrix in saved[SNAPSHOTS_KEY]]

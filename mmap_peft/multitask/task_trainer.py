@@ -1,0 +1,300 @@
+"""`transformers.Trainer` for the adapters of a `MultiTaskClassifier`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from . import processes
+from .aggregation import add_task_gradients, aggregate_task_gradients, drop_task_gradients, find_aggregator
+from .arguments import MultiTaskTrainingArguments
+from .checkpoints import STATE_FILE, ClassifierTrainer
+from .classifier import MultiTaskClassifier
+from .images import IGNORE_INDEX, TaskImages, collate
+from .metrics import accuracies
+from .output import task_losses
+from .sampler import TaskSampler
+
+
+class TrainingWatch(TrainerCallback):
+    """Notes which adapters have begun to train, and tells the sampler which epoch it is.
+
+    accelerate's loaders do not tell a sampler of our own once batches are skipped on resuming.
+
+    Args:
+        trainer (`TaskTrainer`): whose training is watched.
+    """
+
+    def __init__(self, trainer: TaskTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        classifier = self.trainer.model
+        drop_task_gradients(classifier.tasks_by_parameter())  # of a training that was interrupted between two steps
+        if self.trainer.keeps_adapters:
+            classifier.trained_adapters.update(classifier.training_adapters)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        sampler = self.trainer.sampler
+        sampler.set_epoch(state.global_step // sampler.steps)
+
+
+class TaskTrainer(ClassifierTrainer):
+    """Trains the adapters of a `MultiTaskClassifier` that are set to train, on the images of the tasks that use them.
+
+    Every batch of every process holds every such task. A checkpoint holds all adapters, routes and the grouping, and
+    what the order of images depends on; resuming gives the uninterrupted run to the bit.
+
+    Args:
+        model (`MultiTaskClassifier`): the classifier.
+        args (`MultiTaskTrainingArguments`, *optional*): the settings.
+        train_dataset, eval_dataset (`TaskImages`, *optional*): taken from the tasks if not given.
+        kwargs: as for `transformers.Trainer`, without `model_init` and `compute_loss_func`.
+
+    Attributes:
+        sampler (`TaskSampler`): the order of the training images, once training has begun.
+
+    Raises:
+        ValueError: the classifier has no adapters, `model_init` or `compute_loss_func` is given, or (when training
+            begins) a task or class has no training image, or the optimizer that was given is one of parameters that
+            do not train.
+    """
+
+    loss_is_scaled_for_ga = False  # the loss is a mean over the images of one batch
+    keeps_adapters = True  # what it trains is a result, which no later training may replace
+
+    def __init__(
+        self,
+        model: MultiTaskClassifier,
+        args: MultiTaskTrainingArguments | None = None,
+        train_dataset: TaskImages | None = None,
+        eval_dataset: TaskImages | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args or MultiTaskTrainingArguments()
+        if not model.adapters:
+            raise ValueError("A zero-shot classifier has nothing to train; give the MultiTaskClassifier a config.")
+        for name, instead in _REFUSED.items():
+            if kwargs.get(name) is not None:
+                raise ValueError(f"Invalid argument `{name}`: {instead}.")
+        kwargs.setdefault("data_collator", collate)
+        kwargs.setdefault("compute_metrics", lambda prediction: accuracies(prediction, model.tasks))
+        kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: logits.argmax(-1))
+        if train_dataset is None:
+            train_dataset = _images(model, args, "train", self.tasks_to_train(model, args))
+        if eval_dataset is None:
+            eval_dataset = _images(model, args, "eval")
+        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.sampler: TaskSampler | None = None
+        self.add_callback(TrainingWatch(self))
+        self._optimizer_given = self.optimizer is not None or self.lr_scheduler is not None
+        self._seconds_waiting = 0.0  # of this training, in which no batch was there
+        self._aggregator = None
+        if args.aggregator is not None:
+            self._aggregator = find_aggregator(args.aggregator, 1 if args.sharing == "none" else len(model.tasks))
+        processes.set_up(self)
+
+    def tasks_to_train(self, model: MultiTaskClassifier, args: MultiTaskTrainingArguments) -> list[str]:
+        """Names of the tasks whose images `train` needs."""
+        return model.training_tasks
+
+    # ---- processes
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.model.record.prompted = {}  # of weights that are about to change
+        if self._aggregator is not None:
+            return self._aggregated_step(*args)
+        loss = super().training_step(*args, **kwargs)
+        if processes.is_sharded(self.model) and self.accelerator.sync_gradients:
+            processes.average_gradients(self)
+        return loss
+
+    def _aggregated_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
+        """As `Trainer.training_step`, where shared parameters get what the aggregator makes of their tasks'
+        gradients."""
+        classifier = self.model  # not the one that DDP wraps: it would wait for gradients that come otherwise
+        classifier.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(classifier, inputs, return_outputs=True)
+            losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(classifier.tasks))
+        batches = self.args.gradient_accumulation_steps
+        tasks_by_parameter = classifier.tasks_by_parameter()
+        add_task_gradients(losses / batches, list(tasks_by_parameter))
+        if self.accelerator.sync_gradients:
+            # From one seed, some aggregators draw the same random numbers on all processes.
+            with torch.random.fork_rng(devices=[] if loss.device.type == "cpu" else [loss.device]):
+                torch.manual_seed(self.args.seed + self.state.global_step)
+                aggregate_task_gradients(
+                    tasks_by_parameter,
+                    self._aggregator,
+                    lambda matrix: self.accelerator.reduce(matrix, reduction="mean"),
+                )
+        return loss.detach() / batches
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        enabled = self.is_deepspeed_enabled
+        # Before training there is no engine, and none is needed: up to ZeRO-2 every process has all weights.
+        self.is_deepspeed_enabled = enabled and self.deepspeed is not None
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.is_deepspeed_enabled = enabled
+            if not self.is_in_train:
+                # accelerate would take the model for prepared, and each process would then train alone.
+                self.model._is_accelerate_prepared = False
+
+    # ---- images
+
+    def check_images(self) -> None:
+        """Raise a `ValueError` if a task that is to train, or one of its classes, has no training image."""
+        names = self.tasks_to_train(self.model, self.args)
+        if not names:
+            raise ValueError("No adapter is set to train; write classifier.train_adapters(classifier.adapters).")
+        for name in names:
+            self.model.tasks[name].check_training_images()
+        sizes = dict(zip(self.model.tasks, self.train_dataset.sizes))
+        for name in names:
+            if not sizes.get(name):
+                raise ValueError(
+                    f"The trainer has no training images of task {name!r}, which was added or given images after the "
+                    "trainer was made; make a new trainer."
+                )
+
+    def _get_train_sampler(self, train_dataset: TaskImages | None = None) -> TaskSampler:
+        self.sampler = TaskSampler(
+            (self.train_dataset if train_dataset is None else train_dataset).sizes,
+            self._train_batch_size,
+            self.args.world_size * self.args.gradient_accumulation_steps,
+            self.args.sampling,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+        return self.sampler
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        # On a GPU work goes on meanwhile that was queued before, so this is the most that it can have been idle.
+        start = time.perf_counter()
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        finally:
+            self._seconds_waiting += time.perf_counter() - start
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As `transformers.Trainer.log`; at the end of training with `train_waiting_share`, the share of its time (0
+        to 1) that this process waited for images."""
+        if "train_runtime" in logs and "train_loss" in logs:
+            logs["train_waiting_share"] = round(min(1.0, self._seconds_waiting / logs["train_runtime"]), 4)
+        super().log(logs, *args, **kwargs)
+
+    # ---- loss and metrics
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The classifier's loss.
+
+        Raises:
+            ValueError: it is not finite; the sentence names the tasks.
+        """
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if not torch.isfinite(loss):
+            valid = inputs["labels"] != IGNORE_INDEX
+            logits_of_labels = outputs["logits"][valid].gather(1, inputs["labels"][valid][:, None])[:, 0]
+            names = list(self.model.tasks)
+            numbers = inputs["task_ids"][valid][~torch.isfinite(logits_of_labels)].tolist()
+            tasks = sorted({names[number] for number in numbers})
+            raise ValueError(
+                f"The loss is {loss.item()} at step {self.state.global_step}, from task {', '.join(tasks)}; "
+                "lower learning_rate, or look for images or weights that are not finite."
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As `transformers.Trainer.evaluate`; accuracies on the trainer's own images enter the classifier's record."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if eval_dataset is None:
+            keys = {name: f"{metric_key_prefix}_{task.adapter}_accuracy" for name, task in self.model.tasks.items()}
+            by_task = {name: metrics[key] for name, key in keys.items() if key in metrics}
+            prompted = any(self.model.routes.values())
+            setattr(self.model.record, "prompted" if prompted else "zero_shot", by_task)
+        return metrics
+
+    # ---- training and checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """As `transformers.Trainer.train`; the metrics have `train_waiting_share` besides."""
+        self.check_images()
+        self._check_optimizer()
+        self._seconds_waiting = 0.0
+        if self.is_deepspeed_enabled and isinstance(resume_from_checkpoint, str):
+            self._load_from_checkpoint(resume_from_checkpoint)  # the engine's checkpoint knows weights only
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that was given for other parameters; drop one of an earlier training."""
+        if self.optimizer is None:
+            if self._optimizer_given:
+                raise ValueError("`optimizers` holds a scheduler without its optimizer; give both.")
+            return
+        optimized = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+        training = {parameter for parameter in self.model.parameters() if parameter.requires_grad}
+        if not self._optimizer_given and optimized != training:
+            self.optimizer = self.lr_scheduler = None
+            self.model_wrapped, self.model._is_accelerate_prepared = self.model, False  # DDP holds parameters, too
+        elif not optimized <= training:
+            raise ValueError(
+                "The optimizer that was given holds other parameters than those that train, since adapters were "
+                "replaced or set to train after it was made; make it anew, or give optimizer_cls_and_kwargs, from "
+                "which the trainer makes an optimizer of what trains."
+            )
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What a checkpoint holds in `STATE_FILE`."""
+        sampler = self.sampler
+        order = None if sampler is None else {"sizes": sampler.sizes, "seed": sampler.seed, "rows": len(sampler)}
+        return {"sampling": self.args.sampling, "order": order}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
+        self._get_train_sampler()
+        for name, value in TaskTrainer.checkpoint_state(self).items():
+            if saved[name] != value:
+                raise ValueError(
+                    f"{resume_from_checkpoint} was trained with {name}={saved[name]}, but now it is {value}, so the "
+                    "images would come in another order; resume with the same images, batch size and seed."
+                )
+        self.model.load_adapters(resume_from_checkpoint)
+
+
+_REFUSED = {
+    "model_init": "it would make another classifier in each training; give the classifier as `model`",
+    "compute_loss_func": "groups and aggregators need the loss of each task, which is the classifier's; override "
+    "`TaskTrainer.compute_loss`",
+}
+
+
+def _images(
+    classifier: MultiTaskClassifier, args: MultiTaskTrainingArguments, split: str, only: Sequence[str] | None = None
+) -> TaskImages | None:
+    """The images of some tasks, or `None` if there are none."""
+    images = TaskImages(
+        classifier.tasks.values(),
+        split,
+        classifier.processor.image_processor,
+        args.unreadable,
+        only,
+        args.image_cache_gb * 1e9,
+    )
+    return images if len(images) else None
