@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -59,6 +59,11 @@ class MmAPConfig(PromptConfig):
                 f"init_std={self.init_std} would start all prompts at zero, where they get no gradient; write a "
                 "number above 0."
             )
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        values = super().from_json_file(path_json_file, **kwargs)
+        return {name: tuple(value) if name == "source_shape" else value for name, value in values.items()}
 
     def check(self, towers: Mapping[str, TowerShape]) -> None:
         super().check(towers)

@@ -95,7 +95,13 @@ class PromptTuner(CheckedTuner):
                 "size; give a SigLIP 2 of a fixed resolution, which is a SiglipModel, or use MmAPConfig."
             )
         self._prepare_adapter_config(config, {})
-        self._layers(model, config)
+        depth = max(shape.layers for shape in _shapes(towers).values())
+        if config.depth is not None and all(index >= config.depth for _, index in self._layers(model, config)):
+            raise ValueError(
+                f"target_modules={config.target_modules!r} matches none of the first depth={config.depth} layers, so "
+                f"no layer gets prompts; write a depth up to {depth}, which counts from the first layer, or leave it "
+                "out."
+            )
         _check_modules_to_save(model, config)
 
     def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
