@@ -63,16 +63,16 @@ class TaskClassifier(nn.Module):
         # A CLIP has it; a SigLIP's tower makes the features itself.
         projection = getattr(clip, "visual_projection", None)
         self.visual_projection = nn.Identity() if projection is None else copy.deepcopy(projection).float()
-        prompts = prompts or Prompts()
-        self._prompts = replace(prompts, layers={}, rows={}, text_ends=None)  # the rest of it is in the buffers
-        self._prompted_layers = sorted(index for tower, index in prompts.layers if tower == "vision")
-        layers = find_towers(self.vision_model)["vision"].encoder.layers
-        for index in self._prompted_layers:
-            # A copy, laid out as a file would have it.
-            states = prompts.layers["vision", index].states.float().clone().contiguous()
-            key, value = key_and_value(layers[index], states)
-            for name, tensor in (("states", states), ("key", key), ("value", value)):
-                self.register_buffer(f"prompt_{name}_{index}", tensor)
+        self._prompts = replace(prompts or Prompts(), layers={}, rows={}, pooled=False)  # the rest is in the buffers
+        self._layers = {}
+        for (_, index), here in (prompts or Prompts()).layers.items():
+            self._layers[index] = layer = find_towers(self.vision_model)["vision"].encoder.layers[index]
+            states = here.states.float().clone()
+            if self._prompts.stays_in_sequence:
+                layer.register_buffer("prompt_states", states)
+            else:
+                for name, tensor in zip(("prompt_key", "prompt_value"), key_and_value(layer, states)):
+                    layer.register_buffer(name, tensor)
         self.class_weight = nn.Buffer(class_weight.float().clone())
         self.class_bias = None if class_bias is None else nn.Buffer(class_bias.float().clone())
         self.requires_grad_(False).eval()
@@ -89,13 +89,17 @@ class TaskClassifier(nn.Module):
         self.metadata = {"task": task, **{name: json.dumps(value) for name, value in fields.items()}}
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        layers = {}
-        for index in self._prompted_layers:
-            states, *pair = (getattr(self, f"prompt_{name}_{index}") for name in ("states", "key", "value"))
-            layers["vision", index] = LayerPrompts(states, None, key_and_value=tuple(pair))
+        layers = {("vision", index): _layer_prompts(layer) for index, layer in self._layers.items()}
         keywords = {"prompts": replace(self._prompts, layers=layers)} if layers else {}
         image = self.visual_projection(self.vision_model(pixel_values, **keywords).pooler_output)
         return F.linear(F.normalize(image, dim=-1), self.class_weight, self.class_bias).softmax(dim=-1)
+
+
+def _layer_prompts(layer: nn.Module) -> LayerPrompts:
+    if hasattr(layer, "prompt_states"):
+        return LayerPrompts(layer.prompt_states, None)
+    # Where keys and values are known, nothing but the number of the prompts is used.
+    return LayerPrompts(layer.prompt_key, None, key_and_value=(layer.prompt_key, layer.prompt_value))
 
 
 def _is_float(parameter: torch.Tensor) -> bool:

@@ -281,7 +281,7 @@ class PromptSet(PeftSet):
         **rows: torch.Tensor,
     ) -> Prompts | None:
         given = given or {}
-        if not self.enabled:
+        if not self.enabled or tower not in self.config.towers:
             return None
         routing = self.container.routing(routes, given, pooled=True, **rows)
         return self.container.prompts([tower], routing, given)

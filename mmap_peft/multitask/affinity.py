@@ -34,7 +34,7 @@ def task_gradients(
         (tasks, elements of the adapter's parameters), float64; zero for a task without images.
     """
     copies = _PromptCopies(classifier, adapter)
-    names, routes = list(classifier.tasks), classifier.routes
+    names, routes = list(classifier.tasks), classifier.current_routes
 
     def override(used: Sequence[str]) -> AbstractContextManager[None]:
         return classifier.override_routes(

@@ -69,11 +69,11 @@ class MultiTaskClassifier(TaskForward):
         text_chunk: int | None = None,
     ) -> None:
         super().__init__()
-        _check_model(model)
         if text_chunk is not None and text_chunk < 1:
             raise ValueError(f"text_chunk={text_chunk} encodes no text; write 1 or more, or None for all at once.")
         if not tasks:
             raise ValueError("A MultiTaskClassifier was given no task; give a list with one Task or more.")
+        _check_model(model)
         self.processor, self.text_chunk = processor, text_chunk
         self.tasks, self.routes, self.grouping = {}, {}, None
         self.trained_adapters, self.record = set(), TrainingRecord()

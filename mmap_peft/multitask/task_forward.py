@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
 from torch import nn
 from torch.nn import functional as F
 
@@ -36,8 +35,10 @@ class TaskForward(TaskAdapters):
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        hook = getattr(self.clip, "_hf_hook", None)  # of accelerate, if weights are offloaded
-        return torch.device(getattr(hook, "execution_device", None) or self.clip.device)
+        if self.clip.device.type != "meta":
+            return self.clip.device
+        devices = [getattr(hook, "execution_device", None) for part in self.clip.modules() for hook in _hooks(part)]
+        return torch.device(next((device for device in devices if device is not None), "meta"))
 
     # ---- forward
 
@@ -102,16 +103,19 @@ class TaskForward(TaskAdapters):
 
     def logit_scale(self) -> torch.Tensor:
         """CLIP's inverse temperature."""
-        if not self.clip.logit_scale.is_meta:
-            return self.clip.logit_scale.exp()
-        with align_module_device(self.clip, self.device):  # offloaded by accelerate
-            return self.clip.logit_scale.exp()
+        scale = self.clip.logit_scale
+        if scale.is_meta:  # offloaded; accelerate brings it for the CLIP's own forward only
+            maps = [getattr(hook, "weights_map", None) for hook in _hooks(self.clip)]
+            scale = next(weights for weights in maps if weights is not None)["logit_scale"].to(self.device)
+        return scale.exp()
+
+    @property
+    def current_routes(self) -> Mapping[str, Route]:
+        """The route of each task by its name: those of `override_routes`, or else `routes`."""
+        return next((routes for classifier, routes in reversed(_overrides.get()) if classifier is self), self.routes)
 
     def _tasks_and_routes(self, names: Sequence[str]) -> tuple[dict[str, Task], dict[str, Route]]:
-        routes: Mapping[str, Route] = self.routes
-        for classifier, others in _overrides.get():
-            if classifier is self:
-                routes = others
+        routes = self.current_routes
         return {name: self.tasks[name] for name in names}, {name: routes[name] for name in names}
 
     # ---- texts
@@ -216,6 +220,12 @@ class TaskForward(TaskAdapters):
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """The same, by its name up to transformers 5.20, the last for Python 3.10."""
         self.clip.gradient_checkpointing_enable(**kwargs)
+
+
+def _hooks(module: nn.Module) -> Sequence[Any]:
+    """accelerate's hooks of a module."""
+    hook = getattr(module, "_hf_hook", None)
+    return getattr(hook, "hooks", (hook,))
 
 
 def _keyword(prompts: Prompts | None) -> dict[str, Prompts]:

@@ -87,7 +87,7 @@ def _joined_mask(
         seen = seen & prompts.valid[:, None, None, :]
     if mask.dtype != torch.bool:
         seen = additive(seen, mask.dtype)
-    batch = max(len(mask), len(seen))
+    batch = max(mask.shape[0], seen.shape[0])  # not len(), which is one number when it is traced
     return torch.cat([mask.expand(batch, *mask.shape[1:]), seen.expand(batch, mask.shape[1], -1, -1)], dim=-1)
 
 

@@ -95,6 +95,7 @@ class PromptTuner(CheckedTuner):
                 "size; give a SigLIP 2 of a fixed resolution, which is a SiglipModel, or use MmAPConfig."
             )
         self._prepare_adapter_config(config, {})
+        _check_modules_to_save(model, config)
         depth = max(shape.layers for shape in _shapes(towers).values())
         if config.depth is not None and all(index >= config.depth for _, index in self._layers(model, config)):
             raise ValueError(
@@ -102,7 +103,6 @@ class PromptTuner(CheckedTuner):
                 f"no layer gets prompts; write a depth up to {depth}, which counts from the first layer, or leave it "
                 "out."
             )
-        _check_modules_to_save(model, config)
 
     def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
         # A regular expression: PEFT would condense a list of 20 layers or more to patterns of its own.

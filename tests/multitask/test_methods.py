@@ -121,7 +121,7 @@ def test_texts_without_prompts_run_once_and_gradients_are_the_same(clip, process
     parameters = list(classifier.adapter_parameters("global").values())
     rows = []
     plain = clip.get_text_features
-    monkeypatch.setattr(clip, "get_text_features", lambda ids: rows.append(len(ids)) or plain(ids))
+    monkeypatch.setattr(clip, "get_text_features", lambda ids, **kwargs: rows.append(len(ids)) or plain(ids, **kwargs))
     expected = torch.autograd.grad(classifier(*batch).loss, parameters)
     with torch.no_grad():
         parameters[0].add_(0)  # as a step of the optimizer does

@@ -119,6 +119,7 @@ def test_modules_to_save_are_refused_where_routes_would_need_several(name, clip,
     for routes in (("y",), ("x", "y"), (), [("x",), ("y",)]):
         with pytest.raises(ValueError, match="Adapters x have modules_to_save"), use_routes(model, routes):
             pass
+    model.set_adapter("y")
     model.delete_adapter("x")
     with use_routes(model, ("y",)):
         model(**inputs)
@@ -221,6 +222,7 @@ def test_adapters_that_were_deleted_leave_nothing(clip):
     model = get_peft_model(clip, METHODS["mmap"](), adapter_name="x")
     for name in ("y", "z"):
         model.add_adapter(name, METHODS["mmap"]())
+    model.set_adapter("z")
     for name in ("y", "x"):
         model.delete_adapter(name)
         assert name not in clip.mmap.layers

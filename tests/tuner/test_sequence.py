@@ -15,7 +15,6 @@ METHODS = {"mmap": MmAPConfig, "coop": CoOpConfig, "vpt": VPTConfig, "ivlp": IVL
 
 
 def model_of(config, attention="sdpa"):
-    torch.manual_seed(0)
     return get_peft_model(tiny_clip(attention), config).eval()
 
 
@@ -52,14 +51,18 @@ def test_each_text_has_a_word_for_each_prompt(count, texts, fits, method, proces
 def test_vpt_in_later_layers_adds_prompts_and_replaces_no_patch(start, depth, inputs):
     """Layers by hand: prompts are added at the first layer that gets some."""
     layers = 3
-    torch.manual_seed(0)
     clip, other = (tiny_clip() for _ in range(2))
     for each in (clip, other):  # two more layers, so that some lie between
         encoder = each.vision_model.encoder
         torch.manual_seed(1)
         encoder.layers.append(type(encoder.layers[0])(each.config.vision_config).eval())
     target = rf".*vision_model.*layers\.[{start}-{layers - 1}]"
-    model = get_peft_model(clip, VPTConfig(num_prompts=3, depth=depth, target_modules=target, init_std=0.5)).eval()
+    config = VPTConfig(num_prompts=3, depth=depth, target_modules=target, init_std=0.5)
+    if depth == 1 and start:
+        with pytest.raises(ValueError, match="matches none of the first depth=1 layers"):
+            get_peft_model(clip, config)
+        return
+    model = get_peft_model(clip, config).eval()
     prompts = clip.mmap.mmap_generators["default"].vision_prompts
     prompted = range(start, prompts.shape[0])
     tower = other.vision_model
@@ -123,6 +126,3 @@ def test_segmentation_takes_hidden_states_in_between(name, depth):
     assert not torch.equal(found, plain)
     with use_routes(model, ()):
         torch.testing.assert_close(model(input_ids=ids, pixel_values=pixels).logits, plain, atol=1e-5, rtol=1e-5)
-    found.square().sum().backward()
-    for parameter in model.parameters():
-        assert not parameter.requires_grad or parameter.grad.abs().max() > 0
