@@ -180,7 +180,11 @@ def test_attentions_show_tokens_first_then_prompts(inputs):
     assert vision[..., 10:].min() > 0
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
+# Up to 5.20, transformers' layers checkpoint outside of their hooks.
+LEGACY = pytest.mark.skipif(not hasattr(CLIPTextModel, "activation_checkpointing_enable"), reason="needs 5.21")
+
+
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=LEGACY)])
 def test_gradient_checkpointing_changes_nothing(reentrant, inputs, mask):
     model = prompted(adapters=("x", "y"))
     routing = {"text": [1, 0, 1], "vision": [1, 1, 0]}
