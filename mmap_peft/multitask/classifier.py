@@ -23,7 +23,6 @@ from ..tuner.assemble import Route
 from . import saving
 from .adapters import ProbeSet, make_adapters
 from .class_texts import ClassTexts
-from .evaluation_mode import EvaluationMode
 from .output import Prediction
 from .record import TrainingRecord
 from .task import Task
@@ -81,7 +80,7 @@ class MultiTaskClassifier(TaskForward):
         self.texts = ClassTexts(processor.tokenizer, model.config.text_config, config)
         if self.texts.placeholders and config.init_ids is None:
             config.init_ids = self.texts.first_words(config.num_prompts)
-        self._text_cache, self._evaluation_mode = TextFeatureCache(), EvaluationMode()
+        self._text_cache = TextFeatureCache()
         flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:
             with torch.inference_mode(False):  # adapters that are made inside it could never train
@@ -121,9 +120,11 @@ class MultiTaskClassifier(TaskForward):
             task (`str` or a list of them): name of their task, or of the task of each.
 
         Raises:
-            ValueError: a name is none of a task, or there are more or less of them than images.
+            ValueError: no image, a name that no task has, or another number of names than of images.
         """
         images = [images] if isinstance(images, Image.Image) else list(images)
+        if not images:
+            raise ValueError("There is no image to classify; give one or more.")
         tasks = [task] * len(images) if isinstance(task, str) else list(task)
         if len(tasks) != len(images):
             raise ValueError(

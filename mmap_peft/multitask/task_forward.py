@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
-from ..tuner.context import ContextValue
-from ..tuner.fingerprint import Fingerprint
-from .evaluation_mode import EvaluationMode
+from ..tuner.context import Overrides
+from ..tuner.fingerprint import Fingerprint, autocast_dtype
 from .output import MultiTaskOutput, task_losses
 from .processes import is_sharded
 from .task import Task
@@ -21,8 +21,8 @@ from .task_adapters import TaskAdapters
 from .text_features import TextFeatureCache, encode_texts
 
 
-# Routes that `override_routes` set, each with the classifier that they are for.
-_overrides: ContextValue[tuple[tuple[nn.Module, Mapping[str, Route]], ...]] = ContextValue("mmap_peft_tasks", ())
+_overrides: Overrides[Mapping[str, Route]] = Overrides("mmap_peft_tasks")  # what `override_routes` sets, by classifier
+_evaluating = threading.Lock()
 
 
 class TaskForward(TaskAdapters):
@@ -30,7 +30,8 @@ class TaskForward(TaskAdapters):
 
     text_chunk: int | None
     _text_cache: TextFeatureCache
-    _evaluation_mode: EvaluationMode
+    _evaluations = 0  # how many blocks of `evaluating` have begun and not ended
+    _in_training: Sequence[nn.Module] = ()  # what was in training mode before the first of them
 
     @property
     def device(self) -> torch.device:
@@ -59,9 +60,16 @@ class TaskForward(TaskAdapters):
             text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes,
                 (classes, dim), by the name of the task. `None`: they are computed.
             given (`Mapping[str, AdapterPrompts]`, *optional*): prompts that routes name besides the adapters.
+
+        Raises:
+            ValueError: `task_ids` holds a number that no task has.
         """
         present = torch.unique(task_ids).tolist()
         names = [name for number, name in enumerate(self.tasks) if number in present]
+        if len(names) < len(present):
+            raise ValueError(
+                f"task_ids={present} holds a number that no task has; write numbers from 0 to {len(self.tasks) - 1}."
+            )
         place = torch.full((len(self.tasks),), -1, device=task_ids.device)
         place[present] = torch.arange(len(present), device=task_ids.device)
         rows = place[task_ids]  # number of each image's task among those present
@@ -112,7 +120,7 @@ class TaskForward(TaskAdapters):
     @property
     def current_routes(self) -> Mapping[str, Route]:
         """The route of each task by its name: those of `override_routes`, or else `routes`."""
-        return next((routes for classifier, routes in reversed(_overrides.get()) if classifier is self), self.routes)
+        return _overrides.get(self) or self.routes
 
     def _tasks_and_routes(self, names: Sequence[str]) -> tuple[dict[str, Task], dict[str, Route]]:
         routes = self.current_routes
@@ -141,7 +149,7 @@ class TaskForward(TaskAdapters):
             self._text_cache.clear()
         if given or learning or random or is_sharded(self):
             return self._encode(tasks, routes, given)
-        state = torch.is_autocast_enabled(self.device.type), self.adapter_set.enabled
+        state = autocast_dtype(self.device), self.adapter_set.enabled
         keys = {name: (key, state) for name, key in zip(tasks, self._text_keys(tasks, routes))}
         return self._text_cache(
             keys,
@@ -190,9 +198,20 @@ class TaskForward(TaskAdapters):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside the `with` block nothing is in training mode."""
-        with self._evaluation_mode.of(self):
+        """Inside the `with` block nothing is in training mode; other threads may be inside of one, too."""
+        with _evaluating:
+            if not self._evaluations:
+                self._in_training = [part for part in self.modules() if part.training]
+                self.eval()
+            self._evaluations += 1
+        try:
             yield
+        finally:
+            with _evaluating:
+                self._evaluations -= 1
+                if not self._evaluations:
+                    for part in self._in_training:
+                        part.training = True
 
     @contextmanager
     def override_routes(self, routes: Mapping[str, Route]) -> Iterator[None]:
@@ -201,7 +220,7 @@ class TaskForward(TaskAdapters):
         Args:
             routes: the route of every task, by its name.
         """
-        with _overrides.set((*_overrides.get(), (self, dict(routes)))):
+        with _overrides.set(self, dict(routes)):
             yield
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ Place = tuple[str, int]  # a tower and the number of one of its layers
 
 
 def take_rows(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """`tensor[rows]`. Its backward pass is slow on a CPU; that of `index_select` is not deterministic on a GPU."""
+    """`tensor[rows]`, whose backward pass is slow on a CPU; that of `index_select` is not deterministic on a GPU."""
     return tensor.index_select(0, rows) if tensor.device.type == "cpu" else tensor[rows]
 
 
@@ -26,8 +26,7 @@ class AdapterPrompts(NamedTuple):
         towers: for each tower the prompts that the adapter's generator returned: (depth, prompts, width), or (depth,
             classes, prompts, width) if they are class-specific.
         layers: the layers that get them.
-        stays_in_sequence: whether they stay in the sequence for later layers.
-        position: where class names stand among text prompts that replace words.
+        stays_in_sequence, position: as for `Prompts`.
     """
 
     towers: Mapping[str, torch.Tensor]
@@ -40,6 +39,17 @@ class AdapterPrompts(NamedTuple):
         prompts = self.towers.get(tower)
         given = prompts is not None and (tower, layer) in self.layers and layer < prompts.shape[0]
         return prompts.shape[-2] if given else 0
+
+
+def interchangeable(adapters: Collection[AdapterPrompts]) -> bool:
+    """Whether `assemble` takes all of these adapters together, so that one graph can serve any of them."""
+    kinds = [
+        (adapter.position, adapter.layers, {tower: prompts.shape for tower, prompts in adapter.towers.items()})
+        if adapter.stays_in_sequence
+        else None  # any of these can be joined
+        for adapter in adapters
+    ]
+    return all(kind == kinds[0] for kind in kinds)
 
 
 class LayerPrompts(NamedTuple):
@@ -60,14 +70,14 @@ class LayerPrompts(NamedTuple):
 
 @dataclass(frozen=True)
 class Routing:
-    """Which row of a batch uses the prompts of which adapters, as tensors: a compiled model serves all routes.
+    """Which row of a batch uses the prompts of which adapters, as tensors, so that a compiled model serves all routes.
 
     Attributes:
         used: names of the adapters of all routes; the prompts of others are not needed.
         index: (routes, slots), number of each adapter of a route among the model's; the number of adapters for none.
         full: whether every slot holds an adapter.
         rows: for each tower, the route of each row; under `"classes"`, the class of each row of the text batch.
-        pooled: whether nothing but pooled features is used.
+        pooled: as for `Prompts`.
     """
 
     used: frozenset[str]
@@ -78,11 +88,17 @@ class Routing:
 
     @classmethod
     def of(cls, names: Sequence[str], routes: Sequence[Route], pooled: bool = False, **rows: torch.Tensor) -> Routing:
-        """A routing of these routes, in a model whose adapters are called `names`."""
+        """The routing of these routes in a model whose adapters are called `names`.
+
+        Raises:
+            ValueError: a route has an adapter that is none of the model's.
+        """
+        used = frozenset(name for route in routes for name in route)
+        for name in used.difference(names):
+            raise ValueError(f"{name!r} is no adapter of the model; write one of {', '.join(names) or 'none'}.")
         slots = max(map(len, routes))
         index = [[names.index(name) for name in route] + [len(names)] * (slots - len(route)) for route in routes]
         index = torch.tensor(index, dtype=torch.long).view(len(routes), slots)
-        used = frozenset(name for route in routes for name in route)
         return cls(used, index, min(map(len, routes)) == slots, rows, pooled)
 
 
@@ -95,7 +111,7 @@ class Prompts:
         routes: number of routes.
         rows: for each tower the route of each row, (batch,); all rows use the only route of a tower that is not in it.
         stays_in_sequence: whether prompts stay in the sequence for later layers.
-        position: where class names stand among text prompts that replace words.
+        position: where class names stand among text prompts that replace words: `"end"`, `"middle"`, or `"front"`.
         pooled: whether nothing but pooled features is used.
         as_tokens: whether prompts that do not stay in the sequence are added to it as tokens and removed after each
             layer, instead of being keys and values of its attention. Both give the same.
@@ -121,32 +137,24 @@ class Prompts:
         first = self.first_layer(tower)
         return 0 if first is None else self.layers[tower, first].states.shape[1]
 
-    def spread(self, tower: str, tensor: torch.Tensor, batch: int, per_row: bool = False) -> torch.Tensor:
+    def spread(self, tower: str, tensor: torch.Tensor, batch: int) -> torch.Tensor:
         """A tensor of routes, (routes, ...), for the rows of a batch: (batch, ...).
 
         Raises:
             ValueError: the rows are missing, or are those of a batch of another size.
         """
-        if per_row:
-            if tensor.shape[0] != batch:
-                raise _wrong_classes(batch, tensor.shape[0])
-            return tensor
         rows = self.rows.get(tower)
-        if rows is None:
-            if self.routes > 1:
-                raise ValueError(
-                    f"{self.routes} routes were given, but not which row of the {tower} batch uses which; write "
-                    f"use_routes(model, routes, {tower}=[...]) with a number for each of the {batch} rows."
-                )
-            return tensor.expand(batch, *tensor.shape[1:])
-        if rows.shape[0] != batch:
+        if rows is None and self.routes > 1:
+            raise ValueError(
+                f"{self.routes} routes were given, but not which row of the {tower} batch uses which; write "
+                f"use_routes(model, routes, {tower}=[...]) with a number for each of the {batch} rows."
+            )
+        if rows is not None and rows.shape[0] != batch:
             raise ValueError(
                 f"Routes were given for {rows.shape[0]} rows of the {tower} batch, which has {batch}; write one "
                 "number a row."
             )
-        if self.routes == 1:
-            return tensor.expand(batch, *tensor.shape[1:])
-        return take_rows(tensor, rows.to(tensor.device))
+        return tensor.expand(batch, *tensor.shape[1:]) if self.routes == 1 else take_rows(tensor, rows.to(tensor.device))
 
 
 def assemble(
@@ -162,14 +170,14 @@ def assemble(
             no route uses.
         routing (`Routing`): which row uses which.
         towers (`Sequence[str]`): the towers that the pass needs.
-        as_tokens (`bool`): see `Prompts`.
+        as_tokens (`bool`): as for `Prompts`.
 
     Raises:
         ValueError: adapters that cannot be used together.
     """
     used = [adapter for adapter in adapters if adapter is not None]
-    policies = {adapter.stays_in_sequence for adapter in used}
-    if len(policies) > 1:
+    stays = any(adapter.stays_in_sequence for adapter in used)
+    if stays and not all(adapter.stays_in_sequence for adapter in used):
         raise ValueError(
             "Adapters whose prompts stay in the sequence (CoOp, VPT, IVLP, MaPLe) and others (MmAP) are active "
             "together; activate those of one kind only."
@@ -179,82 +187,76 @@ def assemble(
         raise ValueError(f"Adapters with names at {', '.join(sorted(positions))} are active together; use one alone.")
     layers: dict[Place, LayerPrompts] = {}
     for tower in towers if routing.index.shape[1] else ():
-        in_tower = {number: adapter for number, adapter in enumerate(adapters) if adapter and tower in adapter.towers}
-        if any(adapter.towers[tower].dim() == 4 for adapter in in_tower.values()):
-            layers[tower, 0] = _of_classes(adapters, in_tower, routing)
-        elif in_tower:
-            layers.update(_of_tower(tower, adapters, in_tower, routing))
-    stays = True in policies
-    prompts = Prompts(layers, len(routing.index), routing.rows, stays, positions.pop(), routing.pooled, as_tokens)
-    for tower in towers if stays else ():
-        first = prompts.first_layer(tower)
-        if first is not None and layers[tower, first].real is not None:
-            raise ValueError(
-                f"Routes of one batch have different numbers of prompts in the {tower} tower, but prompts that stay "
-                "in the sequence need the same in every row; give each route as many."
-            )
-    return prompts
+        tensors = {
+            number: adapter.towers[tower]
+            for number, adapter in enumerate(adapters)
+            if adapter is not None and tower in adapter.towers
+        }
+        if any(tensor.dim() == 4 for tensor in tensors.values()):
+            layers[tower, 0] = _of_classes(len(used), tensors, routing)
+        elif tensors:
+            of_tower = _of_tower(tower, adapters, tensors, routing)
+            if stays and of_tower and next(iter(of_tower.values())).real is not None:
+                raise ValueError(
+                    f"Routes of one batch have different numbers of prompts in the {tower} tower, but prompts that "
+                    "stay in the sequence need the same in every row; give each route as many."
+                )
+            layers.update(of_tower)
+    return Prompts(layers, len(routing.index), routing.rows, stays, positions.pop(), routing.pooled, as_tokens)
 
 
 def _of_tower(
-    tower: str, adapters: Sequence[AdapterPrompts | None], in_tower: Mapping[int, AdapterPrompts], routing: Routing
+    tower: str,
+    adapters: Sequence[AdapterPrompts | None],
+    tensors: Mapping[int, torch.Tensor],
+    routing: Routing,
 ) -> dict[Place, LayerPrompts]:
     """Prompts of all layers of a tower, in a few operations for all layers together."""
-    tensors = {number: adapter.towers[tower] for number, adapter in in_tower.items()}
     like = next(iter(tensors.values()))
     depth, most = (max(tensor.shape[size] for tensor in tensors.values()) for size in (0, 1))
-    blank = like.new_zeros(depth, most, like.shape[-1])
-    padded = [blank] * (len(adapters) + 1)  # the last one is what an empty slot gets
+    padded = [like.new_zeros(depth, most, like.shape[-1])] * (len(adapters) + 1)  # the last one is for empty slots
     for number, tensor in tensors.items():
-        missing = depth - tensor.shape[0], most - tensor.shape[1]
-        padded[number] = F.pad(tensor.to(like), (0, 0, 0, missing[1], 0, missing[0])) if any(missing) else tensor
+        padded[number] = F.pad(tensor.to(like), (0, 0, 0, most - tensor.shape[1], 0, depth - tensor.shape[0]))
     index = routing.index.to(like.device)
     by_slot = take_rows(torch.stack(padded), index.flatten()).unflatten(0, index.shape)
     # (routes, slots, depth, prompts, width) -> depth times (routes, slots * prompts, width)
     states = by_slot.permute(2, 0, 1, 3, 4).flatten(2, 3).unbind()
-    counts = {
-        layer: [0 if adapter is None else adapter.count(tower, layer) for adapter in adapters]
-        for layer in range(depth)
-    }
     layers = {}
-    for layer, numbers in counts.items():
-        if not any(numbers):
-            continue
-        needed = [number for number, adapter in zip(numbers, adapters) if adapter is not None]
+    for layer in range(depth):
+        counts = [0 if adapter is None else adapter.count(tower, layer) for adapter in adapters]
+        fewest = min(count for count, adapter in zip(counts, adapters) if adapter is not None)
         real = None
-        if not routing.full or min(needed) < most:
-            table = torch.tensor([*numbers, 0], device=like.device)
-            real = (torch.arange(most, device=like.device) < table[index][..., None]).flatten(1, 2)
-        layers[tower, layer] = LayerPrompts(states[layer], real)
+        if not routing.full or fewest < most:
+            slot_counts = torch.tensor([*counts, 0], device=like.device)[index]
+            real = (torch.arange(most, device=like.device) < slot_counts[..., None]).flatten(1, 2)
+        if any(counts):
+            layers[tower, layer] = LayerPrompts(states[layer], real)
     return layers
 
 
-def _of_classes(
-    adapters: Sequence[AdapterPrompts | None], in_tower: Mapping[int, AdapterPrompts], routing: Routing
-) -> LayerPrompts:
+def _of_classes(used: int, tensors: Mapping[int, torch.Tensor], routing: Routing) -> LayerPrompts:
     """Class-specific text prompts, chosen for each row."""
-    tensors = {number: adapter.towers["text"] for number, adapter in in_tower.items()}
-    shapes = {tensor.shape for tensor in tensors.values()}
-    if len(shapes) > 1 or not routing.full or len(in_tower) < sum(adapter is not None for adapter in adapters):
+    like = next(iter(tensors.values()))
+    if any(tensor.shape != like.shape for tensor in tensors.values()) or not routing.full or len(tensors) < used:
         raise ValueError(
             "Class-specific prompts are used together with others of another number of prompts or classes, or "
             "routes differ in length; give all adapters the same num_prompts and num_classes."
         )
-    like = next(iter(tensors.values()))
-    table = torch.stack([tensors.get(number, torch.zeros_like(like)).to(like) for number in range(len(adapters))])
+    table = torch.stack([tensors.get(number, like).to(like) for number in range(max(tensors) + 1)])
     rows, classes = routing.rows.get("text"), routing.rows.get("classes")
     if classes is None:  # row i is of class i
         classes = torch.arange(like.shape[1] if rows is None else rows.shape[0])
     unchecked = torch.compiler.is_compiling()  # a look at the values would break the graph
-    if not unchecked and classes.numel() and int(classes.max()) >= like.shape[1]:
-        raise _wrong_classes(classes.shape[0], like.shape[1])
+    if not unchecked and classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < like.shape[1]:
+        raise wrong_classes(classes.shape[0], like.shape[1])
     index, classes = routing.index.to(like.device), classes.to(like.device)
     routes = index.expand(classes.shape[0], -1) if rows is None or len(index) == 1 else index[rows.to(like.device)]
     return LayerPrompts(table[routes, 0, classes[:, None]].flatten(1, 2), None, per_row=True)
 
 
-def _wrong_classes(batch: int, contexts: int) -> ValueError:
+def wrong_classes(batch: int, contexts: int) -> ValueError:
+    """The error for a text batch that does not fit class-specific prompts."""
     return ValueError(
-        f"The text batch has {batch} rows for {contexts} class-specific contexts; give one text a class in their "
-        "order, or write use_routes(model, routes, classes=[...]) with the class of each row."
+        f"The text batch has {batch} rows for {contexts} class-specific contexts; give one text a class in their order, "
+        f"or write use_routes(model, routes, classes=[...]) with the class of each row, from 0 to {contexts - 1}."
     )

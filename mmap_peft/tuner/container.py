@@ -10,12 +10,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .assemble import AdapterPrompts, Place, Prompts, Route, Routing, assemble
-from .context import ContextValue
+from .assemble import AdapterPrompts, Place, Prompts, Route, Routing, assemble, interchangeable
+from .context import Overrides
 
 
-# Routings that `use_routes` set, each with the container that it is for.
-overrides: ContextValue[tuple[tuple[PromptContainer, Routing], ...]] = ContextValue("mmap_peft_routes", ())
+overrides: Overrides[Routing] = Overrides("mmap_peft_routes")  # what `use_routes` sets, by container
 
 
 class PromptContainer(nn.Module, BaseTunerLayer):
@@ -29,8 +28,7 @@ class PromptContainer(nn.Module, BaseTunerLayer):
     Attributes:
         layers (`dict[str, frozenset[tuple[str, int]]]`): for each adapter, the towers and layers that get its prompts.
         with_modules_to_save (`set[str]`): the adapters that have trained copies of modules besides.
-        as_tokens (`bool`): whether prompts are added to the sequence as tokens even where they can be keys and values
-            of the attention. Both give the same; this is the slower one.
+        as_tokens (`bool`): as for `Prompts`; a setting for all forward passes.
         handles (`list[RemovableHandle]`): of the hooks that bring the prompts into the model.
     """
 
@@ -65,18 +63,14 @@ class PromptContainer(nn.Module, BaseTunerLayer):
             )
 
     def routing(self, routes: Sequence[Route], given: Iterable[str] = (), **options: Any) -> Routing:
-        """A routing of these routes of adapters, and of prompts that are given to `prompts` under other names."""
+        """The routing of these routes of adapters, and of prompts that are given to `prompts` under other names."""
         return Routing.of([*self.mmap_generators, *given], routes, **options)
 
-    def current_routing(self) -> Routing | None:
-        """What `use_routes` set, or else a route of the active adapters; `None` if adapters are disabled."""
-        if self.disable_adapters:
-            return None
-        for container, routing in reversed(overrides.get()):
-            if container is self:
-                return routing
+    def current_routing(self) -> Routing:
+        """What `use_routes` set, or else a route of the active adapters."""
         # Adapters of other methods may be active besides these.
-        return self.routing([tuple(name for name in self.active_adapters if name in self.mmap_generators)])
+        active = tuple(name for name in self.active_adapters if name in self.mmap_generators)
+        return overrides.get(self) or self.routing([active])
 
     def adapter_prompts(self, adapter: str, towers: Sequence[str]) -> AdapterPrompts:
         """The prompts of one adapter for these towers, made by its generator."""
@@ -97,15 +91,19 @@ class PromptContainer(nn.Module, BaseTunerLayer):
             routing (`Routing`, *optional*): which rows use which adapters. `None`: the current routing.
             given (`Mapping[str, AdapterPrompts]`, *optional*): prompts besides those of the adapters.
         """
-        routing = routing or self.current_routing()
-        if routing is None:
+        if self.disable_adapters:
             return None
-        # A compiled graph serves all routes, so it makes the prompts of all adapters.
-        everything = torch.compiler.is_compiling() and bool(routing.index.shape[1])
-        adapters = [
-            self.adapter_prompts(name, towers) if everything or name in routing.used else None
+        routing = routing or self.current_routing()
+        # A compiled graph serves all routes, so it makes the prompts of all adapters, if they can be taken together.
+        compiled = torch.compiler.is_compiling() and bool(routing.index.shape[1])
+        adapters = {
+            name: self.adapter_prompts(name, towers)
             for name in self.mmap_generators
-        ]
+            if compiled or name in routing.used
+        }
+        if compiled and not interchangeable(adapters.values()):
+            adapters = {name: prompts for name, prompts in adapters.items() if name in routing.used}
+        adapters = [adapters.get(name) for name in self.mmap_generators]
         return assemble([*adapters, *(given or {}).values()], routing, towers, self.as_tokens)
 
 

@@ -1,4 +1,4 @@
-"""A value that belongs to the thread and task which set it."""
+"""Values that belong to the thread and task which set them."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ import torch
 T = TypeVar("T")
 
 
-class _ThreadLocal(threading.local):
-    def __init__(self, default: object) -> None:
-        self.value = default
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.pairs: tuple = ()
 
 
-class ContextValue(Generic[T]):
-    """A value that only the code inside a `with value.set(...)` block sees, in its thread and `asyncio` task.
-
-    Args:
-        name (`str`): for debugging.
-        default: the value outside of all blocks.
+class Overrides(Generic[T]):
+    """Values of objects that only the code inside a `with overrides.set(...)` block sees, in its thread and `asyncio`
+    task. A model that `torch.compile` compiled sees those of the block that its thread entered last.
     """
 
-    def __init__(self, name: str, default: T) -> None:
-        self._variable: ContextVar[T] = ContextVar(name, default=default)
-        self._local = _ThreadLocal(default)  # torch.compile cannot trace a ContextVar, but it can trace this
+    def __init__(self, name: str) -> None:
+        self._pairs: ContextVar[tuple[tuple[object, T], ...]] = ContextVar(name, default=())
+        self._thread = _Thread()  # torch.compile cannot trace a ContextVar, but it can trace this
 
-    def get(self) -> T:
-        """The current value."""
-        return self._local.value if torch.compiler.is_compiling() else self._variable.get()
+    def get(self, owner: object) -> T | None:
+        """The value that the innermost block sets for an object; `None` if no block does."""
+        for other, value in reversed(self._thread.pairs if torch.compiler.is_compiling() else self._pairs.get()):
+            if other is owner:
+                return value
+        return None
 
     @contextmanager
-    def set(self, value: T) -> Iterator[None]:
-        """Inside the `with` block this is the value."""
-        token, before = self._variable.set(value), self._local.value
-        self._local.value = value
+    def set(self, owner: object, value: T) -> Iterator[None]:
+        """Inside the `with` block an object has this value."""
+        token = self._pairs.set((*self._pairs.get(), (owner, value)))
+        self._thread.pairs = self._pairs.get()
         try:
             yield
         finally:
-            self._variable.reset(token)
-            self._local.value = before
+            self._pairs.reset(token)
+            self._thread.pairs = self._pairs.get()

@@ -10,6 +10,11 @@ import torch
 SAMPLE = 64  # values of a frozen parameter that are compared
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that `torch.autocast` computes in on a device, `None` outside of it: part of what results depend on."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 class Fingerprint:
     """What is remembered of some parameters, to be compared with `==`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .assemble import LayerPrompts, Prompts
+from .assemble import LayerPrompts, Prompts, wrong_classes
 from .attention import SUPPORTED, PromptStates, additive
 
 
@@ -18,14 +18,14 @@ class PromptedLayer:
     """The hooks of an encoder layer: `enter` before its forward, `leave` after it.
 
     What they do depends on the keyword argument `prompts` of the layer alone. Prompts that stay in the sequence are
-    tokens: they enter at the first prompted layer, and those of a deeper layer replace them. For others there are two
-    ways, which give the same. The fast one passes the prompts to the attention as keys and values. The plain one adds
-    them as tokens after the first and removes what comes out at their places. It is taken where the attention takes no
-    keys and values (flash attention, SigLIP), and where the layer is checkpointed, since what needs a gradient must be
-    among its positional arguments then.
+    tokens: they enter at the first prompted layer, and those of a deeper layer replace them. For other prompts there
+    are two ways with the same result:
 
-    If nothing but the first token of the last layer is used, the fast way computes that one alone; the others are keys
-    and values, too.
+    * The fast one passes the prompts to the attention as keys and values. If nothing but the first token of the last
+      layer is used, that one alone is computed, and the other tokens are keys and values, too.
+    * The plain one adds the prompts as tokens after the first and removes what comes out at their places. It is taken
+      where the attention takes no keys and values (flash attention, SigLIP), and where the layer is checkpointed, which
+      gives gradients to positional arguments only.
 
     Args:
         tower (`nn.Module`): the text or vision tower.
@@ -37,9 +37,8 @@ class PromptedLayer:
         self.tower, self.name, self.index = tower, name, index
         family = tower.config.model_type.removesuffix(f"_{name}_model")
         self.passes_keywords = family in PASSES_KEYWORDS
-        self.last = index == len(tower.encoder.layers) - 1
-        # SigLIP pools all tokens.
-        self.pools_first_token = self.last and name == "vision" and not family.startswith("siglip")
+        self.last_of_images = index == len(tower.encoder.layers) - 1 and name == "vision"
+        self.pools_first_token = self.last_of_images and not family.startswith("siglip")  # which pools all tokens
 
     def enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The arguments of the layer with prompts in them."""
@@ -52,7 +51,8 @@ class PromptedLayer:
         if here is not None and prompts.stays_in_sequence:
             hidden_states = with_prompts(self.tower, self.name, self.index, hidden_states, prompts)
         elif here is not None and self._fast(layer, prompts):
-            states = self._as_states(layer, here, hidden_states, prompts)
+            key, value = here.key_and_value or key_and_value(layer, here.states.to(hidden_states))
+            states = PromptStates(*(self._of_rows(part, prompts, hidden_states) for part in (key, value, here.real)))
         elif here is not None:
             hidden_states, mask, kwargs = self._widened(layer, here, hidden_states, mask, prompts, kwargs)
         if prompts.pooled and self.pools_first_token and self._fast(layer, prompts):
@@ -69,7 +69,7 @@ class PromptedLayer:
         if prompts is None:
             return None
         if prompts.stays_in_sequence:
-            added = self.last and self.name == "vision" and prompts.length(self.name)
+            added = self.last_of_images and prompts.length(self.name)
         else:
             added = (self.name, self.index) in prompts.layers and not self._fast(layer, prompts)
         return without_prompts(output, prompts.length(self.name)) if added else None
@@ -79,15 +79,11 @@ class PromptedLayer:
         supported = self.passes_keywords and layer.self_attn.config.base._attn_implementation in SUPPORTED
         return supported and not (prompts.as_tokens or checkpointed)
 
-    def _as_states(
-        self, layer: nn.Module, here: LayerPrompts, hidden_states: torch.Tensor, prompts: Prompts
-    ) -> PromptStates:
-        batch = hidden_states.shape[0]
-        key, value = here.key_and_value or key_and_value(layer, here.states.to(hidden_states))
-        key, value, real = (
-            None if part is None else prompts.spread(self.name, part, batch) for part in (key, value, here.real)
-        )
-        return PromptStates(key, value, None if real is None else real.to(key.device))
+    def _of_rows(
+        self, part: torch.Tensor | None, prompts: Prompts, hidden_states: torch.Tensor
+    ) -> torch.Tensor | None:
+        """What there is for each route, on the device of the rows of the batch and for each of them."""
+        return None if part is None else prompts.spread(self.name, part, hidden_states.shape[0]).to(hidden_states.device)
 
     def _widened(
         self,
@@ -98,21 +94,18 @@ class PromptedLayer:
         prompts: Prompts,
         kwargs: dict,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
-        batch, length = hidden_states.shape[:2]
-        states = prompts.spread(self.name, here.states.to(hidden_states), batch)
-        real = None if here.real is None else prompts.spread(self.name, here.real, batch).to(states.device)
-        widened = torch.cat([hidden_states[:, :1], states, hidden_states[:, 1:]], dim=1)
-        causal = bool(kwargs.get("is_causal"))
-        mask = _widened_mask(mask, batch, length, states.shape[1], real, causal, states.device)
+        states = self._of_rows(here.states.to(hidden_states), prompts, hidden_states)
+        real = self._of_rows(here.real, prompts, hidden_states)
+        mask = _widened_mask(mask, hidden_states, states.shape[1], real, bool(kwargs.get("is_causal")))
         if mask is not None and mask.dim() == 4:
             kwargs = {name: value for name, value in kwargs.items() if name != "is_causal"}
             if layer.self_attn.config.base._attn_implementation == "eager":
                 mask = additive(mask, hidden_states.dtype)
-        return widened, mask, kwargs
+        return torch.cat([hidden_states[:, :1], states, hidden_states[:, 1:]], dim=1), mask, kwargs
 
 
 def key_and_value(layer: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What tokens are to those that attend to them in an encoder layer: two tensors of their shape."""
+    """The keys and values of tokens in the attention of an encoder layer: two tensors of their shape."""
     normed = layer.layer_norm1(hidden_states)
     return layer.self_attn.k_proj(normed), layer.self_attn.v_proj(normed)
 
@@ -127,16 +120,18 @@ def with_prompts(
 ) -> torch.Tensor:
     """The tokens that enter a layer, (batch, tokens, width), with the prompts of that layer among them.
 
-    At the first prompted layer, prompts are added to the tokens of an image, and replace the tokens after the first of
-    a text. At deeper layers they replace the prompts before; where a route has none, those stay.
+    At the first prompted layer, prompts are added after the first token of an image; in a text they replace the tokens
+    after the first. At deeper layers they replace the prompts of the layer before, which stay where a route has none.
     """
-    here = prompts.layers[name, index]
-    batch, count = hidden_states.shape[0], here.states.shape[1]
+    here, batch = prompts.layers[name, index], hidden_states.shape[0]
     first = index == prompts.first_layer(name)
     states = here.states.to(hidden_states)
+    count = states.shape[1]
     if first and index == 0:
-        states = first_states(tower, name, states, prompts)
-    states = prompts.spread(name, states, batch, here.per_row)
+        states = first_states(tower, name, states)
+    if here.per_row and states.shape[0] != batch:
+        raise wrong_classes(batch, states.shape[0])
+    states = states if here.per_row else prompts.spread(name, states, batch)
     if here.real is not None:
         real = prompts.spread(name, here.real, batch).to(states.device)[..., None]
         states = torch.where(real, states, hidden_states[:, 1 : count + 1])
@@ -147,8 +142,8 @@ def with_prompts(
     return hidden_states
 
 
-def first_states(tower: nn.Module, name: str, states: torch.Tensor, prompts: Prompts) -> torch.Tensor:
-    """Prompts as they enter the layer 0: those of text get positions, those of images pass the norm before it."""
+def first_states(tower: nn.Module, name: str, states: torch.Tensor) -> torch.Tensor:
+    """Prompts as they enter layer 0: those of text get positions, those of images pass the norm before the encoder."""
     if name == "text":
         places = torch.arange(1, states.shape[1] + 1, device=states.device)
         return states + tower.embeddings.position_embedding(places).to(states)
@@ -171,13 +166,14 @@ def _with_names_moved(tower: nn.Module, hidden_states: torch.Tensor, prompts: Pr
 
 
 def name_order(position: str, ends: torch.Tensor, prompts: int, length: int) -> torch.Tensor:
-    """Which token of `[start, prompts, name, full stop, end, ...]` comes at each place if the name moves.
+    """Which token of `[start, prompts, name, full stop, end, ...]` comes at each place if the name moves to the front of
+    the prompts or into their middle.
 
     Args:
-        position: `"front"` or `"middle"`, of the name.
+        position: `"front"` or `"middle"`.
         ends: (batch,), place of the end of each text; it does not move.
-        prompts: how many.
-        length: of the texts.
+        prompts: number of prompts.
+        length: tokens of each text, padding included.
 
     Returns:
         (batch, length), numbers of tokens.
@@ -190,17 +186,12 @@ def name_order(position: str, ends: torch.Tensor, prompts: int, length: int) -> 
 
 
 def _widened_mask(
-    mask: torch.Tensor | None,
-    batch: int,
-    length: int,
-    count: int,
-    real: torch.Tensor | None,
-    causal: bool,
-    device: torch.device,
+    mask: torch.Tensor | None, hidden_states: torch.Tensor, count: int, real: torch.Tensor | None, causal: bool
 ) -> torch.Tensor | None:
     """The mask for tokens with `count` prompts after the first of them: none, 2-D as given, or boolean 4-D."""
     if mask is None and real is None:
         return None  # the implementation makes its own causal mask, for whatever length
+    batch, length, device = *hidden_states.shape[:2], hidden_states.device
     if mask is not None and mask.dim() == 2:  # flash attention: which keys are real
         seen = mask.new_ones(batch, count) if real is None else real.to(mask.dtype)
         return torch.cat([mask[:, :1], seen, mask[:, 1:]], dim=1)

@@ -96,8 +96,8 @@ class PromptTuner(CheckedTuner):
             )
         self._prepare_adapter_config(config, {})
         _check_modules_to_save(model, config)
-        depth = max(shape.layers for shape in _shapes(towers).values())
-        if config.depth is not None and all(index >= config.depth for _, index in self._layers(model, config)):
+        layers, depth = self._layers(model, config), max(shape.layers for shape in _shapes(towers).values())
+        if layers and config.depth is not None and all(index >= config.depth for _, index in layers):
             raise ValueError(
                 f"target_modules={config.target_modules!r} matches none of the first depth={config.depth} layers, so "
                 f"no layer gets prompts; write a depth up to {depth}, which counts from the first layer, or leave it "
@@ -152,7 +152,8 @@ class PromptTuner(CheckedTuner):
             if not embedding.weight.is_meta:
                 generator.start_from_words(embedding)
         if not any(parameter.is_meta for parameter in generator.parameters()):
-            generator = generator.to(container.weight.device, container.weight.dtype)
+            offloaded = container.weight.is_meta  # to the CPU or to a file
+            generator = generator.to(None if offloaded else container.weight.device, container.weight.dtype)
         container.mmap_generators[adapter_name], container.layers[adapter_name] = generator, layers
         if peft_config.modules_to_save:
             container.with_modules_to_save.add(adapter_name)

@@ -35,10 +35,11 @@ def use_routes(
     ```
 
     Args:
-        model (`nn.Module`): a `PeftModel`, or a transformers model with an adapter in it.
+        model (`nn.Module`): a `PeftModel`, or a transformers model with an adapter in it. If `torch.compile` compiled
+            it, `asyncio` tasks of one thread share its routes: let none of them pause inside a block.
         routes (`tuple[str, ...]` or a sequence of them): one route, or several. An empty route means no prompts.
-        text (`Sequence[int]`, *optional*): for each row of the text batch, which of the routes it uses.
-        vision (`Sequence[int]`, *optional*): for each row of the image batch, which of the routes it uses.
+        text, vision (`Sequence[int]`, *optional*): for each row of the text or image batch, which of the routes it
+            uses, counted from 0.
         classes (`Sequence[int]`, *optional*): for each row of the text batch, its class, for prompts that are
             class-specific. `None`: row i is of class i.
         pooled (`bool`): nothing but pooled features is used, so that a last layer may leave out other tokens; the
@@ -51,29 +52,14 @@ def use_routes(
     container = prompt_container(model)
     several = not all(isinstance(name, str) for name in routes)
     routes = [tuple(route) for route in routes] if several else [tuple(routes)]
-    for name in dict.fromkeys(name for route in routes for name in route):
-        if name not in container.mmap_generators:
-            raise ValueError(
-                f"{name!r} is no adapter of the model; write one of {', '.join(container.mmap_generators) or 'none'}."
-            )
     container.check_modules_to_save(routes)
-    rows = {}
-    for tower, numbers in (("text", text), ("vision", vision)):
-        if numbers is None:
-            continue
-        rows[tower] = torch.as_tensor(numbers)
-        unchecked = torch.compiler.is_compiling()  # a look at the numbers would break the graph
-        if (
-            not unchecked
-            and len(rows[tower])
-            and not 0 <= int(rows[tower].min()) <= int(rows[tower].max()) < len(routes)
-        ):
+    numbers = {"text": text, "vision": vision, "classes": classes}
+    rows = {name: torch.as_tensor(values) for name, values in numbers.items() if values is not None}
+    for tower in () if torch.compiler.is_compiling() else ("text", "vision"):  # values would break a graph
+        values = rows[tower].tolist() if tower in rows else []
+        if values and not 0 <= min(values) <= max(values) < len(routes):
             raise ValueError(
-                f"{tower}={rows[tower].tolist()} names a route that was not given; write numbers from 0 to "
-                f"{len(routes) - 1}."
+                f"{tower}={values} names a route that was not given; write numbers from 0 to {len(routes) - 1}."
             )
-    if classes is not None:
-        rows["classes"] = torch.as_tensor(classes)
-    routing = container.routing(routes, pooled=pooled, **rows)
-    with overrides.set((*overrides.get(), (container, routing))):
+    with overrides.set(container, container.routing(routes, pooled=pooled, **rows)):
         yield

@@ -12,7 +12,7 @@ from torch import nn
 
 from .assemble import Prompts, take_rows
 from .attention import SUPPORTED, PackedStates, PromptStates
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, autocast_dtype
 from .layer import PASSES_KEYWORDS, first_states, key_and_value
 from .tower import text_ends
 
@@ -103,7 +103,7 @@ def _constant_part(
     if not start or not _is_constant(tower):
         return run()
     kept: tuple | None = constants.get("hidden")
-    state = start, torch.is_autocast_enabled(pack.device.type), Fingerprint(tower.parameters())
+    state = start, autocast_dtype(pack.device), Fingerprint(tower.parameters())
     if kept is None or kept[0] != state:
         # No inference tensor, which a later training step could not use.
         with torch.inference_mode(False), torch.no_grad():
@@ -147,7 +147,7 @@ class _TextPack:
         """The row with the prompts of a layer in the places of the shared words after the first."""
         here = prompts.layers["text", index]
         states = here.states.to(hidden)
-        states = first_states(tower, "text", states, prompts) if index == 0 else states
+        states = first_states(tower, "text", states) if index == 0 else states
         count, tokens = states.shape[1], math.prod(self.sizes[0])
         words = hidden[0, :tokens].unflatten(0, self.sizes[0])
         if here.real is not None:

@@ -41,14 +41,22 @@ class PromptedTower:
     def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """The output with hidden states that hold tokens only, those of layers in between as well."""
         prompts: Prompts | None = kwargs.get("prompts")
-        count = 0 if prompts is None else prompts.length(self.name)
-        states = output.get("hidden_states") if isinstance(output, dict) else None
-        if count and states is not None:
-            tokens = output["last_hidden_state"].shape[1]
-            output["hidden_states"] = tuple(
-                state if state is None or state.shape[1] == tokens else without_prompts(state, count)
-                for state in states
-            )
+        count, depth = 0 if prompts is None else prompts.length(self.name), len(module.encoder.layers)
+        # With return_dict=False the output is a tuple. Of attentions there is one for each layer, of hidden states more.
+        parts = output.to_tuple() if isinstance(output, dict) else output
+        states = next((part for part in parts if isinstance(part, tuple) and len(part) == depth + 1), None)
+        if not count or states is None:
+            return output
+        if prompts.stays_in_sequence:
+            first = prompts.first_layer(self.name) if self.name == "vision" else depth
+            longer = [first <= index < depth for index in range(depth + 1)]
+        else:  # a pooled pass computes one token in its last layer, and has no prompts as tokens then
+            tokens = states[-1].shape[1]
+            longer = [1 < tokens < state.shape[1] for state in states]
+        cut = tuple(without_prompts(state, count) if more else state for state, more in zip(states, longer))
+        if not isinstance(output, dict):
+            return tuple(cut if part is states else part for part in output)
+        output["hidden_states"] = cut
         return output
 
 
