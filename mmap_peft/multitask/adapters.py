@@ -16,10 +16,12 @@ from ..methods.linear_probe import LinearProbeConfig, start_probe
 from ..prompts.base import PromptConfig
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.container import PromptContainer
-from ..tuner.model import check_adapter_name
 
 
 GLOBAL = "global"  # the adapter that all tasks share before they are grouped
+
+TextFeatures = Callable[[], Sequence[torch.Tensor]]  # returns the unit text features of each task's classes
+ClassWeights = tuple[torch.Tensor, torch.Tensor | float]  # (classes of all tasks, dim), and (classes) or 0
 
 
 class AdapterSet(nn.Module):
@@ -32,8 +34,6 @@ class AdapterSet(nn.Module):
     Attributes:
         model (`nn.Module`): the base, or the `PeftModel` around it.
     """
-
-    uses_prompts = False  # whether adapters are prompts, of which a task can use several
 
     def __init__(self, clip: PreTrainedModel, config: PeftConfig | None = None) -> None:
         super().__init__()
@@ -49,12 +49,24 @@ class AdapterSet(nn.Module):
         """Names of the adapters."""
         return []
 
+    @property
+    def container(self) -> PromptContainer | None:
+        """Holds the adapters if they are prompts, of which a task can use several; `None` if they are not."""
+        return None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether adapters are used: not inside PEFT's `disable_adapter()`."""
+        return True
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside the `with` block the model is the plain base, where an empty route does not say so."""
+        yield
+
     def first_route(self, task_adapter: str) -> Route:
         """The route of a task, whose own adapter would have this name, before tasks are grouped."""
         return ()
-
-    def check_name(self, name: str) -> None:
-        """Raise a `ValueError` if no adapter can have this name."""
 
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
         """The parameters of one adapter, by name."""
@@ -77,16 +89,6 @@ class AdapterSet(nn.Module):
         """Take all adapters out and return the base as it was."""
         return self.clip
 
-    @property
-    def enabled(self) -> bool:
-        """Whether adapters are used: not inside PEFT's `disable_adapter()`."""
-        return True
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Inside the `with` block the model is the plain base, where an empty route does not say so."""
-        yield
-
     def prompts(
         self,
         tower: str,
@@ -94,7 +96,7 @@ class AdapterSet(nn.Module):
         given: Mapping[str, AdapterPrompts] | None = None,
         **rows: torch.Tensor,
     ) -> Prompts | None:
-        """The prompts of one pass through a tower, or `None` if the method has none.
+        """The prompts of one pass through a tower, or `None` if there are none.
 
         Args:
             tower (`str`): `"text"` or `"vision"`.
@@ -102,29 +104,18 @@ class AdapterSet(nn.Module):
             given (`Mapping[str, AdapterPrompts]`, *optional*): prompts that routes name besides the adapters.
             rows: for the tower, the route of each row, and under `classes` the class of each text.
         """
-        return None
+        if self.container is None or tower not in self.config.towers:
+            return None
+        routing = self.container.routing(routes, given or (), pooled=True, **rows)
+        return self.container.prompts([tower], routing, given)
 
-    def class_weights(
-        self, routes: Sequence[Route], text_features: Callable[[], Sequence[torch.Tensor]]
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """What classifies unit image features: weight (classes of all tasks, dim), and bias (classes) or 0.
-
-        Args:
-            routes (`Sequence[Route]`): the route of each task.
-            text_features: returns the unit text features of each task's classes.
-        """
+    def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
+        """What classifies unit image features: weight and bias for the classes of tasks with these routes."""
         return torch.cat(list(text_features())), 0.0
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """What text features depend on: parameters of the frozen base, and of adapters."""
         return list(self.clip.parameters()), []
-
-    def base_size(self) -> int:
-        """Number of the base's parameters."""
-        # A copy of a base's module that an adapter trains is no part of the base.
-        parts = ("mmap.", ".modules_to_save.", f".{GLOBAL}.")
-        sizes = {f"{name}.": parameter.numel() for name, parameter in self.clip.named_parameters()}
-        return sum(size for name, size in sizes.items() if not any(part in name for part in parts))
 
 
 class ProbeSet(AdapterSet):
@@ -168,9 +159,7 @@ class ProbeSet(AdapterSet):
         for name in self._names:
             self.probe(name).requires_grad_(name in names)
 
-    def class_weights(
-        self, routes: Sequence[Route], text_features: Callable[[], Sequence[torch.Tensor]]
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+    def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
         if not all(routes):  # zero-shot
             return super().class_weights(routes, text_features)
         probes = [self.probe(name) for (name,) in routes]
@@ -182,8 +171,13 @@ class PeftSet(AdapterSet):
 
     def __init__(self, clip: PreTrainedModel, config: PeftConfig, seed: int) -> None:
         super().__init__(clip, config)
-        with seeded(seed):
-            self.model = get_peft_model(clip, copy.deepcopy(self.config), adapter_name=GLOBAL)
+        self._wrap(clip, [GLOBAL], seed)
+
+    def _wrap(self, clip: PreTrainedModel, names: Sequence[str], seed: int) -> None:
+        with torch.inference_mode(False), seeded(seed):  # what is made in inference mode could never train
+            self.model = get_peft_model(clip, copy.deepcopy(self.config), adapter_name=names[0])
+            for name in names[1:]:
+                self.model.add_adapter(name, copy.deepcopy(self.config))
 
     @property
     def clip(self) -> PreTrainedModel:
@@ -192,6 +186,21 @@ class PeftSet(AdapterSet):
     @property
     def names(self) -> list[str]:
         return list(self.model.peft_config)
+
+    @property
+    def enabled(self) -> bool:
+        layers = (module for module in self.clip.modules() if isinstance(module, BaseTunerLayer))
+        return not next(layers).disable_adapters
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        flags = {parameter: parameter.requires_grad for parameter in self.parameters()}
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            for parameter, flag in flags.items():  # PEFT lets the active adapter train again, whatever was set before
+                parameter.requires_grad_(flag)
 
     def first_route(self, task_adapter: str) -> Route:
         return (GLOBAL,)
@@ -207,11 +216,8 @@ class PeftSet(AdapterSet):
         set_peft_model_state_dict(self.model, dict(tensors), adapter_name=adapter)
 
     def reset(self, names: Sequence[str], seed: int) -> None:
-        training, base = self.model.training, self.model.unload()
-        with torch.inference_mode(False), seeded(seed):
-            self.model = get_peft_model(base, copy.deepcopy(self.config), adapter_name=names[0])
-            for name in names[1:]:
-                self.model.add_adapter(name, copy.deepcopy(self.config))
+        training = self.model.training
+        self._wrap(self.model.unload(), names, seed)
         self.model.train(training)
         self.train_only(names)
 
@@ -221,21 +227,6 @@ class PeftSet(AdapterSet):
 
     def unload(self) -> PreTrainedModel:
         return self.model.unload()
-
-    @property
-    def enabled(self) -> bool:
-        layers = (module for module in self.clip.modules() if isinstance(module, BaseTunerLayer))
-        return not next(layers).disable_adapters
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        flags = {parameter: parameter.requires_grad for parameter in self.parameters()}
-        try:
-            with self.model.disable_adapter():
-                yield
-        finally:
-            for parameter, flag in flags.items():  # which PEFT sets as it likes
-                parameter.requires_grad_(flag)
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         ours = {id(parameter) for name in self.names for parameter in self.parameters_of(name).values()}
@@ -247,44 +238,21 @@ class PeftSet(AdapterSet):
 class PromptSet(PeftSet):
     """Prompts, of which a task can use several adapters' at once: its group's and its own."""
 
-    uses_prompts = True
-
     @property
     def container(self) -> PromptContainer:
-        """What holds the prompts."""
         return self.clip.mmap
 
-    def check_name(self, name: str) -> None:
-        check_adapter_name(name)
-
-    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
-        return dict(self.container.mmap_generators[adapter].named_parameters())
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        yield
 
     def add(self, name: str, seed: int) -> None:
         """One more adapter."""
         with torch.inference_mode(False), seeded(seed):
             self.model.add_adapter(name, copy.deepcopy(self.config))
 
-    @property
-    def enabled(self) -> bool:
-        return not self.container.disable_adapters
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        yield
-
-    def prompts(
-        self,
-        tower: str,
-        routes: Sequence[Route],
-        given: Mapping[str, AdapterPrompts] | None = None,
-        **rows: torch.Tensor,
-    ) -> Prompts | None:
-        given = given or {}
-        if not self.enabled or tower not in self.config.towers:
-            return None
-        routing = self.container.routing(routes, given, pooled=True, **rows)
-        return self.container.prompts([tower], routing, given)
+    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
+        return dict(self.container.mmap_generators[adapter].named_parameters())
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         frozen, prompts = super().text_parameters()
@@ -313,7 +281,7 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers from a seed inside, and as if nothing had happened outside."""
+    """Random numbers come from a seed inside of the `with` block, and are those of before outside of it."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

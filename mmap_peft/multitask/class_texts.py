@@ -38,8 +38,8 @@ class TextBatch(NamedTuple):
 class ClassTexts:
     """Tokenizes the texts of each task's classes once.
 
-    Where prompts take the places of words (CoOp, IVLP, MaPLe), a text has as many before the class name: those of the
-    task's template if they suffice, or else placeholders, as in CoOp: `"X X X X cat."`.
+    Where prompts take the places of words (CoOp, IVLP, MaPLe), a text has one word or more for each prompt before the
+    class name: those of the task's template, or else placeholders, as in CoOp: `"X X X X cat."`.
 
     Args:
         tokenizer: CLIP's tokenizer.
@@ -55,7 +55,7 @@ class ClassTexts:
         self._batch: tuple[list, TextBatch] | None = None  # the last one
 
     def first_words(self, count: int) -> list[int]:
-        """Token ids that so many prompts start from; none if they are more than the words are."""
+        """Token ids of the words that this many prompts start from; none if there are too few words."""
         words = self._words(INIT_WORDS)
         return words[:count] if count <= len(words) else []
 
@@ -72,10 +72,6 @@ class ClassTexts:
             ids = [self._tokenize(task, texts) for texts in self._worded(task, count)]
             self._ids[key] = next((others for others in list(self._ids.values()) if others == ids), ids)
         return self._ids[key]
-
-    def forget(self, task: Task) -> None:
-        """Drop what is kept of a task."""
-        self._ids = {key: ids for key, ids in self._ids.items() if key[0] != task.name}
 
     def batch(self, tasks: Sequence[Task], routes: Sequence[Route]) -> TextBatch:
         """The texts of some tasks in one batch."""

@@ -33,12 +33,12 @@ from .text_features import TextFeatureCache
 class MultiTaskClassifier(TaskForward):
     """A frozen CLIP, its adapters, and the tasks that use them.
 
-    A task has no decoder: its class names' text features classify its image features. Whose adapters it uses is its
-    *route*. At first every task uses the adapter `"global"`. With prompts, after `set_grouping`, a task uses those of
-    its group and its own, in this order: `("group_0", "art")`. Any other method has one adapter for all tasks, since
-    two cannot be joined; a linear probe has one for each task.
+    A task has no decoder: the text features of its class names classify its image features. The adapters that it uses
+    are its *route*. At first every task uses the adapter `"global"`. With prompts, after `set_grouping`, a task uses
+    those of its group and its own, in this order: `("group_0", "art")`. Other methods have one adapter for all tasks,
+    since two cannot be joined; linear probes are one for each task.
 
-    Several threads may predict at once, with different tasks and inside or outside of `zero_shot`.
+    Several threads may predict at once.
 
     Args:
         model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Adapters are put into it,
@@ -48,12 +48,12 @@ class MultiTaskClassifier(TaskForward):
         config (`PeftConfig`, *optional*): the method: prompts (`MmAPConfig()`), one of PEFT's (`lora_config()`), or
             another of this library (`BitFitConfig()`). Without it there are no adapters: zero-shot.
         seed (`int`): seed of the adapters' initial values.
-        text_chunk (`int`, *optional*): so many texts are encoded at a time, and in training once more in the backward
-            pass: memory no longer grows with the number of classes, and nothing else changes.
+        text_chunk (`int`, *optional*): number of texts that are encoded at a time, and in training once more in the
+            backward pass. Memory then does not grow with the number of classes; results are the same. `None`: all.
 
     Raises:
-        ValueError: no task, tasks whose names collide, a text that is longer than the text tower's positions, settings
-            that do not fit the model, or a model that has adapters already. The model is as it was then.
+        ValueError: no task, two tasks of the same name, a text that is too long for the text tower, settings that do
+            not fit the model, or a model that has adapters already. The model is left as it was.
     """
 
     main_input_name = "pixel_values"  # which a Trainer hands to compute_metrics, if include_for_metrics asks for it
@@ -99,7 +99,7 @@ class MultiTaskClassifier(TaskForward):
     def _enter(self, task: Task, route: Route) -> None:
         if isinstance(self.adapter_set, ProbeSet):
             with torch.inference_mode(False), torch.no_grad(), self.evaluating():
-                features = self._encode({task.name: task}, {task.name: ()})[0]
+                features = self._encode({task.name: (task, ())})[0]
             self.adapter_set.add(task.adapter, features)
         self.tasks = {**self.tasks, task.name: task}
         self.routes = {**self.routes, task.name: route}
@@ -132,13 +132,11 @@ class MultiTaskClassifier(TaskForward):
             )
         for name in dict.fromkeys(tasks):
             self.check_task(name)
-        processed = self.processor.image_processor(
-            images=[image.convert("RGB") for image in images], return_tensors="pt"
-        )
+        images = [image.convert("RGB") for image in images]
+        pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
         numbers = [list(self.tasks).index(name) for name in tasks]
         with self.evaluating():
-            pixels = processed["pixel_values"].to(self.device)
-            logits = self(pixels, torch.tensor(numbers, device=self.device)).logits
+            logits = self(pixels.to(self.device), torch.tensor(numbers, device=self.device)).logits
         classes = [self.tasks[name].class_names for name in tasks]
         probabilities = logits[:, : max(map(len, classes))].float().softmax(-1).cpu()
         labels = [names[number] for names, number in zip(classes, probabilities.argmax(-1).tolist())]
@@ -192,9 +190,8 @@ class MultiTaskClassifier(TaskForward):
     def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
         """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
 
-        The prompts and the texts' features become constants, and what other methods learned becomes part of the
-        weights, so that it needs no text tower and no other task. Only bottleneck adapters, which cannot,
-        stay layers of their own. It is float32, and a copy: what becomes of this classifier later does not reach it.
+        It is a copy in float32 that needs no text tower and no other task: prompts and text features become constants,
+        and what other methods learned becomes part of the weights. Only bottleneck adapters stay layers of their own.
 
         ```python
         served = classifier.export("print")  # a module that torch alone runs
@@ -203,14 +200,14 @@ class MultiTaskClassifier(TaskForward):
 
         Args:
             task (`str`): name of the task.
-            format (`str`): `"torch"` returns a `TaskClassifier`, and with `path` writes it to a file for
-                `torch.export.load` besides. `"onnx"` writes a file for any ONNX runtime and returns its path; it
-                needs `pip install mmap_peft[onnx]`. In both files the batch is of any size, the input is called
-                `pixel_values`, and `TaskClassifier.metadata` is there: as an ONNX model's metadata, or as the
-                `extra_files` of `torch.export.load`.
+            format (`str`): `"torch"` returns a `TaskClassifier`, and with `path` also writes a file for
+                `torch.export.load`. `"onnx"` writes a file for any ONNX runtime and returns its path; it needs
+                `pip install mmap_peft[onnx]`. Both files take batches of any size, call the input `pixel_values`, and
+                hold `TaskClassifier.metadata`: as an ONNX model's metadata, or as the `extra_files` of
+                `torch.export.load`.
             path (`str`, *optional*): a file that ends in `.pt2` or `.onnx`, or a folder for one that is named after
-                the task's adapter. `None`: nothing is written for torch, and for ONNX the current folder. A file that
-                is there is replaced once the new one is whole.
+                the task's adapter. `None`: nothing is written for torch, and for ONNX the current folder. An older
+                file is replaced once the new one is whole.
 
         Raises:
             ValueError: no such task or format, or a path with another ending.
@@ -221,7 +218,7 @@ class MultiTaskClassifier(TaskForward):
 
     @torch.no_grad()
     def _task_classifier(self, task: str) -> TaskClassifier:
-        route = self._tasks_and_routes([task])[1][task]
+        route = self.current_routes[task]
         clip = self.clip if self.uses_prompts else merged(self.model, bool(route))
         with self.evaluating():
             weight, bias = self.class_weights(task)
@@ -254,14 +251,11 @@ class MultiTaskClassifier(TaskForward):
 
 def _check_model(model: PreTrainedModel) -> None:
     """Raise a `ValueError` if a model cannot be the base of a classifier."""
-    adapters = dict.fromkeys(
-        name
-        for module in model.modules()
-        if isinstance(module, BaseTunerLayer)
-        for attribute in module.adapter_layer_names
-        for name in getattr(module, attribute)
-    )
-    if adapters or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if layers:
+        adapters = dict.fromkeys(
+            name for layer in layers for attribute in layer.adapter_layer_names for name in getattr(layer, attribute)
+        )
         raise ValueError(
             f"The {type(model).__name__} has the adapters {', '.join(adapters)} already, of another classifier or of "
             "get_peft_model; load the CLIP anew, or take them out with unload() of what they belong to."

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..tuner.assemble import Route
+from ..tuner.model import check_adapter_name
 from .adapters import GLOBAL, AdapterSet
 from .class_texts import ClassTexts
 from .grouping import TaskGrouping
@@ -21,12 +21,16 @@ class TaskAdapters(nn.Module):
     """The tasks of a classifier, the adapters in its model, and the route of each task. Base of `MultiTaskClassifier`.
 
     Attributes:
+        model (`nn.Module`): the CLIP, or the `PeftModel` around it.
+        clip (`PreTrainedModel`): the CLIP itself.
+        adapter_config (`PeftConfig`, *optional*): settings of the adapters; `None` for zero-shot.
+        adapters (`list[str]`): names of the adapters, those of groups first.
         tasks (`dict[str, Task]`): the tasks by name.
         routes (`dict[str, tuple[str, ...]]`): for each task, the adapters that it uses, in order.
         grouping (`TaskGrouping`, *optional*): the groups, if there are any.
-        trained_adapters (`set[str]`): names of the adapters that hold what was learned: those that were loaded, or that
-            a training run has begun to train. Nothing but `reset_adapters`, `set_grouping`, `share_one_adapter` and
-            `separate_adapters` replaces them.
+        trained_adapters (`set[str]`): names of the adapters that hold what was learned: those that were loaded, or
+            that a training run has begun to train. Only `reset_adapters`, `set_grouping`, `share_one_adapter` and
+            `separate_adapters` replace them.
         record (`TrainingRecord`): how the adapters were trained and how well they do, filled by a trainer.
     """
 
@@ -38,37 +42,20 @@ class TaskAdapters(nn.Module):
     texts: ClassTexts
     adapter_set: AdapterSet
 
-    # ---- the model
-
-    @property
-    def model(self) -> nn.Module:
-        """The CLIP, or the `PeftModel` around it."""
-        return self.adapter_set.model
-
-    @property
-    def clip(self) -> PreTrainedModel:
-        """The CLIP itself."""
-        return self.adapter_set.clip
-
-    @property
-    def adapter_config(self) -> PeftConfig | None:
-        """Settings of the adapters; `None` for zero-shot."""
-        return self.adapter_set.config
-
-    @property
-    def adapters(self) -> list[str]:
-        """Names of the adapters, those of groups first."""
-        return self.adapter_set.names
+    model = property(lambda self: self.adapter_set.model)
+    clip = property(lambda self: self.adapter_set.clip)
+    adapter_config = property(lambda self: self.adapter_set.config)
+    adapters = property(lambda self: self.adapter_set.names)
 
     @property
     def uses_prompts(self) -> bool:
         """Whether the adapters are prompts, of which a task can use several."""
-        return self.adapter_set.uses_prompts
+        return self.adapter_set.container is not None
 
     @property
     def base_size(self) -> int:
         """Number of the base's parameters."""
-        return self.adapter_set.base_size()
+        return sum(parameter.numel() for parameter in self.adapter_set.text_parameters()[0])
 
     def adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         """The parameters of one adapter, by name."""
@@ -96,11 +83,7 @@ class TaskAdapters(nn.Module):
     @property
     def training_adapters(self) -> list[str]:
         """Names of the adapters that train."""
-        return [
-            adapter
-            for adapter in self.adapters
-            if any(parameter.requires_grad for parameter in self.adapter_parameters(adapter).values())
-        ]
+        return [name for name in self.adapters if any(p.requires_grad for p in self.adapter_parameters(name).values())]
 
     @property
     def training_tasks(self) -> list[str]:
@@ -148,12 +131,8 @@ class TaskAdapters(nn.Module):
                 for name, parameter in self.adapter_parameters(group).items():
                     if name in shared:
                         parameter.copy_(shared[name])
-        self.routes = {
-            task: (group, self.tasks[task].adapter)
-            for task in self.tasks
-            for group, members in groups.items()
-            if task in members
-        }
+        group_of = {task: group for group, members in groups.items() for task in members}
+        self.routes = {name: (group_of[name], task.adapter) for name, task in self.tasks.items()}
         self.grouping = grouping
 
     def check_grouping(self) -> None:
@@ -166,7 +145,7 @@ class TaskAdapters(nn.Module):
             )
         for task in self.tasks.values():
             try:
-                self.adapter_set.check_name(task.adapter)
+                check_adapter_name(task.adapter)
             except ValueError as error:
                 raise ValueError(
                     f"{task.adapter!r} cannot name an adapter, so task {task.name!r} cannot have one of its own; "
@@ -253,7 +232,7 @@ class TaskAdapters(nn.Module):
         route = self.adapter_set.first_route(task.adapter)
         if self.uses_prompts:
             route = (task.adapter,) if shared is None else (shared, task.adapter)
-            self.adapter_set.check_name(task.adapter)
+            check_adapter_name(task.adapter)
         self.check_new_task(task, route)
         if self.uses_prompts:
             self.adapter_set.add(task.adapter, seed)
@@ -265,26 +244,24 @@ class TaskAdapters(nn.Module):
         """The adapter of a group that is given by its own name or by that of one of its tasks."""
         self.check_grouping()
         groups = [name for name in self.adapters if name == GLOBAL or name.startswith("group_")]
-        if group in self.tasks and self.routes[group][0] not in groups:
+        adapter = self.routes[group][0] if group in self.tasks else group
+        if adapter in groups:
+            return adapter
+        if group in self.tasks:
             raise ValueError(
                 f"Task {group!r} is in no group, so there are no prompts to share with it; write group=None, for "
                 f"prompts of the new task alone{', or one of ' + ', '.join(groups) if groups else ''}."
             )
-        name = self.routes[group][0] if group in self.tasks else group
-        if name not in groups:
-            raise ValueError(f"{group!r} is no group or task; write one of {', '.join([*groups, *self.tasks])}.")
-        return name
+        raise ValueError(f"{group!r} is no group or task; write one of {', '.join([*groups, *self.tasks])}.")
 
     def _grouping_with(self, task: str, shared: str | None) -> TaskGrouping | None:
         """The grouping with one more task, in the group of an adapter or in one of its own."""
         if self.grouping is None:
             return None
-        groups = [list(members) for members in self.grouping.groups]
-        mates = [name for name, route in self.routes.items() if route[0] == shared and name != task]
-        if shared is None or not mates:
+        mates = {name for name, route in self.routes.items() if route[0] == shared}
+        groups = [[*members, task] if mates & set(members) else list(members) for members in self.grouping.groups]
+        if not any(task in members for members in groups):
             groups.append([task])
-        else:
-            next(members for members in groups if mates[0] in members).append(task)
         return TaskGrouping([*self.grouping.tasks, task], groups, mode="given")
 
     def _enter(self, task: Task, route: Route) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.context import Overrides
 from ..tuner.fingerprint import Fingerprint, autocast_dtype
+from .adapters import ClassWeights
 from .output import MultiTaskOutput, task_losses
 from .processes import is_sharded
 from .task import Task
@@ -23,6 +24,9 @@ from .text_features import TextFeatureCache, encode_texts
 
 _overrides: Overrides[Mapping[str, Route]] = Overrides("mmap_peft_tasks")  # what `override_routes` sets, by classifier
 _evaluating = threading.Lock()
+
+RoutedTasks = Mapping[str, tuple[Task, Route]]  # some tasks by name, each with its route
+Given = Mapping[str, AdapterPrompts]  # prompts that routes name besides the adapters
 
 
 class TaskForward(TaskAdapters):
@@ -41,15 +45,13 @@ class TaskForward(TaskAdapters):
         devices = [getattr(hook, "execution_device", None) for part in self.clip.modules() for hook in _hooks(part)]
         return torch.device(next((device for device in devices if device is not None), "meta"))
 
-    # ---- forward
-
     def forward(
         self,
         pixel_values: torch.Tensor,
         task_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
         text_features: Mapping[str, torch.Tensor] | None = None,
-        given: Mapping[str, AdapterPrompts] | None = None,
+        given: Given | None = None,
     ) -> MultiTaskOutput:
         """Classify images of any tasks in one pass.
 
@@ -74,40 +76,33 @@ class TaskForward(TaskAdapters):
         place[present] = torch.arange(len(present), device=task_ids.device)
         rows = place[task_ids]  # number of each image's task among those present
 
-        tasks, routes = self._tasks_and_routes(names)
-        route_list = list(routes.values())
-        texts = text_features or {}
+        routed = self._routed(names)
+        routes = [route for _, route in routed.values()]
         weight, bias = self.adapter_set.class_weights(
-            route_list, lambda: [texts[name] for name in names] if texts else self._text_features(tasks, routes, given)
+            routes,
+            lambda: [text_features[name] for name in names] if text_features else self._text_features(routed, given),
         )
-        distinct = list(dict.fromkeys(route_list))
-        number = torch.tensor([distinct.index(route) for route in route_list], device=rows.device)
+        distinct = list(dict.fromkeys(routes))
+        number = torch.tensor([distinct.index(route) for route in routes], device=rows.device)
         prompts = self.adapter_set.prompts("vision", distinct, given, vision=number[rows])
-        image = F.normalize(self.clip.get_image_features(pixel_values, **_keyword(prompts)).pooler_output, dim=-1)
-        logits = self._logits(image, weight, bias, [tasks[name] for name in names], rows)
-        loss = None
-        if labels is not None:
-            loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
-        return MultiTaskOutput(loss=loss, logits=logits)
+        keywords = {} if prompts is None else {"prompts": prompts}
+        image = F.normalize(self.clip.get_image_features(pixel_values, **keywords).pooler_output, dim=-1)
+        # (batch, classes of all tasks present)
+        all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias
+        logits = self._of_own_task(all_logits, [len(task.class_names) for task, _ in routed.values()], rows)
+        if labels is None:
+            return MultiTaskOutput(logits=logits)
+        return MultiTaskOutput(loss=task_losses(logits, labels, task_ids, len(self.tasks)).sum(), logits=logits)
 
-    def _logits(
-        self,
-        image: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | float,
-        tasks: Sequence[Task],
-        rows: torch.Tensor,
-    ) -> torch.Tensor:
-        """Logits of each image for the classes of its own task, which is the `rows`-th of the tasks."""
+    def _of_own_task(self, logits: torch.Tensor, sizes: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
+        """The logits of each image for its own task's classes, where `rows` numbers tasks with `sizes` classes."""
         widest = max(len(task.class_names) for task in self.tasks.values())
         column = torch.arange(widest, device=rows.device)
-        counts = torch.tensor([len(task.class_names) for task in tasks], device=rows.device)
+        counts = torch.tensor(sizes, device=rows.device)
         starts = counts.cumsum(0) - counts
-        # (batch, classes of all tasks present)
-        every = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias
-        own = column < counts[rows][:, None]
-        chosen = torch.where(own, starts[rows][:, None] + column, 0)
-        return every.gather(1, chosen).masked_fill(~own, float("-inf"))
+        of_task = column < counts[rows][:, None]
+        columns = torch.where(of_task, starts[rows][:, None] + column, 0)
+        return logits.gather(1, columns).masked_fill(~of_task, float("-inf"))
 
     def logit_scale(self) -> torch.Tensor:
         """CLIP's inverse temperature."""
@@ -122,73 +117,59 @@ class TaskForward(TaskAdapters):
         """The route of each task by its name: those of `override_routes`, or else `routes`."""
         return _overrides.get(self) or self.routes
 
-    def _tasks_and_routes(self, names: Sequence[str]) -> tuple[dict[str, Task], dict[str, Route]]:
+    def _routed(self, names: Sequence[str]) -> RoutedTasks:
         routes = self.current_routes
-        return {name: self.tasks[name] for name in names}, {name: routes[name] for name in names}
+        return {name: (self.tasks[name], routes[name]) for name in names}
 
     # ---- texts
 
-    def class_weights(self, task: str) -> tuple[torch.Tensor, torch.Tensor | float]:
+    def class_weights(self, task: str) -> ClassWeights:
         """What classifies unit image features of a task: weight (classes, dim) and bias (classes) or 0."""
-        tasks, routes = self._tasks_and_routes([task])
-        return self.adapter_set.class_weights([routes[task]], lambda: self._text_features(tasks, routes))
+        routed = self._routed([task])
+        return self.adapter_set.class_weights([routed[task][1]], lambda: self._text_features(routed))
 
-    def _text_features(
-        self,
-        tasks: dict[str, Task],
-        routes: dict[str, Route],
-        given: Mapping[str, AdapterPrompts] | None = None,
-    ) -> list[torch.Tensor]:
+    def _text_features(self, routed: RoutedTasks, given: Given | None = None) -> list[torch.Tensor]:
         """Unit text features of each task's classes, (classes, dim); from the cache if nothing has changed."""
         learning = torch.is_grad_enabled() and any(
             parameter.requires_grad for part in self.adapter_set.text_parameters() for parameter in part
         )
         random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0
         # A sharded tower runs on all processes at once or on none, whatever tasks are present on each.
-        if learning or random or is_sharded(self):
+        changing = learning or random or is_sharded(self)
+        if changing:
             self._text_cache.clear()
-        if given or learning or random or is_sharded(self):
-            return self._encode(tasks, routes, given)
+        if changing or given:
+            return self._encode(routed, given)
         state = autocast_dtype(self.device), self.adapter_set.enabled
-        keys = {name: (key, state) for name, key in zip(tasks, self._text_keys(tasks, routes))}
+        keys = {name: (key, state) for name, key in zip(routed, self._text_keys(routed))}
         return self._text_cache(
             keys,
             Fingerprint(*self.adapter_set.text_parameters()),
-            lambda names: self._encode({name: tasks[name] for name in names}, routes),
+            lambda names: self._encode({name: routed[name] for name in names}),
         )
 
-    def _text_keys(self, tasks: dict[str, Task], routes: dict[str, Route]) -> list[tuple[Route, int]]:
-        """For each of these tasks its route and a number of its texts; where both are the same, features are, too."""
-        return [(routes[name], id(self.texts.of(task, routes[name]))) for name, task in tasks.items()]
+    def _text_keys(self, routed: RoutedTasks) -> list[tuple[Route, int]]:
+        return [(route, id(self.texts.of(task, route))) for task, route in routed.values()]
 
     def text_keys(self, names: Sequence[str]) -> list[tuple[Route, int]]:
-        """For each of these tasks a key; tasks with the same key have the same text features."""
-        return self._text_keys(*self._tasks_and_routes(names))
+        """For each of these tasks a key: its route, and a number of its texts. Tasks with the same key have the same
+        text features."""
+        return self._text_keys(self._routed(names))
 
-    def encode_texts(
-        self, names: Sequence[str], given: Mapping[str, AdapterPrompts] | None = None
-    ) -> list[torch.Tensor]:
-        """Unit text features of each of these tasks' classes, (classes, dim), never from the cache.
+    def encode_texts(self, names: Sequence[str], given: Given | None = None) -> list[torch.Tensor]:
+        """Unit text features of each of these tasks' classes, (classes, dim), never from the cache; `given` as for
+        `forward`."""
+        return self._encode(self._routed(names), given)
 
-        Args:
-            names (`Sequence[str]`): names of the tasks.
-            given (`Mapping[str, AdapterPrompts]`, *optional*): prompts that routes name besides the adapters.
-        """
-        return self._encode(*self._tasks_and_routes(names), given)
-
-    def _encode(
-        self,
-        tasks: dict[str, Task],
-        routes: dict[str, Route],
-        given: Mapping[str, AdapterPrompts] | None = None,
-    ) -> list[torch.Tensor]:
-        keys = self._text_keys(tasks, routes)
-        distinct = dict(zip(keys, tasks.values()))
-        batch = self.texts.batch(list(distinct.values()), [route for route, _ in distinct])
+    def _encode(self, routed: RoutedTasks, given: Given | None = None) -> list[torch.Tensor]:
+        keys = self._text_keys(routed)
+        distinct = dict(zip(keys, (task for task, _ in routed.values())))
+        routes = [route for route, _ in distinct]
+        batch = self.texts.batch(list(distinct.values()), routes)
 
         def prompts_of(rows: slice) -> Prompts | None:
             numbers = {"text": torch.tensor(batch.tasks[rows]), "classes": torch.tensor(batch.classes[rows])}
-            return self.adapter_set.prompts("text", [route for route, _ in distinct], given, **numbers)
+            return self.adapter_set.prompts("text", routes, given, **numbers)
 
         features = encode_texts(self.clip, batch, prompts_of, self.device, self.text_chunk, not is_sharded(self))
         parts = dict(zip(distinct, features.split([len(task.class_names) for task in distinct.values()])))
@@ -198,7 +179,7 @@ class TaskForward(TaskAdapters):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside the `with` block nothing is in training mode; other threads may be inside of one, too."""
+        """Inside the `with` block nothing is in training mode. Several threads may be inside such blocks at once."""
         with _evaluating:
             if not self._evaluations:
                 self._in_training = [part for part in self.modules() if part.training]
@@ -212,14 +193,11 @@ class TaskForward(TaskAdapters):
                 if not self._evaluations:
                     for part in self._in_training:
                         part.training = True
+                    self._in_training = ()
 
     @contextmanager
     def override_routes(self, routes: Mapping[str, Route]) -> Iterator[None]:
-        """Inside the `with` block, in this thread, each task uses another route.
-
-        Args:
-            routes: the route of every task, by its name.
-        """
+        """Inside the `with` block, in this thread, tasks use these routes: one for every task, by its name."""
         with _overrides.set(self, dict(routes)):
             yield
 
@@ -227,7 +205,7 @@ class TaskForward(TaskAdapters):
     def zero_shot(self) -> Iterator[None]:
         """Inside the `with` block all tasks use the plain CLIP.
 
-        With prompts, other threads are not concerned. The adapters of other methods are disabled for all threads.
+        If the adapters are prompts, only this thread is concerned. Those of other methods are disabled for all.
         """
         with self.override_routes(dict.fromkeys(self.tasks, ())), self.adapter_set.disabled():
             yield
@@ -245,7 +223,3 @@ def _hooks(module: nn.Module) -> Sequence[Any]:
     """accelerate's hooks of a module."""
     hook = getattr(module, "_hf_hook", None)
     return getattr(hook, "hooks", (hook,))
-
-
-def _keyword(prompts: Prompts | None) -> dict[str, Prompts]:
-    return {} if prompts is None else {"prompts": prompts}

@@ -24,15 +24,15 @@ def encode_texts(
     chunk: int | None = None,
     share: bool = True,
 ) -> torch.Tensor:
-    """Unit features of the classes of a batch's texts; that of several texts is their mean.
+    """Unit features of the classes of a batch's texts: the mean, if a class has several texts.
 
     Args:
         clip (`nn.Module`): encodes them.
         batch (`TextBatch`): the texts.
         prompts_of: returns the prompts of some rows of the batch; `None` if the method has none.
         device (`torch.device`): where the text tower computes.
-        chunk (`int`, *optional*): so many texts at a time.
-        share (`bool`): whether words that texts begin with may run once.
+        chunk (`int`, *optional*): number of texts that are encoded at a time. `None`: all.
+        share (`bool`): whether `shared_text_features` may be used.
 
     Returns:
         (classes of all tasks, dim).
@@ -63,15 +63,15 @@ def _encode_rows(
 class TextFeatureCache:
     """Text features by a key, kept as long as the parameters that they depend on have the same values.
 
-    What is kept is one value that is replaced as a whole, so several threads may use the cache.
+    What is kept is replaced as a whole, so that several threads may use the cache.
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[Fingerprint | None, dict[Hashable, torch.Tensor]] = None, {}
+        self.clear()
 
     def clear(self) -> None:
         """Forget all features."""
-        self._kept = None, {}
+        self._kept: tuple[Fingerprint | None, dict[Hashable, torch.Tensor]] = None, {}
 
     def __call__(
         self,
@@ -79,12 +79,12 @@ class TextFeatureCache:
         fingerprint: Fingerprint,
         encode: Callable[[list[str]], Sequence[torch.Tensor]],
     ) -> list[torch.Tensor]:
-        """The features of some tasks.
+        """The features of tasks, by the key of each task's name.
 
         Args:
-            keys: a key for each task's name.
+            keys: the tasks.
             fingerprint (`Fingerprint`): of the parameters that features depend on.
-            encode: makes the features of the tasks of which there are none.
+            encode: makes the features of the tasks that have none yet.
         """
         before, features = self._kept
         if before != fingerprint:
@@ -93,7 +93,7 @@ class TextFeatureCache:
         if missing:
             # No inference tensors, which a later training step could not use.
             with torch.inference_mode(False), torch.no_grad():
-                encoded = zip(missing, encode(missing))
-            features = {**features, **{keys[name]: part for name, part in encoded}}
+                encoded = {keys[name]: part for name, part in zip(missing, encode(missing))}
+            features = {**features, **encoded}
             self._kept = fingerprint, features
         return [features[key] for key in keys.values()]

@@ -154,7 +154,9 @@ class Prompts:
                 f"Routes were given for {rows.shape[0]} rows of the {tower} batch, which has {batch}; write one "
                 "number a row."
             )
-        return tensor.expand(batch, *tensor.shape[1:]) if self.routes == 1 else take_rows(tensor, rows.to(tensor.device))
+        if self.routes == 1:
+            return tensor.expand(batch, *tensor.shape[1:])
+        return take_rows(tensor, rows.to(tensor.device))
 
 
 def assemble(
@@ -257,6 +259,7 @@ def _of_classes(used: int, tensors: Mapping[int, torch.Tensor], routing: Routing
 def wrong_classes(batch: int, contexts: int) -> ValueError:
     """The error for a text batch that does not fit class-specific prompts."""
     return ValueError(
-        f"The text batch has {batch} rows for {contexts} class-specific contexts; give one text a class in their order, "
-        f"or write use_routes(model, routes, classes=[...]) with the class of each row, from 0 to {contexts - 1}."
+        f"The text batch has {batch} rows for {contexts} class-specific contexts; give one text a class in their "
+        "order, or write use_routes(model, routes, classes=[...]) with the class of each row, from 0 to "
+        f"{contexts - 1}."
     )

@@ -23,37 +23,36 @@ class PromptStates(NamedTuple):
     """What the prompts add to one layer's attention.
 
     Attributes:
-        key: (batch, prompts, width).
-        value: (batch, prompts, width).
+        key, value: (batch, prompts, width).
         valid: (batch, prompts), false where a row has fewer prompts; `None` if all are real.
-        behind_all: whether they stand before the first token of a causal sequence, which then sees them too.
+        before_all: whether they stand before the first token of a causal sequence, so that it sees them, too;
+            otherwise they stand after it.
     """
 
     key: torch.Tensor
     value: torch.Tensor
     valid: torch.Tensor | None
-    behind_all: bool = False
+    before_all: bool = False
 
     def joined(self, other: PromptStates) -> PromptStates:
         """These and others that stand behind them."""
-        valid = None
-        if self.valid is not None or other.valid is not None:
-            parts = [
-                states.key.new_ones(states.key.shape[:2], dtype=torch.bool) if states.valid is None else states.valid
-                for states in (self, other)
-            ]
-            valid = torch.cat(parts, dim=1)
         key, value = torch.cat([self.key, other.key], dim=1), torch.cat([self.value, other.value], dim=1)
-        return PromptStates(key, value, valid, self.behind_all)
+        if self.valid is None and other.valid is None:
+            return PromptStates(key, value, None, self.before_all)
+        valid = [
+            states.key.new_ones(states.key.shape[:2], dtype=torch.bool) if states.valid is None else states.valid
+            for states in (self, other)
+        ]
+        return PromptStates(key, value, torch.cat(valid, dim=1), self.before_all)
 
 
 class PackedStates(NamedTuple):
-    """What the prompts add to the attention of several batches of sequences. These stand behind one another as one
-    row of tokens, so that all but attention runs on all of them at once.
+    """What the prompts add to the attention of several batches of sequences, which stand behind one another as one row
+    of tokens: all but attention runs on all of them at once.
 
     Attributes:
         sizes: (sequences, tokens) of each batch.
-        joining: is given the keys and values of each batch, (sequences, tokens, width), and says what joins each.
+        joining: makes what joins each batch from the keys and the values of all, (sequences, tokens, width) each.
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -66,14 +65,14 @@ class PackedStates(NamedTuple):
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean mask as one that is added to the scores, which is what eager attention and a float mask need."""
+    """A boolean mask as one that is added to the scores, as eager attention needs it."""
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def _joined_mask(
+def joined_mask(
     mask: torch.Tensor | None, query: torch.Tensor, tokens: int, prompts: PromptStates, causal: bool
 ) -> torch.Tensor | None:
-    """Mask over [tokens, prompts]. Causal: prompts stand after the first token, which therefore does not see them."""
+    """The mask for queries, (batch, heads, length, size), and keys [tokens, prompts]; `None` if all see all."""
     if mask is None and not causal and prompts.valid is None:
         return None
     length, count = query.shape[2], prompts.key.shape[1]
@@ -81,7 +80,7 @@ def _joined_mask(
         mask = torch.ones(length, tokens, dtype=torch.bool, device=query.device)
         mask = (mask.tril() if causal else mask)[None, None]
     seen = torch.ones(1, 1, length, count, dtype=torch.bool, device=query.device)
-    if causal and not prompts.behind_all:
+    if causal and not prompts.before_all:
         seen[:, :, 0] = False
     if prompts.valid is not None:
         seen = seen & prompts.valid[:, None, None, :]
@@ -89,12 +88,6 @@ def _joined_mask(
         seen = additive(seen, mask.dtype)
     batch = max(mask.shape[0], seen.shape[0])  # not len(), which is one number when it is traced
     return torch.cat([mask.expand(batch, *mask.shape[1:]), seen.expand(batch, mask.shape[1], -1, -1)], dim=-1)
-
-
-def _base_function(name: str, module: nn.Module) -> Callable:
-    # Every modelling file has an eager function of its own; only the others stand in the registry.
-    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(name, own)
 
 
 def _with_prompts(name: str) -> Callable:
@@ -108,13 +101,15 @@ def _with_prompts(name: str) -> Callable:
         prompts: Any = None,  # the layer's own keyword, which its attention is called with, too
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        base = _base_function(name, module)
+        # Every modelling file has an eager function of its own; only the others stand in the registry.
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        base = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
         if prompt_states is None:
             return base(module, query, key, value, attention_mask, **kwargs)
         if isinstance(prompt_states, PackedStates):
             return _packed(attention, module, (query, key, value), prompt_states, **kwargs)
         causal = bool(kwargs.pop("is_causal", False))
-        mask = _joined_mask(attention_mask, query, key.shape[2], prompt_states, causal)
+        mask = joined_mask(attention_mask, query, key.shape[2], prompt_states, causal)
         if name == "eager" and mask is not None and mask.dtype == torch.bool:
             mask = additive(mask, query.dtype)
         batch, heads, _, size = key.shape
@@ -146,10 +141,10 @@ for _name in SUPPORTED:
 
 
 class PromptAttentionConfig:
-    """Stands in for the config of one attention module and sends it to the functions above.
+    """Stands in for the config of one attention module, which thereby calls the functions above.
 
-    The model's own config stays as it is, so that masks are still made for the implementation that the user chose and
-    `set_attn_implementation` keeps working.
+    The model's own config stays as it is, so that masks are made for the implementation that the user chose, and
+    `set_attn_implementation` works.
 
     Args:
         base: the config that the attention module had.

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from .assemble import LayerPrompts, Prompts, wrong_classes
-from .attention import SUPPORTED, PromptStates, additive
+from .attention import SUPPORTED, PromptStates, additive, joined_mask
 
 
-# By the towers' `model_type` less its ending: families whose attention passes keyword arguments on, so that prompts can
-# be keys and values of it. SigLIP's does not.
+# Families, by their towers' `model_type` less its ending, whose layers pass keyword arguments on to the attention, so
+# that prompts can be keys and values of it. SigLIP's do not.
 PASSES_KEYWORDS = ("clip", "metaclip_2", "clipseg")
 
 
@@ -24,8 +24,8 @@ class PromptedLayer:
     * The fast one passes the prompts to the attention as keys and values. If nothing but the first token of the last
       layer is used, that one alone is computed, and the other tokens are keys and values, too.
     * The plain one adds the prompts as tokens after the first and removes what comes out at their places. It is taken
-      where the attention takes no keys and values (flash attention, SigLIP), and where the layer is checkpointed, which
-      gives gradients to positional arguments only.
+      where the attention takes no keys and values (flash attention, SigLIP), and where the layer is checkpointed:
+      that may give gradients to positional arguments only.
 
     Args:
         tower (`nn.Module`): the text or vision tower.
@@ -82,8 +82,9 @@ class PromptedLayer:
     def _of_rows(
         self, part: torch.Tensor | None, prompts: Prompts, hidden_states: torch.Tensor
     ) -> torch.Tensor | None:
-        """What there is for each route, on the device of the rows of the batch and for each of them."""
-        return None if part is None else prompts.spread(self.name, part, hidden_states.shape[0]).to(hidden_states.device)
+        """A tensor of routes as one of the rows of a batch, on their device."""
+        batch, device = hidden_states.shape[0], hidden_states.device
+        return None if part is None else prompts.spread(self.name, part, batch).to(device)
 
     def _widened(
         self,
@@ -96,10 +97,10 @@ class PromptedLayer:
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
         states = self._of_rows(here.states.to(hidden_states), prompts, hidden_states)
         real = self._of_rows(here.real, prompts, hidden_states)
-        mask = _widened_mask(mask, hidden_states, states.shape[1], real, bool(kwargs.get("is_causal")))
+        mask = _widened_mask(mask, hidden_states, states, real, bool(kwargs.get("is_causal")))
         if mask is not None and mask.dim() == 4:
             kwargs = {name: value for name, value in kwargs.items() if name != "is_causal"}
-            if layer.self_attn.config.base._attn_implementation == "eager":
+            if mask.dtype == torch.bool and layer.self_attn.config.base._attn_implementation == "eager":
                 mask = additive(mask, hidden_states.dtype)
         return torch.cat([hidden_states[:, :1], states, hidden_states[:, 1:]], dim=1), mask, kwargs
 
@@ -132,14 +133,21 @@ def with_prompts(
     if here.per_row and states.shape[0] != batch:
         raise wrong_classes(batch, states.shape[0])
     states = states if here.per_row else prompts.spread(name, states, batch)
-    if here.real is not None:
-        real = prompts.spread(name, here.real, batch).to(states.device)[..., None]
-        states = torch.where(real, states, hidden_states[:, 1 : count + 1])
-    replaced = 0 if first and name == "vision" else count
-    hidden_states = torch.cat([hidden_states[:, :1], states, hidden_states[:, 1 + replaced :]], dim=1)
-    if first and name == "text" and prompts.position != "end":
+    if first and name == "vision":
+        return torch.cat([hidden_states[:, :1], states, hidden_states[:, 1:]], dim=1)
+    real = None if here.real is None else prompts.spread(name, here.real, batch)
+    hidden_states = replaced(hidden_states, states, real)
+    if first and prompts.position != "end":
         return _with_names_moved(tower, hidden_states, prompts, count)
     return hidden_states
+
+
+def replaced(hidden_states: torch.Tensor, states: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """Tokens of which those after the first are replaced by states, where these are real."""
+    count = states.shape[1]
+    if real is not None:
+        states = torch.where(real.to(states.device)[..., None], states, hidden_states[:, 1 : count + 1])
+    return torch.cat([hidden_states[:, :1], states, hidden_states[:, 1 + count :]], dim=1)
 
 
 def first_states(tower: nn.Module, name: str, states: torch.Tensor) -> torch.Tensor:
@@ -166,8 +174,8 @@ def _with_names_moved(tower: nn.Module, hidden_states: torch.Tensor, prompts: Pr
 
 
 def name_order(position: str, ends: torch.Tensor, prompts: int, length: int) -> torch.Tensor:
-    """Which token of `[start, prompts, name, full stop, end, ...]` comes at each place if the name moves to the front of
-    the prompts or into their middle.
+    """Which token of `[start, prompts, name, full stop, end, ...]` comes at each place if the name moves to the front
+    of the prompts or into their middle.
 
     Args:
         position: `"front"` or `"middle"`.
@@ -186,25 +194,21 @@ def name_order(position: str, ends: torch.Tensor, prompts: int, length: int) -> 
 
 
 def _widened_mask(
-    mask: torch.Tensor | None, hidden_states: torch.Tensor, count: int, real: torch.Tensor | None, causal: bool
+    mask: torch.Tensor | None,
+    hidden_states: torch.Tensor,
+    states: torch.Tensor,
+    real: torch.Tensor | None,
+    causal: bool,
 ) -> torch.Tensor | None:
-    """The mask for tokens with `count` prompts after the first of them: none, 2-D as given, or boolean 4-D."""
+    """The mask for tokens with prompts after the first of them: none, 2-D as given, or 4-D."""
     if mask is None and real is None:
         return None  # the implementation makes its own causal mask, for whatever length
-    batch, length, device = *hidden_states.shape[:2], hidden_states.device
+    length, count, device = hidden_states.shape[1], states.shape[1], hidden_states.device
     if mask is not None and mask.dim() == 2:  # flash attention: which keys are real
-        seen = mask.new_ones(batch, count) if real is None else real.to(mask.dtype)
+        seen = mask.new_ones(states.shape[:2]) if real is None else real.to(mask.dtype)
         return torch.cat([mask[:, :1], seen, mask[:, 1:]], dim=1)
-    full = length + count
-    if mask is None:
-        tokens = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
-        tokens = tokens.tril() if causal else tokens
-    else:
-        tokens = mask if mask.dtype == torch.bool else mask == 0
-    wide = torch.ones(batch, 1, full, full, dtype=torch.bool, device=device)
-    wide = wide.tril() if causal else wide
-    token = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(count + 1, full)]).to(device)
-    wide[:, :, token[:, None], token] = tokens.expand(batch, 1, length, length)
-    if real is not None:
-        wide[:, :, :, 1 : count + 1] &= real[:, None, None, :]
-    return wide
+    mask = joined_mask(mask, hidden_states[:, None], length, PromptStates(states, states, real), causal)
+    # What comes out at the places of prompts is dropped, so they may see what the first token sees.
+    rows = (torch.arange(length + count, device=device) - count).clamp(min=0)
+    keys = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(length, length + count), torch.arange(1, length)])
+    return mask[:, :, rows][..., keys.to(device)]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -52,11 +51,8 @@ def find_towers(model: nn.Module) -> dict[str, nn.Module]:
 
 def encoder_layers(model: nn.Module) -> dict[nn.Module, tuple[str, int]]:
     """Tower and number of each encoder layer of a model."""
-    return {
-        layer: (tower, index)
-        for tower, module in find_towers(model).items()
-        for index, layer in enumerate(module.encoder.layers)
-    }
+    towers = find_towers(model).items()
+    return {layer: (name, index) for name, tower in towers for index, layer in enumerate(tower.encoder.layers)}
 
 
 def check_adapter_name(name: str) -> None:
@@ -65,7 +61,7 @@ def check_adapter_name(name: str) -> None:
     if taken or not name or set("./\\") & set(name):
         raise ValueError(
             f"{name!r} cannot name an adapter, since names become keys, attributes and folders; write one without '.' "
-            f"and '/' that is none of {', '.join(RESERVED)} and no word of torch's, such as 'train'."
+            f"and '/' that is none of {', '.join(RESERVED)} and no attribute of an nn.ModuleDict, such as 'train'."
         )
 
 
@@ -79,6 +75,10 @@ class PromptTuner(CheckedTuner):
     prefix = "mmap_"
     tuner_layer_cls = PromptContainer
     target_module_mapping: dict[str, Any] = {}
+    no_weighted_sum = (
+        "Weighted sums of prompts are no prompts that anything was trained with; to use several adapters at once, "
+        "write use_routes(model, (name, other_name))."
+    )
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
         configs = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
@@ -92,16 +92,17 @@ class PromptTuner(CheckedTuner):
         if widened and widened.config.model_type == "siglip2_vision_model":
             raise ValueError(
                 f"{type(config).__name__} adds tokens to images, but a {type(widened).__name__} masks images of any "
-                "size; give a SigLIP 2 of a fixed resolution, which is a SiglipModel, or use MmAPConfig."
+                "size, and its masks fit no added tokens; give a SigLIP 2 of a fixed resolution, which is a "
+                "SiglipModel, or use MmAPConfig."
             )
         self._prepare_adapter_config(config, {})
         _check_modules_to_save(model, config)
-        layers, depth = self._layers(model, config), max(shape.layers for shape in _shapes(towers).values())
+        layers = self._layers(model, config)
         if layers and config.depth is not None and all(index >= config.depth for _, index in layers):
             raise ValueError(
                 f"target_modules={config.target_modules!r} matches none of the first depth={config.depth} layers, so "
-                f"no layer gets prompts; write a depth up to {depth}, which counts from the first layer, or leave it "
-                "out."
+                f"no layer gets prompts; write a depth above {min(index for _, index in layers)}, since layers are "
+                "counted from 0, or leave it out."
             )
 
     def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
@@ -110,8 +111,8 @@ class PromptTuner(CheckedTuner):
         return peft_config
 
     def _layers(self, model: nn.Module, config: PromptConfig) -> frozenset[tuple[str, int]]:
-        """Tower and number of the encoder layers that get prompts."""
-        layers, chosen = encoder_layers(model), set()
+        """Tower and number of the encoder layers that get prompts; none if `target_modules` matches nothing."""
+        layers, matched = encoder_layers(model), set()
         for name, module in model.named_modules():
             if not self._check_target_module_exists(config, name):
                 continue
@@ -120,19 +121,22 @@ class PromptTuner(CheckedTuner):
                     f"target_modules={config.target_modules!r} matches {name!r}, which is no encoder layer; prompts "
                     f"enter whole layers, so write a regular expression of those, such as {ENCODER_LAYERS!r}."
                 )
-            if layers[module][0] in config.towers:
-                chosen.add(layers[module])
-        return frozenset(chosen)
+            matched.add(layers[module])
+        chosen = frozenset((tower, index) for tower, index in matched if tower in config.towers)
+        if matched and not chosen:
+            raise ValueError(
+                f"target_modules={config.target_modules!r} matches no layer of the {' or '.join(config.towers)} "
+                f"tower, which {type(config).__name__} puts prompts into; match layers of it, or leave it out."
+            )
+        return chosen
 
     def _create_and_replace(
         self,
         peft_config: PromptConfig,
         adapter_name: str,
         target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         # The container is made here and no earlier: PEFT takes a model that has a tuner layer already for one whose
         # base was frozen before, and would leave the whole base trainable.
@@ -172,13 +176,13 @@ class PromptTuner(CheckedTuner):
     def set_adapter(self, *args: Any, **kwargs: Any) -> None:
         super().set_adapter(*args, **kwargs)
         if isinstance(self.peft_config, _Configs):  # transformers' own methods make a plain dict
-            self.peft_config.forget()
+            self.peft_config.stand_in = {}
 
     def delete_adapter(self, adapter_name: str) -> None:
         active = list(self.active_adapters)
         super().delete_adapter(adapter_name)
         if len(active) > 2 and active[0] == adapter_name and isinstance(self.peft_config, _Configs):
-            self.peft_config.stand_in(adapter_name, active[1])
+            self.peft_config.stand_in = {adapter_name: active[1]}
 
     def unload(self) -> nn.Module:
         """Take all prompts out and return the base, unchanged to the bit."""
@@ -200,24 +204,7 @@ class PromptTuner(CheckedTuner):
             "adapter, or write model.unload() to get the base back."
         )
 
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """As `merge_and_unload`."""
-        self.merge_and_unload()
-
-    def unmerge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """As `merge_and_unload`."""
-        self.merge_and_unload()
-
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Adapters are joined, not averaged.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            "Weighted sums of prompts are no prompts that anything was trained with; to use several adapters at once, "
-            "write use_routes(model, (name, other_name))."
-        )
+    merge_adapter = unmerge_adapter = merge_and_unload
 
 
 def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None:
@@ -240,7 +227,7 @@ def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None
 
 
 def _check_modules_to_save(model: nn.Module, config: PromptConfig) -> None:
-    """PEFT copies these modules, and with a tower, an encoder or one of its layers the hooks that prompts come by."""
+    """Raise a `ValueError` if PEFT would copy a module that has hooks of ours, since a copy would have them twice."""
     towers = find_towers(model).values()
     hooked = {module for tower in towers for module in (tower, tower.encoder, *tower.encoder.layers)}
     for name, module in model.named_modules():
@@ -258,32 +245,19 @@ class _Configs(dict):
     """Settings by adapter.
 
     When the first of three or more active adapters is deleted, `PeftModel` goes on asking for its settings until
-    another one is activated. It gets those of the next one then.
+    another one is activated. Those of the next one stand in for them until then.
     """
 
-    _deleted: tuple[str, str] | None = None
-
-    def stand_in(self, deleted: str, other: str) -> None:
-        """Let the settings of another adapter stand in for those of a deleted one."""
-        self._deleted = deleted, other
-
-    def forget(self) -> None:
-        """Let no settings stand in for others."""
-        self._deleted = None
+    stand_in: dict[str, str] = {}
 
     def __missing__(self, name: str) -> PromptConfig:
-        if self._deleted is None or name != self._deleted[0]:
+        if name not in self.stand_in:
             raise KeyError(name)
-        return self[self._deleted[1]]
+        return self[self.stand_in[name]]
 
 
 def _shapes(towers: dict[str, nn.Module]) -> dict[str, TowerShape]:
-    def width(layer: nn.Module) -> int:
-        norm: torch.Tensor = layer.layer_norm1.weight
-        return norm.shape[0]
-
     # In a fixed order, so that the same seed makes the same prompts whatever the order of the model's children.
     return {
-        name: TowerShape(len(tower.encoder.layers), width(tower.encoder.layers[0]))
-        for name, tower in sorted(towers.items())
+        name: TowerShape(len(tower.encoder.layers), tower.config.hidden_size) for name, tower in sorted(towers.items())
     }

@@ -24,8 +24,8 @@ def use_routes(
 ) -> Iterator[None]:
     """Inside the `with` block, rows of a batch use the prompts of the given adapters instead of the active one's.
 
-    Only the thread (and `asyncio` task) that runs the block is concerned. What can be trained stays what it was: unlike
-    `set_adapter`, no `requires_grad` flag is changed.
+    Only the thread (and `asyncio` task) that runs the block is concerned. What trains stays the same: unlike
+    `set_adapter`, this changes no `requires_grad` flag.
 
     ```python
     with use_routes(model, ("group_0", "art")):  # every row uses both adapters, in this order

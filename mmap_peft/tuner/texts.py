@@ -13,48 +13,44 @@ from torch import nn
 from .assemble import Prompts, take_rows
 from .attention import SUPPORTED, PackedStates, PromptStates
 from .fingerprint import Fingerprint, autocast_dtype
-from .layer import PASSES_KEYWORDS, first_states, key_and_value
+from .layer import PASSES_KEYWORDS, first_states, key_and_value, replaced
 from .tower import text_ends
 
 
 def can_share(clip: nn.Module, prompts: Prompts | None) -> bool:
-    """Whether `shared_text_features` holds for a model and these prompts: the text tower is causal and its attention
-    takes keys and values; prompts are keys and values, too, or replace words that all texts of a route begin with; and
-    no layer is checkpointed."""
+    """Whether `shared_text_features` can be used: the text tower is causal and its attention takes keys and values;
+    prompts are keys and values, too, or replace words that all texts of a route begin with; no layer is checkpointed.
+    """
     tower = getattr(clip, "text_model", None)
     if tower is None or prompts is None or prompts.as_tokens or not prompts.length("text"):
         return False
-    if prompts.stays_in_sequence and not _before_the_names(prompts):
+    if prompts.stays_in_sequence:
+        first = prompts.layers.get(("text", 0))
+        if first is None or first.per_row or prompts.position != "end":
+            return False
+    if tower.training and any(getattr(layer, "gradient_checkpointing", False) for layer in tower.encoder.layers):
         return False
-    checkpointed = tower.training and any(
-        getattr(layer, "gradient_checkpointing", False) for layer in tower.encoder.layers
-    )
     # All families whose attention passes keywords on have causal text towers.
     causal = tower.config.model_type.removesuffix("_text_model") in PASSES_KEYWORDS
-    return causal and not checkpointed and tower.config._attn_implementation in SUPPORTED
-
-
-def _before_the_names(prompts: Prompts) -> bool:
-    first = prompts.layers.get(("text", 0))
-    return first is not None and prompts.position == "end" and not first.per_row
+    return causal and tower.config._attn_implementation in SUPPORTED
 
 
 def shared_text_features(
     clip: nn.Module, ids: torch.Tensor, prompts: Prompts, constants: dict[Hashable, Any] | None = None
 ) -> torch.Tensor:
-    """What `clip.get_text_features(ids, prompts=prompts).pooler_output` is, for less.
+    """The same as `clip.get_text_features(ids, prompts=prompts).pooler_output`, but faster.
 
-    A causal tower gives the words that all texts of a route begin with the same states in each of them: they run once
-    a route, and are keys and values for the rest, beside the prompts. All tokens stand in one row, without padding,
-    but for attention. In the last layer only the end of a text is computed, since nothing else is used. Layers before
-    the first prompted one can be left out after the first time.
+    In a causal tower, the words that all texts of a route begin with have the same states in each text. They run once
+    a route, and the rest of each text gets their keys and values, beside those of the prompts. All tokens stand in one
+    row without padding, except in attention. In the last layer only the end of each text is computed, since nothing
+    else is used. What enters the first prompted layer is kept from call to call.
 
     Args:
         clip (`nn.Module`): a model that `can_share`.
         ids (`torch.Tensor`): (texts, tokens), padded behind the end.
         prompts (`Prompts`): the prompts, with the route of each text.
-        constants (`dict`, *optional*): kept by the caller from call to call as long as ids, and which rows are of one
-            route, are the same: what does not depend on the prompts.
+        constants (`dict`, *optional*): holds what does not depend on the prompts. Give the same one as long as the ids
+            are the same and the same rows have a common route.
 
     Returns:
         (texts, dim).
@@ -100,7 +96,9 @@ def _constant_part(
     def run() -> torch.Tensor:
         return _run(tower, pack, prompts, range(start), pack.embedded(tower))
 
-    if not start or not _is_constant(tower):
+    random = tower.training and tower.config.attention_dropout > 0
+    learning = any(parameter.requires_grad for parameter in tower.parameters())
+    if not start or random or learning or any(isinstance(module, BaseTunerLayer) for module in tower.modules()):
         return run()
     kept: tuple | None = constants.get("hidden")
     state = start, autocast_dtype(pack.device), Fingerprint(tower.parameters())
@@ -112,13 +110,13 @@ def _constant_part(
 
 
 class _TextPack:
-    """Texts as one row of tokens: for each route the words that all its texts begin with, then the rest of each text.
-    Those of one length stand together.
+    """Texts as one row of tokens: for each route the words that all its texts begin with, then the rest of each text,
+    sorted by length.
 
     Args:
         ids (`torch.Tensor`): (texts, tokens), padded behind the end.
-        rows (`torch.Tensor`): (texts,), which route a text has.
-        routes (`int`): how many there are.
+        rows (`torch.Tensor`): (texts,), the route of each text.
+        routes (`int`): number of routes.
         ends (`torch.Tensor`): (texts,), place of each text's end.
     """
 
@@ -148,11 +146,8 @@ class _TextPack:
         here = prompts.layers["text", index]
         states = here.states.to(hidden)
         states = first_states(tower, "text", states) if index == 0 else states
-        count, tokens = states.shape[1], math.prod(self.sizes[0])
-        words = hidden[0, :tokens].unflatten(0, self.sizes[0])
-        if here.real is not None:
-            states = torch.where(here.real.to(states.device)[..., None], states, words[:, 1 : count + 1])
-        words = torch.cat([words[:, :1], states, words[:, count + 1 :]], dim=1)
+        tokens = math.prod(self.sizes[0])
+        words = replaced(hidden[0, :tokens].unflatten(0, self.sizes[0]), states, here.real)
         return torch.cat([words.flatten(0, 1), hidden[0, tokens:]])[None]
 
     def joined_by(self, prompts: PromptStates | None) -> PackedStates:
@@ -169,17 +164,15 @@ class _TextPack:
     def ends_alone(
         self, layer: nn.Module, hidden: torch.Tensor, states: PackedStates
     ) -> tuple[torch.Tensor, PackedStates]:
-        """Of what enters the last layer the ends, (1, texts, width), and the others as keys and values."""
+        """The ends of what enters the last layer, (1, texts, width), and the other tokens as keys and values."""
         keys, values = (states.parts(part) for part in key_and_value(layer, hidden))
+        rests, joining = states.parts(hidden)[1:], states.joining(keys, values)[1:]
         ends, before = [], []
-        for rest, *own, joining, end in zip(
-            *(parts[1:] for parts in (states.parts(hidden), keys, values, states.joining(keys, values))), self.ends
-        ):
+        for rest, key, value, joined, end in zip(rests, keys[1:], values[1:], joining, self.ends):
             others = torch.arange(rest.shape[1], device=end.device) < end[:, None]
-            before.append(joining.joined(PromptStates(*own, others)))
+            before.append(joined.joined(PromptStates(key, value, others)))
             ends.append(rest.take_along_dim(end[:, None, None], dim=1))
-        sizes = [(len(end), 1) for end in ends]
-        return torch.cat(ends).transpose(0, 1), PackedStates(sizes, lambda *_: before)
+        return torch.cat(ends).transpose(0, 1), PackedStates([(len(end), 1) for end in ends], lambda *_: before)
 
     def unpacked_ends(self, ends: torch.Tensor) -> torch.Tensor:
         """The ends in the order of the texts: (texts, width)."""
@@ -192,19 +185,11 @@ class _TextPack:
             None if part is None else part.expand(count, *part.shape[1:]) if rows is None else take_rows(part, rows)
             for part in states[:3]
         )
-        return PromptStates(key, value, valid, behind_all=True)
+        return PromptStates(key, value, valid, before_all=True)
 
 
 def _equally_long(ends: torch.Tensor) -> list[torch.Tensor]:
-    """Numbers of the texts of each length. On a GPU of all texts, which are padded then, since there more and smaller
-    batches cost more than padding does."""
+    """Numbers of the texts of each length; on a GPU of all texts, since padding costs less there than small batches."""
     if ends.device.type != "cpu":
-        return [torch.arange(len(ends), device=ends.device)]
+        return [torch.arange(ends.shape[0], device=ends.device)]
     return [(ends == end).nonzero()[:, 0] for end in ends.unique()]
-
-
-def _is_constant(tower: nn.Module) -> bool:
-    """Whether what enters the first prompted layer is the same at every step."""
-    random = tower.training and tower.config.attention_dropout > 0
-    learning = any(parameter.requires_grad for parameter in tower.parameters())
-    return not (random or learning or any(isinstance(module, BaseTunerLayer) for module in tower.modules()))

@@ -42,18 +42,24 @@ class PromptedTower:
         """The output with hidden states that hold tokens only, those of layers in between as well."""
         prompts: Prompts | None = kwargs.get("prompts")
         count, depth = 0 if prompts is None else prompts.length(self.name), len(module.encoder.layers)
-        # With return_dict=False the output is a tuple. Of attentions there is one for each layer, of hidden states more.
+        # With return_dict=False it is a tuple. There is one more of hidden states than of layers and attentions.
         parts = output.to_tuple() if isinstance(output, dict) else output
         states = next((part for part in parts if isinstance(part, tuple) and len(part) == depth + 1), None)
         if not count or states is None:
             return output
-        if prompts.stays_in_sequence:
-            first = prompts.first_layer(self.name) if self.name == "vision" else depth
-            longer = [first <= index < depth for index in range(depth + 1)]
-        else:  # a pooled pass computes one token in its last layer, and has no prompts as tokens then
-            tokens = states[-1].shape[1]
-            longer = [1 < tokens < state.shape[1] for state in states]
-        cut = tuple(without_prompts(state, count) if more else state for state, more in zip(states, longer))
+        first, tokens = prompts.first_layer(self.name), parts[0].shape[1]
+
+        def is_longer(index: int, state: torch.Tensor) -> bool:
+            if prompts.stays_in_sequence:
+                return self.name == "vision" and first <= index < depth
+            # A pooled pass computes one token in its last layer, and has no prompts as tokens then.
+            return 1 < tokens < state.shape[1]
+
+        # A model leaves out what it does not need: None.
+        cut = tuple(
+            without_prompts(state, count) if state is not None and is_longer(index, state) else state
+            for index, state in enumerate(states)
+        )
         if not isinstance(output, dict):
             return tuple(cut if part is states else part for part in output)
         output["hidden_states"] = cut
