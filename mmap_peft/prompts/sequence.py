@@ -1,9 +1,9 @@
-"""What methods share whose prompts stay in the sequence: CoOp, VPT, IVLP, MaPLe."""
+"""What CoOp, VPT, IVLP and MaPLe share: their prompts stay in the sequence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,60 +12,18 @@ from torch import nn
 from .base import PromptConfig, PromptGenerator, TowerShape
 
 
-@dataclass
-class SequencePromptConfig(PromptConfig):
-    """Settings of prompts that stay in the sequence.
-
-    In a text, the prompts of the first layer replace the tokens after the first one and get their positions. So texts
-    need as many words before the class name: `"X X X X cat."` or `"a photo of a cat."` for four prompts. In an image,
-    prompts are added after the first token and have no position. The prompts of a deeper layer replace the prompts that
-    came out of the layer before.
-
-    Args:
-        init_std (`float`): standard deviation of a prompt's elements at the start.
-        init_ids (`list[int]`, *optional*): token ids of words, as many as prompts, whose embeddings are the first
-            layer's text prompts at the start; `[]`: at random. `MultiTaskClassifier` takes those of "a photo of a"
-            for up to four prompts if this is `None`.
-    """
-
-    stays_in_sequence: ClassVar[bool] = True
-
-    init_std: float = field(default=0.02, metadata={"help": "Standard deviation of a prompt's elements at the start."})
-    init_ids: list[int] | None = field(
-        default=None, metadata={"help": "Token ids of the words that the first layer's text prompts start from."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.init_ids and len(self.init_ids) != self.num_prompts:
-            raise ValueError(
-                f"init_ids={self.init_ids} are {len(self.init_ids)} words for {self.num_prompts} prompts; write as "
-                "many, or [] to start at random."
-            )
-
-
 class SequencePromptGenerator(PromptGenerator):
-    """Makes prompts of independent parameters: `text_prompts` and `vision_prompts`, (depth, prompts, width) each.
-
-    Args:
-        config (`SequencePromptConfig`): the adapter's settings.
-        towers (`Mapping[str, TowerShape]`): the towers that get prompts.
-    """
+    """Makes prompts of independent parameters: `text_prompts` and `vision_prompts`, (depth, prompts, width) each."""
 
     def __init__(self, config: SequencePromptConfig, towers: Mapping[str, TowerShape]) -> None:
         super().__init__(config, towers)
         self.init_ids = config.init_ids
-        for name, shape in towers.items():
-            size = self.depths[name], self._count(config, name), shape.width
-            self.register_parameter(f"{name}_prompts", nn.Parameter(torch.empty(size).normal_(std=config.init_std)))
+        for tower, shape in towers.items():
+            prompts = torch.empty(self._size(config, tower, shape.width)).normal_(std=config.init_std)
+            self.register_parameter(f"{tower}_prompts", nn.Parameter(prompts))
 
-    def _count(self, config: SequencePromptConfig, tower: str) -> int:
-        return config.num_prompts
-
-    @property
-    def first_text_prompts(self) -> torch.Tensor:
-        """The text prompts of the first layer, (prompts, width)."""
-        return self.text_prompts[0]
+    def _size(self, config: SequencePromptConfig, tower: str, width: int) -> tuple[int, ...]:
+        return self.depths[tower], config.tower_settings(tower)[0], width
 
     def forward(self, tower: str) -> torch.Tensor:
         return getattr(self, f"{tower}_prompts")
@@ -75,4 +33,35 @@ class SequencePromptGenerator(PromptGenerator):
         """Set the first layer's text prompts to the embeddings of `init_ids`, if there are any."""
         if self.init_ids and "text" in self.depths:
             ids = torch.tensor(self.init_ids, device=embedding.weight.device)
-            self.first_text_prompts.copy_(embedding(ids))
+            self("text")[0].copy_(embedding(ids))
+
+
+@dataclass
+class SequencePromptConfig(PromptConfig):
+    """Settings of prompts that stay in the sequence.
+
+    In a text, the first layer's prompts replace the tokens after the first one and get their positions. So a text
+    needs as many words before the class name: `"X X X X cat."` or `"a photo of a cat."` for four prompts. In an image,
+    prompts are added after the first token and have no position. A deeper layer's prompts replace the outputs that
+    the layer before has at the prompts' places.
+
+    Args:
+        init_std (`float`): standard deviation of a prompt's elements at the start.
+        init_ids (`list[int]`, *optional*): token ids of words, one for each prompt, whose embeddings are the first
+            layer's text prompts at the start; `[]`: a random start. With `None`, `MultiTaskClassifier` takes the words
+            "a photo of a" for up to four prompts.
+    """
+
+    generator_class: ClassVar[type[PromptGenerator]] = SequencePromptGenerator
+    stays_in_sequence: ClassVar[bool] = True
+
+    init_std: float = 0.02
+    init_ids: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_ids and len(self.init_ids) != self.num_prompts:
+            raise ValueError(
+                f"Invalid value: init_ids={self.init_ids} are {len(self.init_ids)} words for {self.num_prompts} "
+                "prompts; expected one for each prompt, or [] to start at random."
+            )
