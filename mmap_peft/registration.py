@@ -23,7 +23,7 @@ Config = TypeVar("Config", bound=type[PeftConfig])
 
 
 def register_method(config_class: Config) -> Config:
-    """Enter a method into PEFT's registries, so that PEFT and transformers load its adapters.
+    """Enter a method into PEFT's registries, so that PEFT and transformers load its adapters; returns its config.
 
     The methods of this library are registered when it is imported. For one of your own, use this function, which may
     be a decorator of its config, in a file that is imported before an adapter of it is loaded.
@@ -31,9 +31,6 @@ def register_method(config_class: Config) -> Config:
     Args:
         config_class (`type[PeftConfig]`): the method's config, with a class attribute `method`, a [`Method`]. One that
             is no `PromptConfig` also has `tuner_class`, the `BaseTuner` that puts the method into a model.
-
-    Returns:
-        `config_class`.
 
     Raises:
         ValueError: the config has no `method`, or its `peft_type` is that of another method.

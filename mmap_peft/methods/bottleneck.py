@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -55,14 +55,6 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
                 hidden = hidden + up(F.gelu(inner)).to(hidden.dtype)
         return hidden
 
-    def merge(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(
-            "A bottleneck adapter has a nonlinearity, so it cannot be merged into the weights before it; keep it, or "
-            "write model.unload() to get the base back."
-        )
-
-    unmerge = merge
-
 
 class BottleneckTuner(CheckedTuner):
     """Puts bottleneck adapters behind linear layers. Made by `get_peft_model(clip, BottleneckAdapterConfig())`."""
@@ -70,6 +62,10 @@ class BottleneckTuner(CheckedTuner):
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
     no_rows = "A bottleneck adapter changes all rows of a batch, so rows cannot have adapters of their own."
+    no_merge = (
+        "A bottleneck adapter has a nonlinearity, so it cannot be merged into the weights before it; keep it, or "
+        "write model.unload() to get the base back."
+    )
     no_weighted_sum = (
         "A weighted sum of bottleneck adapters is not an adapter that was trained; to use several one after the "
         "other, write model.base_model.set_adapter([name, other_name])."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -15,11 +15,8 @@ from ..prompts.method import Method, MethodConfig
 from ..tuner.checked import CheckedTuner
 
 
-Place = tuple[nn.Module, str]  # where a parameter is: its module, and its name there
-
-
 class TunedParameters(nn.ParameterDict):
-    """One adapter's copies of parameters. Its `forward` returns them: hooks that move parameters run before it."""
+    """One adapter's copies of parameters. `forward` returns them, so that hooks which move parameters run before."""
 
     __call__ = nn.Module.__call__  # which that of a ParameterDict refuses
 
@@ -30,10 +27,9 @@ class TunedParameters(nn.ParameterDict):
 class ParameterContainer(nn.Module, BaseTunerLayer):
     """Child `tuned` of a model: holds each adapter's copies of parameters; modules use the active one's.
 
-    An attribute of an instance is found before a parameter of the same name. So the copies are set as attributes of the
+    An attribute of an instance is found before a parameter of the same name. So the copies are set as attributes of
     modules, whose parameters, and with them the base's state, stay what they were. This is done when an adapter is
-    activated, disabled or deleted. A forward pass checks that it is still so, and then writes nothing, so that threads
-    may share a model.
+    activated, disabled or deleted. A forward pass only checks it and writes nothing, so threads may share a model.
     """
 
     adapter_layer_names = ("tuned_parameters",)
@@ -41,7 +37,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.tuned_parameters = nn.ModuleDict()
-        self.places: dict[str, Place] = {}  # by the parameters' names in the base
+        self.places: dict[str, tuple[nn.Module, str]] = {}  # modules, and parameters' names there, by whole names
         self._active_adapter = []
         self._base = (model,)  # a tuple: as a child it would be saved a second time
         # Copies may be replaced (by loading, by moving), and a CLIP's towers may be run without the CLIP.
@@ -51,7 +47,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
         """The base, which has no `weight` whose device and type all copies would have to take."""
         return self._base[0]
 
-    def add(self, adapter_name: str, places: dict[str, Place]) -> None:
+    def add(self, adapter_name: str, places: dict[str, tuple[nn.Module, str]]) -> None:
         """Add an adapter that starts as a copy of the parameters at these places."""
         # A dot would make a key's last part look like the parameter's name in a module.
         copies = {
@@ -62,7 +58,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
         self.places.update(places)
 
     def copies(self, adapter_names: Sequence[str]) -> dict[str, nn.Parameter]:
-        """The copies of the one of these adapters that is of this method, by name; none if all are of other methods."""
+        """The copies, by name, of the one of these adapters that is of this method, or no copies if there is none."""
         names = [name for name in adapter_names if name in self.tuned_parameters]
         if len(names) > 1:
             raise ValueError(
@@ -96,14 +92,6 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
         used = {name for adapter in self.tuned_parameters.values() for name in adapter()}
         self.places = {name: place for name, place in self.places.items() if name in used}
 
-    def merge(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(
-            "A tuned parameter replaces the base's, and cannot be taken out again; write model.merge_and_unload(), or "
-            "keep the adapter."
-        )
-
-    unmerge = merge
-
 
 class ParameterTuner(CheckedTuner):
     """Puts copies of parameters into a frozen base, which keeps its keys and values, as child `tuned`.
@@ -114,24 +102,24 @@ class ParameterTuner(CheckedTuner):
     prefix = "tuned_"
     tuner_layer_cls = ParameterContainer
     no_rows = "All rows of a batch use the same tuned parameters, so rows cannot have adapters of their own."
+    no_merge = (
+        "Tuned parameters cannot be taken out of a base again; write model.merge_and_unload(), or keep the adapter."
+    )
     no_weighted_sum = (
         "A weighted sum of tuned parameters is not implemented; use one adapter at a time, or average the saved "
         "tensors of several and load those."
     )
 
-    def _check(self, model: nn.Module, adapter_name: str, config: ParameterConfig) -> None:
-        self._places(config)
-
-    def _places(self, config: ParameterConfig) -> dict[str, Place]:
-        """The places of the parameters that are tuned, by their names."""
+    def _check(self, model: nn.Module, adapter_name: str, config: ParameterConfig) -> dict[str, tuple[nn.Module, str]]:
+        """The places of what is tuned, as in `ParameterContainer.places`."""
         adapters = tuple(
             f"{name}.{attribute}.".lstrip(".")
-            for name, module in self.model.named_modules()
+            for name, module in model.named_modules()
             if isinstance(module, BaseTunerLayer)
             for attribute in module.adapter_layer_names
         )
-        places: dict[str, Place] = {}
-        for name, parameter in self.model.named_parameters():
+        places = {}
+        for name, parameter in model.named_parameters():
             if name.startswith(adapters) or not re.fullmatch(config.parameters, name):
                 continue
             if not torch.is_floating_point(parameter):
@@ -140,7 +128,7 @@ class ParameterTuner(CheckedTuner):
                     "that leaves it frozen."
                 )
             path, _, attribute = name.rpartition(".")
-            places[name] = self.model.get_submodule(path), attribute
+            places[name] = model.get_submodule(path), attribute
         if not places:
             raise ValueError(
                 f"parameters={config.parameters!r} matches none of the base's parameters; write a regular expression "
@@ -154,7 +142,7 @@ class ParameterTuner(CheckedTuner):
         if not hasattr(self.model, "tuned"):
             self.model.tuned = ParameterContainer(self.model)
         if adapter_name not in self.model.tuned.tuned_parameters:  # PEFT calls this for each module
-            self.model.tuned.add(adapter_name, self._places(config))
+            self.model.tuned.add(adapter_name, self._check(self.model, adapter_name, config))
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """What takes a parameter's place must have its type."""
@@ -171,15 +159,11 @@ class ParameterTuner(CheckedTuner):
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """Return the base with one adapter's parameters for its own.
-
-        Args:
-            progressbar (`bool`): has no effect, since merging takes one step.
-            safe_merge (`bool`): whether to refuse parameters that are not finite.
-            adapter_names (`list[str]`, *optional*): the adapter's name. `None`: the active one.
+        """Return the base with one adapter's parameters for its own. As PEFT's, but `progressbar` has no effect.
 
         Raises:
-            ValueError: there is no such adapter, there are several, or its parameters are not finite.
+            ValueError: there is no such adapter, there are several, or with `safe_merge` one has values that are not
+                finite.
         """
         if not hasattr(self.model, "tuned"):
             return self.unload()

@@ -36,7 +36,7 @@ PEFT_METHODS = (
 
 @check_keywords(LoraConfig)
 def lora_config(**fields: Any) -> LoraConfig:
-    r"""LoRA of queries and values of all encoder layers (Hu et al., ICLR 2022, section 4.2): $W + \frac{\alpha}{r} B A$.
+    r"""LoRA of queries and values in all layers (Hu et al., ICLR 2022, section 4.2): $W + \frac{\alpha}{r} B A$.
 
     Args:
         fields: for `peft.LoraConfig`, `target_modules` too: `r` (8 there), `lora_alpha`, `lora_dropout`, `use_dora`...
@@ -56,8 +56,8 @@ def ln_tuning_config(**fields: Any) -> LNTuningConfig:
 
 @check_keywords(IA3Config)
 def ia3_config(**fields: Any) -> IA3Config:
-    r"""(IA)^3 of all encoder layers (Liu et al., NeurIPS 2022, section 3.3): a factor for each element of keys, of values
-    and of the input of the MLP's second layer, $l_k \odot K$, $l_v \odot V$ and $l_{ff} \odot \gamma(W_1 x)$.
+    r"""(IA)^3 of all layers (Liu et al., NeurIPS 2022, section 3.3): a factor for each element of keys, of values and
+    of the input of the MLP's second layer, $l_k \odot K$, $l_v \odot V$ and $l_{ff} \odot \gamma(W_1 x)$.
 
     Args:
         fields: for `peft.IA3Config`, `target_modules` and `feedforward_modules` too.

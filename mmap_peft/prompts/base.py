@@ -35,6 +35,7 @@ class PromptConfig(MethodConfig):
 
     generator_class: ClassVar[type[PromptGenerator]]
     towers: ClassVar[tuple[str, ...]] = ("text", "vision")  # which towers can get prompts
+    needs_all_towers: ClassVar[bool] = False  # whether a model must have all of them, and layers go in pairs
     stays_in_sequence: ClassVar[bool] = False  # whether prompts are tokens that later layers see, too
     position: ClassVar[str] = "end"  # where class names stand among prompts that replace words, see `CoOpConfig`
 
@@ -62,18 +63,20 @@ class PromptConfig(MethodConfig):
 
     def check(self, towers: Mapping[str, TowerShape]) -> None:
         """Raise a `ValueError` if the settings do not fit a model with these towers."""
-        if not set(self.towers) & set(towers):
+        missing = set(self.towers) - set(towers)
+        if missing and (self.needs_all_towers or missing == set(self.towers)):
             raise ValueError(
                 f"{type(self).__name__} puts prompts into the {' and '.join(self.towers)} tower, but the model has "
-                f"only {' and '.join(towers)}; give a model that has it, or another method."
+                f"only {' and '.join(towers)}; give a whole model, or use another method."
             )
-        self._check_depth("depth", max(shape.layers for shape in towers.values()), "model")
+        layers = [shape.layers for shape in towers.values()]
+        self._check_depth("depth", min(layers) if self.needs_all_towers else max(layers))
 
-    def _check_depth(self, name: str, layers: int, place: str) -> None:
+    def _check_depth(self, name: str, layers: int) -> None:
         depth = getattr(self, name)
         if depth is not None and depth > layers:
             raise ValueError(
-                f"Invalid value: {name}={depth} is more than the {layers} layers of the {place}; expected at most "
+                f"Invalid value: {name}={depth} is more than the {layers} layers of a tower; expected at most "
                 f"{layers}, or None."
             )
 
@@ -83,13 +86,11 @@ class PromptGenerator(nn.Module, ABC):
 
     The prompts of layer l are added to the tokens that enter layer l, after the first token. After the layer they are
     removed, or, if the config says `stays_in_sequence`, they stay until those of the next prompted layer replace them.
+    `depths` holds for each tower how many layers get prompts.
 
     Args:
         config (`PromptConfig`): the adapter's settings, which fit `towers`.
         towers (`Mapping[str, TowerShape]`): the towers that get prompts, by name (`"text"`, `"vision"`).
-
-    Attributes:
-        depths (`dict[str, int]`): for each tower, how many layers get prompts.
     """
 
     def __init__(self, config: PromptConfig, towers: Mapping[str, TowerShape]) -> None:
@@ -102,7 +103,59 @@ class PromptGenerator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tower: str) -> torch.Tensor:
-        """All prompts of a tower, shape (depth, prompts, width).
+        """All prompts of a tower: (depth, prompts, width), or (depth, classes, prompts, width) for text."""
 
-        Those of text may differ from class to class: (depth, classes, prompts, width).
-        """
+
+class SequencePromptGenerator(PromptGenerator):
+    """Makes prompts of independent parameters: `text_prompts` and `vision_prompts`, (depth, prompts, width) each."""
+
+    def __init__(self, config: SequencePromptConfig, towers: Mapping[str, TowerShape]) -> None:
+        super().__init__(config, towers)
+        self.init_ids = config.init_ids
+        for tower, shape in towers.items():
+            prompts = torch.empty(self._size(config, tower, shape.width)).normal_(std=config.init_std)
+            self.register_parameter(f"{tower}_prompts", nn.Parameter(prompts))
+
+    def _size(self, config: SequencePromptConfig, tower: str, width: int) -> tuple[int, ...]:
+        return self.depths[tower], config.tower_settings(tower)[0], width
+
+    def forward(self, tower: str) -> torch.Tensor:
+        return getattr(self, f"{tower}_prompts")
+
+    @torch.no_grad()
+    def start_from_words(self, embedding: nn.Embedding) -> None:
+        """Set the first layer's text prompts to the embeddings of `init_ids`, if there are any."""
+        if self.init_ids and "text" in self.depths:
+            ids = torch.tensor(self.init_ids, device=embedding.weight.device)
+            self("text")[0].copy_(embedding(ids))
+
+
+@dataclass
+class SequencePromptConfig(PromptConfig):
+    """Settings of prompts that stay in the sequence.
+
+    In a text, the first layer's prompts replace the tokens after the first one and get their positions. So a text
+    needs as many words before the class name: `"X X X X cat."` or `"a photo of a cat."` for four prompts. In an image,
+    prompts are added after the first token and have no position. A deeper layer's prompts replace the outputs that
+    the layer before has at the prompts' places.
+
+    Args:
+        init_std (`float`): standard deviation of a prompt's elements at the start.
+        init_ids (`list[int]`, *optional*): token ids of words, one for each prompt, whose embeddings are the first
+            layer's text prompts at the start; `[]`: a random start. With `None`, `MultiTaskClassifier` takes the words
+            "a photo of a" for up to four prompts.
+    """
+
+    generator_class: ClassVar[type[PromptGenerator]] = SequencePromptGenerator
+    stays_in_sequence: ClassVar[bool] = True
+
+    init_std: float = 0.02
+    init_ids: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_ids and len(self.init_ids) != self.num_prompts:
+            raise ValueError(
+                f"Invalid value: init_ids={self.init_ids} are {len(self.init_ids)} words for {self.num_prompts} "
+                "prompts; expected one for each prompt, or [] to start at random."
+            )

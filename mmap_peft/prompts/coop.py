@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from .base import PromptGenerator
+from .base import PromptGenerator, SequencePromptConfig, SequencePromptGenerator
 from .method import Method
-from .sequence import SequencePromptConfig, SequencePromptGenerator
 
 
 POSITIONS = ("end", "middle", "front")

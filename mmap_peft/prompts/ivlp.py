@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import TowerShape
+from .base import SequencePromptConfig, TowerShape
 from .method import Method
-from .sequence import SequencePromptConfig
 
 
 @dataclass
@@ -46,4 +45,4 @@ class IVLPConfig(SequencePromptConfig):
     def check(self, towers: Mapping[str, TowerShape]) -> None:
         super().check(towers)
         if "vision" in towers:
-            self._check_depth("vision_depth", towers["vision"].layers, "vision tower")
+            self._check_depth("vision_depth", towers["vision"].layers)

@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from .base import PromptGenerator, TowerShape
+from .base import PromptGenerator, SequencePromptConfig, SequencePromptGenerator, TowerShape
 from .method import Method
-from .sequence import SequencePromptConfig, SequencePromptGenerator
 
 
 class MaPLeGenerator(SequencePromptGenerator):
@@ -53,11 +52,4 @@ class MaPLeConfig(SequencePromptConfig):
         "MAPLE", "MaPLe", 3e-3, "Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023"
     )
     generator_class: ClassVar[type[PromptGenerator]] = MaPLeGenerator
-
-    def check(self, towers: Mapping[str, TowerShape]) -> None:
-        if len(towers) < 2:
-            raise ValueError(
-                f"MaPLeConfig couples the prompts of two towers, but the model has only {next(iter(towers))}; give a "
-                "whole CLIP, or use VPTConfig or CoOpConfig."
-            )
-        self._check_depth("depth", min(shape.layers for shape in towers.values()), "shallower tower")
+    needs_all_towers: ClassVar[bool] = True

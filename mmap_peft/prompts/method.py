@@ -9,7 +9,7 @@ from peft import PeftConfig
 
 
 class MethodType(str):
-    """A method's `peft_type`: equal to the plain string, which is its `name` and `value`, as PEFT's own enum has them."""
+    """A method's `peft_type`: equal to the plain string, with the `name` and `value` that PEFT's own enum has."""
 
     name = value = property(str.__str__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .base import SequencePromptConfig
 from .method import Method
-from .sequence import SequencePromptConfig
 
 
 @dataclass

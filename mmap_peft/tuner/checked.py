@@ -12,16 +12,12 @@ from torch import nn
 
 
 class CheckedTuner(BaseTuner):
-    """A tuner that leaves a model as it was if an adapter does not fit it.
-
-    Attributes:
-        no_rows (`str`): why the rows of a batch cannot have adapters of their own.
-        no_weighted_sum (`str`): why a weighted sum of adapters cannot be made.
-    """
+    """A tuner that leaves a model as it was if an adapter does not fit it."""
 
     target_module_mapping: ClassVar[dict[str, Any]] = {}
-    no_rows: ClassVar[str]
-    no_weighted_sum: ClassVar[str]
+    no_merge: ClassVar[str]  # why adapters cannot be merged into the base
+    no_rows: ClassVar[str]  # why the rows of a batch cannot have adapters of their own
+    no_weighted_sum: ClassVar[str]  # why a weighted sum of adapters cannot be made
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
         # PEFT and transformers write both of these before they know whether the adapter can be put in.
@@ -62,6 +58,11 @@ class CheckedTuner(BaseTuner):
                 "`adapter_names`."
             )
         yield
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(self.no_merge)
+
+    merge_and_unload = unmerge_adapter = merge_adapter
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(self.no_weighted_sum)
