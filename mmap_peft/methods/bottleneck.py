@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
@@ -103,13 +103,13 @@ class BottleneckAdapterConfig(MethodConfig):
         exclude_modules (`str`, *optional*): modules that `target_modules` matches but that stay as they are.
     """
 
-    method: ClassVar[Method] = Method(
+    method = Method(
         "BOTTLENECK_ADAPTER",
         "Bottleneck adapter",
         1e-3,
         "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019",
     )
-    tuner_class: ClassVar[type[BaseTuner]] = BottleneckTuner
+    tuner_class = BottleneckTuner
 
     bottleneck_size: int = 64
     init_std: float = 0.01

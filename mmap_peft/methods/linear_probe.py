@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,10 +47,10 @@ class LinearProbeConfig(MethodConfig):
     models", CVPR 2022, section 2 for its start.
     """
 
-    method: ClassVar[Method] = Method(
+    method = Method(
         "LINEAR_PROBE",
         "Linear probe",
         1e-3,
         "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021",
     )
-    tuner_class: ClassVar[type] = LinearProbeTuner
+    tuner_class = LinearProbeTuner

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..prompts.method import Method, MethodConfig
@@ -191,8 +191,8 @@ class ParameterConfig(MethodConfig):
         parameters (`str`): regular expression that matches the whole names of the base's parameters that are tuned.
     """
 
-    target_modules: ClassVar[str] = ".*"  # PEFT asks for it; `parameters` says what is tuned
-    tuner_class: ClassVar[type[BaseTuner]] = ParameterTuner
+    target_modules = ".*"  # PEFT asks for it; `parameters` says what is tuned
+    tuner_class = ParameterTuner
 
     parameters: str = ".*"
 
@@ -209,7 +209,7 @@ class FullFineTuningConfig(ParameterConfig):
         parameters (`str`): `r"vision_model\..*"` tunes the vision tower alone.
     """
 
-    method: ClassVar[Method] = Method(
+    method = Method(
         "FULL_FINE_TUNING",
         "Full fine-tuning",
         1e-5,
@@ -229,7 +229,7 @@ class BitFitConfig(ParameterConfig):
             paper's subset of queries and the MLP's first layer.
     """
 
-    method: ClassVar[Method] = Method(
+    method = Method(
         "BITFIT",
         "BitFit",
         1e-3,

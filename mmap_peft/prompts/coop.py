@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from .base import PromptGenerator, SequencePromptConfig, SequencePromptGenerator
+from .base import SequencePromptConfig, SequencePromptGenerator
 from .method import Method
 
 
@@ -44,11 +43,9 @@ class CoOpConfig(SequencePromptConfig):
             uses the i-th, unless `use_routes(..., classes=[...])` says otherwise. `None`: one context for all classes.
     """
 
-    method: ClassVar[Method] = Method(
-        "COOP", "CoOp", 3e-2, "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022"
-    )
-    generator_class: ClassVar[type[PromptGenerator]] = CoOpGenerator
-    towers: ClassVar[tuple[str, ...]] = ("text",)
+    method = Method("COOP", "CoOp", 3e-2, "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022")
+    generator_class = CoOpGenerator
+    towers = ("text",)
 
     depth: int | None = 1
     position: str = "end"

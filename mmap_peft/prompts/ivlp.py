@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import SequencePromptConfig, TowerShape
 from .method import Method
@@ -25,7 +24,7 @@ class IVLPConfig(SequencePromptConfig):
         vision_depth (`int`, *optional*): how many layers of the vision tower get prompts. `None`: as for text.
     """
 
-    method: ClassVar[Method] = Method(
+    method = Method(
         "IVLP", "IVLP", 3e-2, "Rasheed et al., Fine-tuned CLIP Models are Efficient Video Learners, CVPR 2023"
     )
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
 
-from .base import PromptGenerator, SequencePromptConfig, SequencePromptGenerator, TowerShape
+from .base import SequencePromptConfig, SequencePromptGenerator, TowerShape
 from .method import Method
 
 
@@ -48,8 +47,6 @@ class MaPLeConfig(SequencePromptConfig):
         depth (`int`, *optional*): layers of each tower that get prompts. `None`: as many as the shallower tower has.
     """
 
-    method: ClassVar[Method] = Method(
-        "MAPLE", "MaPLe", 3e-3, "Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023"
-    )
-    generator_class: ClassVar[type[PromptGenerator]] = MaPLeGenerator
-    needs_all_towers: ClassVar[bool] = True
+    method = Method("MAPLE", "MaPLe", 3e-3, "Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023")
+    generator_class = MaPLeGenerator
+    needs_all_towers = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,13 +50,13 @@ class MmAPConfig(PromptConfig):
         init_std (`float`): standard deviation of a prompt's elements at the start.
     """
 
-    method: ClassVar[Method] = Method(
+    method = Method(
         "MMAP",
         "MmAP",
         3e-2,
         "Xin et al., MmAP: Multi-modal Alignment Prompt for Cross-domain Multi-task Learning, AAAI 2024",
     )
-    generator_class: ClassVar[type[PromptGenerator]] = MmAPGenerator
+    generator_class = MmAPGenerator
 
     source_shape: tuple[int, int] = (2, 2)
     init_std: float = 0.02

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import SequencePromptConfig
 from .method import Method
@@ -23,5 +22,5 @@ class VPTConfig(SequencePromptConfig):
         depth (`int`, *optional*): 1 is VPT-Shallow; `None`, prompts in all layers, is VPT-Deep.
     """
 
-    method: ClassVar[Method] = Method("VPT", "VPT", 3e-2, "Jia et al., Visual Prompt Tuning, ECCV 2022")
-    towers: ClassVar[tuple[str, ...]] = ("vision",)
+    method = Method("VPT", "VPT", 3e-2, "Jia et al., Visual Prompt Tuning, ECCV 2022")
+    towers = ("vision",)
