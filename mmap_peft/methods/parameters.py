@@ -62,13 +62,12 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
         names = [name for name in adapter_names if name in self.tuned_parameters]
         if len(names) > 1:
             raise ValueError(
-                f"Adapters {', '.join(names)} would each take the place of the base's parameters; activate one of "
-                "them."
+                f"Adapters {', '.join(names)} would each take the place of the same parameters; activate one of them."
             )
         return self.tuned_parameters[names[0]]() if names else {}
 
     def refresh(self, *_: Any) -> None:
-        """Let the modules use the active adapter's parameters, or their own, where they do not yet."""
+        """Let the modules use the active adapter's parameters, or their own. Write only what has changed."""
         copies = {} if self.disable_adapters else self.copies(self.active_adapters)
         for name, (module, attribute) in self.places.items():
             if name not in copies:
@@ -102,9 +101,7 @@ class ParameterTuner(CheckedTuner):
     prefix = "tuned_"
     tuner_layer_cls = ParameterContainer
     no_rows = "All rows of a batch use the same tuned parameters, so rows cannot have adapters of their own."
-    no_merge = (
-        "Tuned parameters cannot be taken out of a base again; write model.merge_and_unload(), or keep the adapter."
-    )
+    no_merge = "Merged parameters cannot be unmerged; write model.merge_and_unload(), or keep the adapter."
     no_weighted_sum = (
         "A weighted sum of tuned parameters is not implemented; use one adapter at a time, or average the saved "
         "tensors of several and load those."
@@ -162,23 +159,24 @@ class ParameterTuner(CheckedTuner):
         """Return the base with one adapter's parameters for its own. As PEFT's, but `progressbar` has no effect.
 
         Raises:
-            ValueError: there is no such adapter, there are several, or with `safe_merge` one has values that are not
-                finite.
+            ValueError: there is no such adapter, there are several, or `safe_merge` finds values that are not finite.
         """
-        if not hasattr(self.model, "tuned"):
+        container = getattr(self.model, "tuned", None)
+        if container is None:
             return self.unload()
-        tuned, places = self.model.tuned.tuned_parameters, self.model.tuned.places
-        active = [name for name in self.model.tuned.active_adapters if name in tuned]
-        names = active if adapter_names is None else adapter_names
+        tuned = container.tuned_parameters
+        names = (
+            [name for name in container.active_adapters if name in tuned] if adapter_names is None else adapter_names
+        )
         for name in names:
             if name not in tuned:
                 raise ValueError(f"There is no adapter {name!r} to merge; write one of {', '.join(tuned)}.")
-        copies = self.model.tuned.copies(names)
+        copies = container.copies(names)
         if safe_merge and not all(parameter.isfinite().all() for parameter in copies.values()):
             raise ValueError(f"Adapter {names[0]!r} holds numbers that are not finite; load it again, or train it.")
         with torch.no_grad():
             for name, parameter in copies.items():
-                module, attribute = places[name]
+                module, attribute = container.places[name]
                 module._parameters[attribute].copy_(parameter)
         return self.unload()
 

@@ -35,7 +35,7 @@ class PromptConfig(MethodConfig):
 
     generator_class: ClassVar[type[PromptGenerator]]
     towers: ClassVar[tuple[str, ...]] = ("text", "vision")  # which towers can get prompts
-    needs_all_towers: ClassVar[bool] = False  # whether a model must have all of them, and layers go in pairs
+    needs_all_towers: ClassVar[bool] = False  # whether a model must have all of them, with equal depths
     stays_in_sequence: ClassVar[bool] = False  # whether prompts are tokens that later layers see, too
     position: ClassVar[str] = "end"  # where class names stand among prompts that replace words, see `CoOpConfig`
 
@@ -98,7 +98,7 @@ class PromptGenerator(nn.Module, ABC):
         # Plain values, not the config: a saved or copied module must not hold a config.
         self.stays_in_sequence, self.position = config.stays_in_sequence, config.position
         self.depths = {
-            name: min(config.tower_settings(name)[1] or shape.layers, shape.layers) for name, shape in towers.items()
+            name: min(config.tower_settings(name)[1] or layers, layers) for name, (layers, _) in towers.items()
         }
 
     @abstractmethod
@@ -146,8 +146,8 @@ class SequencePromptConfig(PromptConfig):
             "a photo of a" for up to four prompts.
     """
 
-    generator_class: ClassVar[type[PromptGenerator]] = SequencePromptGenerator
-    stays_in_sequence: ClassVar[bool] = True
+    generator_class = SequencePromptGenerator
+    stays_in_sequence = True
 
     init_std: float = 0.02
     init_ids: list[int] | None = None

@@ -18,10 +18,8 @@ class IVLPConfig(SequencePromptConfig):
     `vision_prompts[l]` in the vision tower enter before each layer $l$ below the tower's depth.
 
     Args:
-        num_prompts (`int`): prompts of each layer of the text tower.
-        depth (`int`, *optional*): how many layers of the text tower get prompts. `None`: all.
-        num_vision_prompts (`int`, *optional*): prompts of each layer of the vision tower. `None`: as many as of text.
-        vision_depth (`int`, *optional*): how many layers of the vision tower get prompts. `None`: as for text.
+        num_prompts, depth: as for `PromptConfig`, of the text tower.
+        num_vision_prompts, vision_depth (`int`, *optional*): the same of the vision tower. `None`: as for text.
     """
 
     method = Method(

@@ -1,4 +1,4 @@
-"""MaPLe: vision prompts are linear images of text prompts."""
+"""MaPLe: linear maps make the vision prompts from the text prompts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .method import Method
 
 
 class MaPLeGenerator(SequencePromptGenerator):
-    r"""Makes MaPLe prompts: those of text are parameters, and those of images are made of them by one linear map a
-    layer, the coupling function (equations 5 to 9 of the paper):
+    r"""Makes MaPLe prompts: the text prompts are parameters, and one linear map for each layer, the coupling function,
+    makes the vision prompts from them (equations 5 to 9 of the paper):
 
     $$\tilde P_l = W_l P_l + b_l$$
 

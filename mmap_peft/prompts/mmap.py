@@ -1,4 +1,4 @@
-"""MmAP: the prompts of all layers of both towers grow from one source prompt."""
+"""MmAP: the prompts of all layers of both towers are made from one source prompt."""
 
 from __future__ import annotations
 

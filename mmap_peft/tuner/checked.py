@@ -1,4 +1,4 @@
-"""A PEFT tuner that looks before it changes anything."""
+"""A PEFT tuner that checks an adapter before it changes the model."""
 
 from __future__ import annotations
 
