@@ -27,7 +27,7 @@ class ImageCache:
     Args:
         count (`int`): number of arrays. If there is no space for all, those with the smallest numbers are kept.
         shape (`Sequence[int]`): shape of each array.
-        most_bytes (`float`): largest size of the file; never more than a quarter of the free disk space.
+        most_bytes (`float`): largest size of the file, which takes at most a quarter of the free disk space.
     """
 
     def __init__(self, count: int, shape: Sequence[int], most_bytes: float) -> None:
@@ -53,8 +53,8 @@ class ImageCache:
             self._rows = np.memmap(self.path, self._row, "r") if self._rows is None else self._rows
         except OSError as error:
             return self._stop(error)
-        row = self._rows[number]
-        return row["pixels"] if row["whole"] else None
+        whole, pixels = self._rows[number]
+        return pixels if whole else None
 
     def put(self, number: int, pixels: np.ndarray) -> None:
         """Keep an array, if there is space for its number."""

@@ -10,11 +10,11 @@ from PIL import Image
 
 
 class Preprocessing:
-    """Runs an image processor in one call, or in two steps that give the same to the bit.
+    """Runs an image processor in one call, or in two steps with exactly the same result.
 
-    `resize` resizes and crops to bytes, which need a quarter of the memory of `pixel_values`. `normalise` treats every
-    value of a channel alike: looking it up in a table of the processor's outputs for all 256 values is faster than the
-    processor. Both ways are compared on two images; if they differ, there are no steps.
+    `resize` resizes and crops to bytes, which need a quarter of the memory of `pixel_values`. `normalise` looks each
+    byte up in a table of what the processor makes of it, which is faster than the processor. Both ways are compared on
+    two images; if they differ, there are no steps.
 
     Args:
         image_processor: of CLIP, SigLIP and the like, or any other whose `pixel_values` have one size.
@@ -53,8 +53,7 @@ class Preprocessing:
 
     def normalise(self, resized: np.ndarray) -> torch.Tensor:
         """The `pixel_values` of what `resize` returned."""
-        pixels = [table.take(channel) for table, channel in zip(self._table, resized)]
-        return torch.from_numpy(np.stack(pixels))
+        return torch.from_numpy(np.stack([table[channel] for table, channel in zip(self._table, resized)]))
 
     def _resize(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self._pixels(image, "np", do_rescale=False, do_normalize=False))
