@@ -77,10 +77,10 @@ def _metadata(description: dict[str, Any], prompted: bool, name: str) -> ModelCa
         for task in tasks
         if task["name"] in accuracy
     ]
-    sources = dict.fromkeys(task["dataset"] for task in tasks)
+    sources = list(dict.fromkeys(task["dataset"] for task in tasks))
     if len(measured) == len(tasks):
-        source = next(iter(sources)) if len(sources) == 1 else None
-        measured.append((source, "mean of the tasks", "mean accuracy", _mean(tasks, accuracy)))
+        mean = sum(value for *_, value in measured) / len(tasks)
+        measured.append((sources[0] if len(sources) == 1 else None, "mean of the tasks", "mean accuracy", mean))
     results = [
         EvalResult(
             task_type="image-classification",
@@ -104,22 +104,16 @@ def _metadata(description: dict[str, Any], prompted: bool, name: str) -> ModelCa
     )
 
 
-def _mean(tasks: list[dict[str, Any]], accuracy: dict[str, float]) -> float | None:
-    """Mean over all tasks, or `None` if the accuracy of one is unknown."""
-    values = [accuracy.get(task["name"]) for task in tasks]
-    return None if None in values else sum(values) / len(values)
-
-
 def _task_table(tasks: list[dict[str, Any]], accuracies: dict[str, dict[str, float]]) -> dict[str, Any]:
-    names = {task["name"] for task in tasks}
-    columns = {head: accuracy for head, accuracy in accuracies.items() if names & set(accuracy)}
+    names = [task["name"] for task in tasks]
+    columns = {head: accuracy for head, accuracy in accuracies.items() if not accuracy.keys().isdisjoint(names)}
     rows = [
         [task["name"], len(task["class_names"]), " + ".join(task["route"])]
-        + [_percent(accuracy.get(task["name"])) for accuracy in columns.values()]
+        + [_percent(accuracy, [task["name"]]) for accuracy in columns.values()]
         for task in tasks
     ]
     if columns:
-        rows.append(["mean", "", "", *(_percent(_mean(tasks, accuracy)) for accuracy in columns.values())])
+        rows.append(["mean", "", "", *(_percent(accuracy, names) for accuracy in columns.values())])
     sources = dict.fromkeys(_one_line(task["dataset"]) for task in tasks if task["dataset"])
     links = [_link(_dataset_id(source), source, "datasets/") for source in sources]
     return {"accuracy_heads": list(columns), "task_rows": rows, "sources": links}
@@ -131,7 +125,7 @@ def _class_lists(tasks: list[dict[str, Any]]) -> list[tuple]:
     for task in tasks:
         templates = (task["template"],) if isinstance(task["template"], str) else tuple(task["template"])
         names.setdefault((tuple(task["class_names"]), templates), []).append(task["name"])
-    return [(tasks_alike, *classes_and_templates) for classes_and_templates, tasks_alike in names.items()]
+    return [(alike, *classes_and_templates) for classes_and_templates, alike in names.items()]
 
 
 def _settings(config: PeftConfig) -> list[tuple[str, str]]:
@@ -147,12 +141,13 @@ def _dataset_id(source: str | None) -> str | None:
 
 
 def _link(repo_id: str | None, text: str, kind: str = "") -> str:
-    escaped = MarkdownText(text).__html__()
-    return Markup(f"[{escaped}](https://huggingface.co/{kind}{repo_id})" if repo_id else escaped)
+    escaped = Markup.escape(MarkdownText(text))
+    return Markup(f"[{escaped}](https://huggingface.co/{kind}{repo_id})") if repo_id else escaped
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+def _percent(accuracy: dict[str, float], names: list[str]) -> str:
+    """The mean accuracy of some tasks; nothing if that of one is unknown."""
+    return f"{100 * sum(map(accuracy.get, names)) / len(names):.1f} %" if accuracy.keys() >= set(names) else ""
 
 
 def _literal(text: str) -> Markup:

@@ -31,8 +31,7 @@ class TaskImages(Dataset):
     makes a batch of items.
 
     Args:
-        tasks (`Sequence[Task]`): the tasks.
-        split (`str`): `"train"` or `"eval"`.
+        tasks (`Sequence[Task]`), split (`str`): the tasks, and `"train"` or `"eval"`.
         image_processor: CLIP's image processor.
         unreadable (`str`): what to do with a file that is no image: `"refuse"` raises a `ValueError` with its name,
             `"skip"` names it in a warning and leaves it out of loss and accuracy.
@@ -59,7 +58,7 @@ class TaskImages(Dataset):
         self.starts = np.cumsum([0, *self.sizes])
         self._preprocessing = Preprocessing(image_processor)
         shape = self._preprocessing.shape
-        self._cache = ImageCache(0 if shape is None else len(self), shape or (), cache_bytes)
+        self._cache = ImageCache(len(self) if shape else 0, shape or (), cache_bytes)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -101,6 +100,4 @@ def _undecoded(data: Any) -> Any:
 def _decoded(image: Any) -> Image.Image:
     if isinstance(image, dict):
         image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-    if not isinstance(image, Image.Image):
-        image = Image.open(image)
-    return image.convert("RGB")
+    return (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")

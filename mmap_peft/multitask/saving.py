@@ -30,9 +30,7 @@ from .task import Task
 
 
 TASKS_FILE = "tasks.json"
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-HEAT_MAP_FILE = "grouping.png"
 TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset")  # in tasks.json, besides the route
 
 
@@ -48,9 +46,8 @@ def save(classifier: Any, folder: Path, public: bool = False) -> None:
             description["base_model"] = repository.hub_id(description["base_model"])
         for adapter in classifier.adapters:
             _save_adapter(classifier, adapter, new / adapter, description["base_model"])
-        grouping = classifier.grouping
-        if grouping is not None and grouping.similarity is not None:
-            plot_grouping(grouping, new / HEAT_MAP_FILE)
+        if classifier.grouping is not None and classifier.grouping.similarity is not None:
+            plot_grouping(classifier.grouping, new / "grouping.png")
         model_card(classifier).save(new / "README.md")
         (new / TASKS_FILE).write_text(json.dumps(description, indent=1))
         # Each file is whole at any time; tasks.json names the others, so it comes last.
@@ -170,7 +167,8 @@ def from_pretrained(
     """As documented for `MultiTaskClassifier.from_pretrained`."""
     inside = repository.check_subfolder(subfolder)
     if not os.path.isdir(source):
-        patterns = [(Path(inside) / file).as_posix() for file in (TASKS_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}")]
+        files = (TASKS_FILE, "*/adapter_config.json", f"*/{WEIGHTS_FILE}")
+        patterns = [(Path(inside) / file).as_posix() for file in files]
         with repository.hub_errors(str(source), download.get("revision")):
             source = snapshot_download(str(source), allow_patterns=patterns, **download)
     folder = Path(source) / inside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +66,8 @@ class Task:
         raw, self.class_names = list(self.class_names), [clean_name(name) for name in self.class_names]
         if len(raw) < 2:
             raise ValueError(f"Task {self.name!r} has {len(raw)} class; give two or more.")
-        clash = [name for name, clean in zip(raw, self.class_names) if not clean or self.class_names.count(clean) > 1]
+        counts = Counter(self.class_names)
+        clash = [name for name, clean in zip(raw, self.class_names) if not clean or counts[clean] > 1]
         if clash:
             raise ValueError(
                 f"Class names of task {self.name!r} are the same or empty after cleaning: "
