@@ -52,7 +52,7 @@ def pose(
 
 
 def _filtered(array: np.ndarray, image_filter: ImageFilter.Filter) -> np.ndarray:
-    """A filter of PIL on a float array (H, W) in [0, 1]."""
+    """A filter of PIL on a float array (H, W) or (H, W, 3) in [0, 1]."""
     image = Image.fromarray(np.clip(array * 255, 0, 255).astype(np.uint8))
     return np.asarray(image.filter(image_filter), dtype=np.float32) / 255.0
 
@@ -127,9 +127,9 @@ def draw_clipart(character: str, rng: np.random.Generator) -> Image.Image:
         disc = (np.hypot(x, y) < rng.uniform(0.38, 0.5) * CANVAS).astype(np.float32)
         picture = over(picture, disc, hue(rng, (0.4, 1.0), (0.5, 1.0)))
     border = grow(mask, int(rng.integers(5, 8)))
-    picture = over(picture, 0.3 * np.roll(border, (3, 3), axis=(0, 1)), grey(0))
-    picture = over(picture, border, grey(1))
-    picture = over(picture, grow(mask, 3), grey(0.1))
+    shadow, outline = 0.3 * np.roll(border, (3, 3), axis=(0, 1)), grow(mask, 3)
+    for layer, paint in ((shadow, grey(0)), (border, grey(1)), (outline, grey(0.1))):
+        picture = over(picture, layer, paint)
     return finish(over(picture, mask, hue(rng, (0.5, 1.0), (0.2, 0.9))))
 
 
@@ -157,13 +157,11 @@ def draw_photo(character: str, rng: np.random.Generator) -> Image.Image:
     picture = dark + texture[..., None] * (light - dark)
     dx, dy = rng.integers(-6, 7, size=2)
     picture = over(picture, 0.6 * blur(np.roll(mask, (dx, dy), axis=(0, 1)), 2.5), grey(0))
-    body = hue(rng, (0.2, 1.0), (0.1, 0.5)) * (0.5 + clouds(rng, 6))[..., None]
-    picture = over(picture, mask, body)
+    picture = over(picture, mask, hue(rng, (0.2, 1.0), (0.1, 0.5)) * (0.5 + clouds(rng, 6))[..., None])
     y, x = np.mgrid[:CANVAS, :CANVAS] / CANVAS - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     picture = picture * (1 + rng.uniform(0.2, 0.7) * (np.cos(angle) * x + np.sin(angle) * y))[..., None]
-    radius = rng.uniform(0.5, 2.0)
-    picture = np.stack([blur(np.clip(picture[..., c], 0, 1), radius) for c in range(3)], axis=-1)
+    picture = blur(picture, rng.uniform(0.5, 2.0))
     return finish(picture + rng.normal(0, 0.06, picture.shape).astype(np.float32))
 
 

@@ -99,26 +99,18 @@ def draw(split: Split, fraction: float | None = None, shots: int | None = None, 
     """
     train = {}
     for number, (name, files) in enumerate(split.train.items()):
-        labels = np.array([_class(file) for file in files])
-        train[name], _ = _choose(files, labels, fraction, shots, [seed, number])
+        classes = np.array([file.split("/")[-2] for file in files])
+        train[name], _ = _choose(files, classes, fraction, shots, [seed, number])
     return Split(train, split.eval, {**split.source, "fraction": fraction, "shots": shots, "seed": seed})
 
 
 def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
-    """Read published lists: `folder/Art/train_10.txt` and `test_10.txt`, as `split_of_lists` reads them.
-
-    Args:
-        folder: the folder of the lists.
-        fraction: 0.1 stands for the lists of 10 %.
-
-    Raises:
-        ValueError: there are no such lists, or they do not fit together.
+    """Read published lists as `split_of_lists` does: for `fraction=0.1`, `folder/Art/train_10.txt` and `test_10.txt`,
+    and so on for each domain. Without such lists, or if they do not fit together, there is a `ValueError`.
     """
     percent = f"{100 * fraction:g}"
-    train, test = (
-        {path.parent.name: path for path in sorted(Path(folder).glob(f"*/{part}_{percent}.txt"))}
-        for part in ("train", "test")
-    )
+    lists = (sorted(Path(folder).glob(f"*/{part}_{percent}.txt")) for part in ("train", "test"))
+    train, test = ({path.parent.name: path for path in paths} for paths in lists)
     if not train or list(train) != list(test):
         raise ValueError(
             f"{folder} has no lists of {percent} % for each domain; look for files such as "
@@ -133,8 +125,8 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
     The classes come from the paths. How the labels number them does not matter, as long as all lists agree.
 
     Args:
-        train, test: file of the list, by domain.
-        source: how the split was made.
+        train, test: path of the list, by domain.
+        source: as for `Split`.
 
     Raises:
         ValueError: a line is not of this form, lines number the classes differently, or an image of a training list
@@ -148,7 +140,7 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
             file, _, label = line.strip().rpartition(" ")
             if not label.isdigit() or file.count("/") != 2:
                 raise ValueError(f"Line {line!r} of {path} is not of the form Domain/Class/file label.")
-            name = _class(file)
+            name = file.split("/")[1]
             if label_of.setdefault(name, label) != label or class_of.setdefault(label, name) != name:
                 raise ValueError(
                     f"Line {line!r} of {path} gives {name!r} the label {label}, but elsewhere its label is "
@@ -167,10 +159,6 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
                 "give lists whose test images do not train."
             )
     return Split(train_files, test_files, source)
-
-
-def _class(file: str) -> str:
-    return file.split("/")[-2]
 
 
 def make_tasks(

@@ -48,11 +48,13 @@ def model_card(
     # Of a path, only the last folder means something on another machine.
     base = base_id or PurePath(base_model or "").name or description["base_class"]
     title = f"{method} of {len(tasks)} tasks for {base}"
+    sources = dict.fromkeys(task["dataset"] for task in tasks if task["dataset"])
     accuracies = {"zero-shot": training["zero_shot"], "with prompts" if prompted else "trained": training["prompted"]}
     metadata = _metadata(description, prompted, repo_id.split("/")[-1] if repo_id else title)
     values = {
         **description,
-        **_task_table(tasks, accuracies),
+        "accuracies": _of_tasks(accuracies, [task["name"] for task in tasks]),
+        "sources": [_link(_dataset_id(source), source, "datasets/") for source in sources],
         "title": title,
         "method": method,
         "base": _link(base_id, base),
@@ -104,19 +106,12 @@ def _metadata(description: dict[str, Any], prompted: bool, name: str) -> ModelCa
     )
 
 
-def _task_table(tasks: list[dict[str, Any]], accuracies: dict[str, dict[str, float]]) -> dict[str, Any]:
-    names = [task["name"] for task in tasks]
-    columns = {head: accuracy for head, accuracy in accuracies.items() if not accuracy.keys().isdisjoint(names)}
-    rows = [
-        [task["name"], len(task["class_names"]), " + ".join(task["route"])]
-        + [_percent(accuracy, [task["name"]]) for accuracy in columns.values()]
-        for task in tasks
-    ]
-    if columns:
-        rows.append(["mean", "", "", *(_percent(accuracy, names) for accuracy in columns.values())])
-    sources = dict.fromkeys(_one_line(task["dataset"]) for task in tasks if task["dataset"])
-    links = [_link(_dataset_id(source), source, "datasets/") for source in sources]
-    return {"accuracy_heads": list(columns), "task_rows": rows, "sources": links}
+def _of_tasks(accuracies: dict[str, dict[str, float]], names: list[str]) -> dict[str, dict[str, float]]:
+    """The columns of accuracies with no other than these tasks, and without columns that have none of them."""
+    columns = {
+        head: {name: by_name[name] for name in names if name in by_name} for head, by_name in accuracies.items()
+    }
+    return {head: by_name for head, by_name in columns.items() if by_name}
 
 
 def _class_lists(tasks: list[dict[str, Any]]) -> list[tuple]:
@@ -143,11 +138,6 @@ def _dataset_id(source: str | None) -> str | None:
 def _link(repo_id: str | None, text: str, kind: str = "") -> str:
     escaped = Markup.escape(MarkdownText(text))
     return Markup(f"[{escaped}](https://huggingface.co/{kind}{repo_id})") if repo_id else escaped
-
-
-def _percent(accuracy: dict[str, float], names: list[str]) -> str:
-    """The mean accuracy of some tasks; nothing if that of one is unknown."""
-    return f"{100 * sum(map(accuracy.get, names)) / len(names):.1f} %" if accuracy.keys() >= set(names) else ""
 
 
 def _literal(text: str) -> Markup:

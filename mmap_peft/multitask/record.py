@@ -14,7 +14,6 @@ from transformers import TrainingArguments
 from ..version import __version__
 
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
 # Arguments that say where files are, what is printed and saved, or what only the machine decides.
 _NOT_OF_THE_METHOD = re.compile(
     "(output_dir|run_name|project|report_to|resume_from|restore_|logging|log_|save_|hub_|push_to|trackio|dataloader_|"
@@ -56,8 +55,9 @@ class TrainingRecord:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result can depend on."""
-    packages = {name: version(name) for name in PACKAGES}
-    return {"mmap_peft": __version__, "python": platform.python_version(), **packages}
+    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+    python = platform.python_version()
+    return {"mmap_peft": __version__, "python": python, **{name: version(name) for name in packages}}
 
 
 def changed_settings(args: TrainingArguments) -> dict[str, Any]:

@@ -59,7 +59,6 @@ def save(classifier: Any, folder: Path, public: bool = False) -> None:
 
 
 def _save_adapter(classifier: Any, adapter: str, folder: Path, base_model: str | None) -> None:
-    """Write the files of one adapter as PEFT does."""
     clip = classifier.clip
     # PEFT completes the settings where it puts an adapter into a model, for example with the modules it goes to.
     config = copy.deepcopy(getattr(clip, "peft_config", {}).get(adapter, classifier.adapter_config))
