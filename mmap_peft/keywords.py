@@ -10,7 +10,7 @@ from typing import Any
 
 
 def check_keywords(*receivers: Callable, without: Collection[str] = ()) -> Callable[[Callable], Callable]:
-    """A decorator: calls with a keyword that neither the function nor a receiver knows raise a `TypeError`.
+    """A decorator: a call with a keyword that neither the function nor a receiver knows raises a `TypeError`.
 
     Args:
         receivers (`Callable`): what the function hands its `**kwargs` on to.

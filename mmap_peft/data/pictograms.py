@@ -47,7 +47,7 @@ def pictograms(style: str, per_class: int = PER_CLASS, seed: int = 0) -> Dataset
     """`per_class` pictures of each class in one style, with the columns `image`, `label`, `index` and `file`.
 
     They are drawn once, and kept where `datasets` keeps its files (`HF_DATASETS_CACHE`). `style` and `seed` are as for
-    `draw`; another style is a `ValueError`.
+    `draw`. An unknown style raises a `ValueError`.
     """
     if style not in STYLES:
         raise ValueError(f"{style!r} is not a style of Pictograms; write one of {', '.join(STYLES)}.")

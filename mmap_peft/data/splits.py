@@ -95,7 +95,7 @@ def split_at_random(
 def draw(split: Split, fraction: float | None = None, shots: int | None = None, seed: int = 0) -> Split:
     """Train on some of a split's training images of each class, and evaluate on the same images as the split.
 
-    The files of the split have the form `domain/class/image`. All else is as for `split_at_random`.
+    The split's files have the form `domain/class/image`. Other arguments and errors are as for `split_at_random`.
     """
     train = {}
     for number, (name, files) in enumerate(split.train.items()):
@@ -105,8 +105,10 @@ def draw(split: Split, fraction: float | None = None, shots: int | None = None, 
 
 
 def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
-    """Read published lists as `split_of_lists` does: for `fraction=0.1`, `folder/Art/train_10.txt` and `test_10.txt`,
-    and so on for each domain. Without such lists, or if they do not fit together, there is a `ValueError`.
+    """Read the published lists of a fraction: for 0.1, `folder/Art/train_10.txt` and `test_10.txt`, and so on.
+
+    Raises:
+        ValueError: there are no such lists, or they do not fit together (`split_of_lists`).
     """
     percent = f"{100 * fraction:g}"
     lists = (sorted(Path(folder).glob(f"*/{part}_{percent}.txt")) for part in ("train", "test"))

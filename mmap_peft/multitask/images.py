@@ -52,8 +52,7 @@ class TaskImages(Dataset):
         if unreadable not in ("refuse", "skip"):
             raise ValueError(f"unreadable={unreadable!r} is no choice; write 'refuse' or 'skip'.")
         self.tasks, self.unreadable = list(tasks), unreadable
-        used = [getattr(task, split) if only is None or task.name in only else None for task in self.tasks]
-        self.data = [_undecoded(data) for data in used]
+        self.data = [_undecoded(getattr(task, split)) if only is None or task.name in only else () for task in tasks]
         self.sizes = [len(data) for data in self.data]
         self.starts = np.cumsum([0, *self.sizes])
         self._preprocessing = Preprocessing(image_processor)

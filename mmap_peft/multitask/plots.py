@@ -14,7 +14,7 @@ def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
     """Draw a heat map of the tasks' affinity, with frames around groups, beside a dendrogram.
 
     Args:
-        grouping (`TaskGrouping`): a grouping with `similarity`; without it there is a `ValueError`.
+        grouping (`TaskGrouping`): a grouping with `similarity`; one without raises a `ValueError`.
         path (`str`): the picture file; its ending gives the format.
     """
     from matplotlib.figure import Figure  # here, since importing it takes longer than the rest of this package

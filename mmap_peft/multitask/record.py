@@ -41,7 +41,7 @@ class TrainingRecord:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingRecord:
-        """Make a record from the values of a JSON file, or raise a `ValueError` if they are not those of a record."""
+        """Make a record from the values of a JSON file. Raises a `ValueError` if they are not those of a record."""
         numbers, texts = (int, float), (int, float, str, type(None))
         kinds = {"settings": texts, "versions": texts, "zero_shot": numbers, "prompted": numbers}
         fits = isinstance(values, dict) and all(

@@ -155,7 +155,7 @@ def load_processor(name_or_path: str | os.PathLike, subfolder: str = "", **optio
         name_or_path (`str`): the CLIP's name on the Hub, or its folder.
         subfolder (`str`): a folder inside `name_or_path`.
         options: as for `AutoProcessor.from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only` and
-            `force_download`. An unknown keyword is a `TypeError`.
+            `force_download`. An unknown keyword raises a `TypeError`.
     """
     return AutoProcessor.from_pretrained(name_or_path, backend="pil", subfolder=subfolder, **options)
 
