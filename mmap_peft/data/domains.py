@@ -39,8 +39,7 @@ def read_folder(
     images = [file for folder in folders for file in sorted(folder.glob("*")) if file.suffix.lower() in endings]
     if not images:
         raise ValueError(
-            f"{root} has no images of the form domain/class/image.jpg, such as {root}/Art/Alarm_Clock/00001.jpg; give "
-            "the folder that holds the domains."
+            f"{root} has no images of the form domain/class/image, such as Art/Bed/1.jpg; give the domains' folder."
         )
     names = list(classes or sorted({file.parent.name for file in images}))
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=names), "file": Value("string")})
@@ -100,13 +99,11 @@ def _with_files(data: Dataset, name: str) -> Dataset:
     for column in ("image", "domain", "label"):
         if column not in data.column_names:
             raise ValueError(
-                f"Data set {name!r} has the columns {data.column_names}, but no {column!r}; give one with image, "
-                "domain and label."
+                f"Data set {name!r} has columns {data.column_names}, but no {column!r}; it needs image, domain, label."
             )
     if not isinstance(data.features["label"], ClassLabel):
         raise ValueError(
-            f"The labels of data set {name!r} are of type {data.features['label']}, so its classes have no names; "
-            "give one whose label is a ClassLabel."
+            f"The labels of data set {name!r} are not a ClassLabel, so its classes have no names; give one with names."
         )
     if "image_path" in data.column_names:
         return data.rename_column("image_path", "file")

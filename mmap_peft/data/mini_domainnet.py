@@ -52,7 +52,6 @@ def read_mini_lists(folder: str | os.PathLike) -> Split:
     for file in chain(*split.train.values(), *split.eval.values()):
         if file.split("/")[1] not in CLASS_NAMES:
             raise ValueError(
-                f"The lists in {folder} name {file!r}, whose class is not one of MiniDomainNet's {len(CLASS_NAMES)}; "
-                "give its own lists, not those of all of DomainNet."
+                f"The lists name {file!r}, whose class is not in MiniDomainNet; give the lists of MiniDomainNet."
             )
     return split

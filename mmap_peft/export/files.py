@@ -30,11 +30,10 @@ def export(
     if format not in SUFFIXES:
         raise ValueError(f"format={format!r} is none that a task can be exported to; write 'torch' or 'onnx'.")
     if format == "onnx":
-        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        missing = " and ".join(name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None)
         if missing:
             raise ImportError(
-                f"format='onnx' needs the package {' and '.join(missing)}, which is not there; write "
-                "pip install mmap_peft[onnx]."
+                f"format='onnx' needs the package {missing}, which is missing; write pip install mmap_peft[onnx]."
             )
         path = "." if path is None else path
     if path is None:
@@ -43,8 +42,7 @@ def export(
     target = target / f"{adapter}{suffix}" if target.is_dir() else target
     if target.suffix != suffix:
         raise ValueError(
-            f"path={str(target)!r} is no folder that is there, and no file for format={format!r}; let it end in "
-            f"{suffix!r}."
+            f"path={str(target)!r} is no folder that is there, and no file for {format}; let it end in {suffix!r}."
         )
     exported = make()
     _write(exported, target)

@@ -103,8 +103,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         description["training"] = TrainingRecord.from_dict(description.get("training", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder} holds no readable {TASKS_FILE} ({error}); give a folder that "
-            "MultiTaskClassifier.save_pretrained wrote."
+            f"{folder} holds no readable {TASKS_FILE} ({error}); give a folder that save_pretrained wrote."
         ) from error
     # The names become paths, and the file may come from anybody.
     if not adapters or not routes_fit or not all(re.fullmatch(r"\w+", adapter) for adapter in adapters):

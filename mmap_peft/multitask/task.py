@@ -67,11 +67,10 @@ class Task:
         if len(raw) < 2:
             raise ValueError(f"Task {self.name!r} has {len(raw)} class; give two or more.")
         counts = Counter(self.class_names)
-        clash = [name for name, clean in zip(raw, self.class_names) if not clean or counts[clean] > 1]
+        clash = ", ".join(repr(name) for name in raw if counts[clean_name(name)] > 1 or not clean_name(name))
         if clash:
             raise ValueError(
-                f"Class names of task {self.name!r} are the same or empty after cleaning: "
-                f"{', '.join(map(repr, clash))}; give each class a name of its own."
+                f"Class names of task {self.name!r} are the same or empty after cleaning: {clash}; rename them."
             )
         for text in as_tuple(self.template):
             if text.count("{}") != 1:
@@ -107,11 +106,10 @@ class Task:
         if self.train is None or not len(self.train):
             raise ValueError(f"Task {self.name!r} has no training images; give Task(..., train=...).")
         counts = np.bincount(self.labels("train"), minlength=len(self.class_names))
-        missing = [name for name, count in zip(self.class_names, counts) if not count]
+        missing = ", ".join(repr(name) for name, count in zip(self.class_names, counts) if not count)
         if missing:
             raise ValueError(
-                f"Task {self.name!r} has no training image of {', '.join(map(repr, missing))}; add images, a larger "
-                "fraction, or leave the classes out of class_names."
+                f"Task {self.name!r} has no training image of {missing}; add images, or leave out these class_names."
             )
 
     def _check_labels(self, split: str) -> None:
