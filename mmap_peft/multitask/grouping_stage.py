@@ -23,23 +23,16 @@ from .task_trainer import TaskTrainer
 SNAPSHOTS_KEY = "snapshots"  # in STATE_FILE: only checkpoints of stage 1 have it
 
 
-class Snapshots(TrainerCallback):
-    """Takes the cosines of the tasks' gradients at evenly spread steps, the last time at the end.
-
-    Args:
-        trainer (`SharedAdapterTrainer`): whose shared adapter the gradients are taken with respect to.
-    """
+class TakeSnapshots(TrainerCallback):
+    """Lets a `SharedAdapterTrainer` take snapshots at evenly spread steps, the last one at the end."""
 
     def __init__(self, trainer: SharedAdapterTrainer) -> None:
         self.trainer = trainer
-        self.steps: list[int] = []
-        self.similarities: list[np.ndarray] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         count = args.grouping_snapshots
         if state.global_step in {round((i + 1) * state.max_steps / count) for i in range(count)}:
-            self.steps.append(state.global_step)
-            self.similarities.append(self.trainer.snapshot())
+            self.trainer.similarities[state.global_step] = self.trainer.snapshot()
 
 
 class SharedAdapterTrainer(TaskTrainer):
@@ -49,14 +42,17 @@ class SharedAdapterTrainer(TaskTrainer):
 
     Args:
         args, kwargs: as for `TaskTrainer`.
+
+    Attributes:
+        similarities (`dict[int, np.ndarray]`): for each step with a snapshot, what `snapshot` returned.
     """
 
     keeps_adapters = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.snapshots = Snapshots(self)
-        self.add_callback(self.snapshots)
+        self.similarities: dict[int, np.ndarray] = {}
+        self.add_callback(TakeSnapshots(self))
 
     def snapshot(self) -> np.ndarray:
         """Cosines of the tasks' gradients with respect to all parameters of the shared adapter, (tasks, tasks)."""
@@ -79,11 +75,10 @@ class SharedAdapterTrainer(TaskTrainer):
             yield batch
 
     def checkpoint_state(self) -> dict[str, Any]:
-        similarities = [matrix.tolist() for matrix in self.snapshots.similarities]
-        return {**super().checkpoint_state(), "snapshot_steps": self.snapshots.steps, SNAPSHOTS_KEY: similarities}
+        snapshots = [matrix.tolist() for matrix in self.similarities.values()]
+        return {**super().checkpoint_state(), "snapshot_steps": list(self.similarities), SNAPSHOTS_KEY: snapshots}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
-        self.snapshots.steps = saved["snapshot_steps"]
-        self.snapshots.similarities = [np.array(matrix) for matrix in saved[SNAPSHOTS_KEY]]
+        self.similarities = dict(zip(saved["snapshot_steps"], map(np.array, saved[SNAPSHOTS_KEY])))

@@ -8,17 +8,13 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
-def interleave(shares: Sequence[float], rows: int) -> np.ndarray:
-    """Spread tasks evenly over rows: after any number of rows, each task has had its share of them to within two rows.
+def interleave(shares: np.ndarray, rows: int) -> np.ndarray:
+    """Numbers of tasks, (rows,): after any number of rows each task has had its share of them to within two rows.
 
     Args:
-        shares (`Sequence[float]`): share of each task; they add up to 1.
+        shares (`np.ndarray`): (tasks,), the share of each; they add up to 1.
         rows (`int`): how many rows.
-
-    Returns:
-        Array (rows,) of task numbers.
     """
-    shares = np.asarray(shares, dtype=np.float64)
     seen, order = np.zeros(len(shares)), np.empty(rows, dtype=np.int64)
     for row in range(rows):
         order[row] = np.argmax(shares * (row + 1) - seen)
@@ -60,21 +56,16 @@ class TaskSampler(Sampler[int]):
         if sampling not in ("uniform", "proportional"):
             raise ValueError(f"sampling={sampling!r} is no choice; write 'uniform' or 'proportional'.")
         self.sizes, self.seed, self.epoch = list(sizes), seed, 0
-        step = batch_size * batches_per_step
-        self.steps = max(sum(sizes) // step, 1)
-        rows = self.steps * step
-        tasks = np.flatnonzero(sizes)
+        self.steps = max(sum(sizes) // (batch_size * batches_per_step), 1)
         weights = np.minimum(sizes, 1) if sampling == "uniform" else np.array(sizes)
-        shares = weights / weights.sum()
-        self.order = interleave(shares, rows)
-        for start in range(0, rows, batch_size):
-            missing = set(tasks.tolist()) - set(self.order[start : start + batch_size].tolist())
-            if missing:
-                raise ValueError(
-                    f"A batch of {batch_size} images does not hold every one of {len(tasks)} tasks with "
-                    f"{sampling} sampling of {self.sizes} images; raise per_device_train_batch_size"
-                    + ("." if sampling == "uniform" else " or choose sampling='uniform'.")
-                )
+        self.order = interleave(weights / weights.sum(), self.steps * batch_size * batches_per_step)
+        tasks = np.count_nonzero(sizes)
+        if any(len(np.unique(batch)) < tasks for batch in self.order.reshape(-1, batch_size)):
+            raise ValueError(
+                f"A batch of {batch_size} images does not hold every one of {tasks} tasks with {sampling} sampling of "
+                f"{self.sizes} images; raise per_device_train_batch_size"
+                + ("." if sampling == "uniform" else " or choose sampling='uniform'.")
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch."""
@@ -84,13 +75,11 @@ class TaskSampler(Sampler[int]):
         return len(self.order)
 
     def __iter__(self) -> Iterator[int]:
-        streams = [self._stream(task) for task in range(len(self.sizes))]
-        for task in self.order:
-            yield next(streams[task])
+        images = [self._images(task) for task in range(len(self.sizes))]
+        return (next(images[task]) for task in self.order)
 
-    def _stream(self, task: int) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch, task])
-        start = sum(self.sizes[:task])
+    def _images(self, task: int) -> Iterator[int]:
+        """The images of one task in random order, again and again."""
+        rng, start = np.random.default_rng([self.seed, self.epoch, task]), sum(self.sizes[:task])
         while True:
-            for number in rng.permutation(self.sizes[task]):
-                yield start + int(number)
+            yield from (start + rng.permutation(self.sizes[task])).tolist()

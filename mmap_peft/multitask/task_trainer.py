@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from . import processes
@@ -19,18 +20,22 @@ from .arguments import MultiTaskTrainingArguments
 from .checkpoints import STATE_FILE, ClassifierTrainer
 from .classifier import MultiTaskClassifier
 from .images import IGNORE_INDEX, TaskImages, collate
-from .metrics import accuracies
 from .output import task_losses
 from .sampler import TaskSampler
+from .task import Task
+
+
+_REFUSED = {
+    "model_init": "it would make another classifier in each training; give the classifier as `model`",
+    "compute_loss_func": "groups and aggregators need the loss of each task, which is the classifier's; override "
+    "`TaskTrainer.compute_loss`",
+}
 
 
 class TrainingWatch(TrainerCallback):
-    """Notes which adapters have begun to train, and tells the sampler which epoch it is.
+    """Notes which adapters of a `TaskTrainer` have begun to train, and tells its sampler which epoch it is.
 
     accelerate's loaders do not tell a sampler of our own once batches are skipped on resuming.
-
-    Args:
-        trainer (`TaskTrainer`): whose training is watched.
     """
 
     def __init__(self, trainer: TaskTrainer) -> None:
@@ -106,7 +111,7 @@ class TaskTrainer(ClassifierTrainer):
         """Names of the tasks whose images `train` needs."""
         return model.training_tasks
 
-    # ---- processes
+    # ---- steps
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.model.record.prompted = {}  # of weights that are about to change
@@ -128,8 +133,7 @@ class TaskTrainer(ClassifierTrainer):
         with self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(classifier, inputs, return_outputs=True)
             losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(classifier.tasks))
-        batches = self.args.gradient_accumulation_steps
-        tasks_by_parameter = classifier.tasks_by_parameter()
+        batches, tasks_by_parameter = self.args.gradient_accumulation_steps, classifier.tasks_by_parameter()
         add_task_gradients(losses / batches, list(tasks_by_parameter))
         if self.accelerator.sync_gradients:
             # From one seed, some aggregators draw the same random numbers on all processes.
@@ -142,17 +146,23 @@ class TaskTrainer(ClassifierTrainer):
                 )
         return loss.detach() / batches
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        enabled = self.is_deepspeed_enabled
-        # Before training there is no engine, and none is needed: up to ZeRO-2 every process has all weights.
-        self.is_deepspeed_enabled = enabled and self.deepspeed is not None
-        try:
-            return super().evaluation_loop(*args, **kwargs)
-        finally:
-            self.is_deepspeed_enabled = enabled
-            if not self.is_in_train:
-                # accelerate would take the model for prepared, and each process would then train alone.
-                self.model._is_accelerate_prepared = False
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The classifier's loss.
+
+        Raises:
+            ValueError: it is not finite; the sentence names the tasks.
+        """
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if not torch.isfinite(loss):
+            losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
+            tasks = [name for name, task_loss in zip(self.model.tasks, losses) if not task_loss.isfinite()]
+            raise ValueError(
+                f"The loss is {loss.item()} at step {self.state.global_step}, from task {', '.join(tasks)}; "
+                "lower learning_rate, or look for images or weights that are not finite."
+            )
+        return (loss, outputs) if return_outputs else loss
 
     # ---- images
 
@@ -161,10 +171,9 @@ class TaskTrainer(ClassifierTrainer):
         names = self.tasks_to_train(self.model, self.args)
         if not names:
             raise ValueError("No adapter is set to train; write classifier.train_adapters(classifier.adapters).")
+        sizes = dict(zip(self.model.tasks, getattr(self.train_dataset, "sizes", ())))
         for name in names:
             self.model.tasks[name].check_training_images()
-        sizes = dict(zip(self.model.tasks, self.train_dataset.sizes))
-        for name in names:
             if not sizes.get(name):
                 raise ValueError(
                     f"The trainer has no training images of task {name!r}, which was added or given images after the "
@@ -196,28 +205,7 @@ class TaskTrainer(ClassifierTrainer):
             logs["train_waiting_share"] = round(min(1.0, self._seconds_waiting / logs["train_runtime"]), 4)
         super().log(logs, *args, **kwargs)
 
-    # ---- loss and metrics
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
-        """The classifier's loss.
-
-        Raises:
-            ValueError: it is not finite; the sentence names the tasks.
-        """
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        if not torch.isfinite(loss):
-            valid = inputs["labels"] != IGNORE_INDEX
-            logits_of_labels = outputs["logits"][valid].gather(1, inputs["labels"][valid][:, None])[:, 0]
-            names = list(self.model.tasks)
-            numbers = inputs["task_ids"][valid][~torch.isfinite(logits_of_labels)].tolist()
-            tasks = sorted({names[number] for number in numbers})
-            raise ValueError(
-                f"The loss is {loss.item()} at step {self.state.global_step}, from task {', '.join(tasks)}; "
-                "lower learning_rate, or look for images or weights that are not finite."
-            )
-        return (loss, outputs) if return_outputs else loss
+    # ---- evaluation
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -227,11 +215,22 @@ class TaskTrainer(ClassifierTrainer):
         if eval_dataset is None:
             keys = {name: f"{metric_key_prefix}_{task.adapter}_accuracy" for name, task in self.model.tasks.items()}
             by_task = {name: metrics[key] for name, key in keys.items() if key in metrics}
-            prompted = any(self.model.routes.values())
-            setattr(self.model.record, "prompted" if prompted else "zero_shot", by_task)
+            setattr(self.model.record, "prompted" if any(self.model.routes.values()) else "zero_shot", by_task)
         return metrics
 
-    # ---- training and checkpoints
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        enabled = self.is_deepspeed_enabled
+        # Before training there is no engine, and none is needed: up to ZeRO-2 every process has all weights.
+        self.is_deepspeed_enabled = enabled and self.deepspeed is not None
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.is_deepspeed_enabled = enabled
+            if not self.is_in_train:
+                # accelerate would take the model for prepared, and each process would then train alone.
+                self.model._is_accelerate_prepared = False
+
+    # ---- training and resuming
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """As `transformers.Trainer.train`; the metrics have `train_waiting_share` besides."""
@@ -261,7 +260,6 @@ class TaskTrainer(ClassifierTrainer):
             )
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """What a checkpoint holds in `STATE_FILE`."""
         sampler = self.sampler
         order = None if sampler is None else {"sizes": sampler.sizes, "seed": sampler.seed, "rows": len(sampler)}
         return {"sampling": self.args.sampling, "order": order}
@@ -278,23 +276,31 @@ class TaskTrainer(ClassifierTrainer):
         self.model.load_adapters(resume_from_checkpoint)
 
 
-_REFUSED = {
-    "model_init": "it would make another classifier in each training; give the classifier as `model`",
-    "compute_loss_func": "groups and aggregators need the loss of each task, which is the classifier's; override "
-    "`TaskTrainer.compute_loss`",
-}
+def accuracies(prediction: EvalPrediction, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """`<adapter>_accuracy` of each task that has images, `mean_accuracy` and `worst_accuracy`, from 0 to 1.
+
+    Args:
+        prediction (`EvalPrediction`): numbers of the predicted classes, (images,); as `label_ids` those of the true
+            classes and of the tasks. With `eval_do_concat_batches=False`, a list of these, one a batch.
+        tasks (`Mapping[str, Task]`): the tasks, in the order of their numbers.
+    """
+    predictions, label_ids = prediction.predictions, prediction.label_ids
+    if isinstance(predictions, list):
+        predictions, label_ids = np.concatenate(predictions), map(np.concatenate, zip(*label_ids))
+    labels, task_ids = label_ids
+    metrics = {}
+    for number, task in enumerate(tasks.values()):
+        rows = (task_ids == number) & (labels != IGNORE_INDEX)
+        if rows.any():
+            metrics[f"{task.adapter}_accuracy"] = float((predictions[rows] == labels[rows]).mean())
+    values = list(metrics.values())
+    return {**metrics, "mean_accuracy": float(np.mean(values)), "worst_accuracy": min(values)}
 
 
 def _images(
     classifier: MultiTaskClassifier, args: MultiTaskTrainingArguments, split: str, only: Sequence[str] | None = None
 ) -> TaskImages | None:
     """The images of some tasks, or `None` if there are none."""
-    images = TaskImages(
-        classifier.tasks.values(),
-        split,
-        classifier.processor.image_processor,
-        args.unreadable,
-        only,
-        args.image_cache_gb * 1e9,
-    )
+    tasks, processor = classifier.tasks.values(), classifier.processor.image_processor
+    images = TaskImages(tasks, split, processor, args.unreadable, only, args.image_cache_gb * 1e9)
     return images if len(images) else None
