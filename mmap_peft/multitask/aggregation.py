@@ -70,14 +70,10 @@ def _make(kind: Callable[..., nn.Module], text: str) -> nn.Module:
 
 
 def add_task_gradients(losses: torch.Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Add each task's gradient to the parameters' `.jac`, whose row i is the gradient of task i's loss.
+    """Add each task's gradient to the `.jac` of parameters: row i is that of task i's loss, of `losses` (tasks,).
 
-    A row takes one backward pass, so that what a batch keeps for it is in memory once. `.jac` holds a row for every
-    task, also for those that do not use the parameter.
-
-    Args:
-        losses (`torch.Tensor`): (tasks,), one loss a task.
-        parameters (`Iterable[nn.Parameter]`): leaves that train.
+    A row takes one backward pass, so that what a batch keeps for it is in memory once. Tasks that do not use a
+    parameter have a row, too.
     """
     from torchjd import autojac
 
@@ -92,11 +88,9 @@ def aggregate_task_gradients(
     r"""Add to each parameter's `.grad` what an aggregator makes of its tasks' gradients, and drop its `.jac`.
 
     With $g_i$ the gradient of task $i$'s loss by the parameters that the same tasks share, flattened to the rows of a
-    Jacobian $J$, their gradient is $\mathcal A(J)$. A parameter of one task gets the gradient of that task. With the
-    sum, $\mathcal A(J) = \sum_i g_i$, this is what `losses.sum().backward()` does.
-
-    An aggregator is not linear: it is called once an optimizer step, with the gradients of all accumulated batches and
-    all processes.
+    Jacobian $J$, their gradient is $\mathcal A(J)$; with the sum, $\sum_i g_i$, that of `losses.sum().backward()`. A
+    parameter of one task gets the gradient of that task. An aggregator is not linear: it is called once an optimizer
+    step, with the gradients of all accumulated batches and all processes.
 
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, and `torchjd`.
 

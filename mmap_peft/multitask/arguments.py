@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -110,8 +111,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
     )
     image_cache_gb: float = HfArg(
         default=4.0,
-        help="GB (1e9 bytes) of disk in TMPDIR for resized images, which later epochs read again; in each process once "
-        "for training and once for evaluation. 0: none.",
+        help="GB (1e9 bytes) of disk in TMPDIR for resized images, which later epochs read again: for each process so "
+        "much for training, and as much for evaluation. 0: none.",
     )
     dataloader_num_workers: int | None = HfArg(
         default=None,
@@ -164,12 +165,11 @@ class MultiTaskTrainingArguments(TrainingArguments):
             if value is not None and value < least:
                 raise ValueError(f"Invalid value {value} for `{name}`: expected an integer of at least {least}.")
 
-    def _errors(self) -> dict[str, bool]:
-        """Each error of settings that cannot be used, or not together, and whether it is made."""
-        snapshots, steps, aggregates = self.grouping_snapshots, self.grouping_steps, self.aggregator is not None
+    def _errors(self) -> dict[str, Any]:
+        """Errors of settings that cannot be used, or not together; each has a true value if it is made."""
+        snapshots, steps = self.grouping_snapshots, self.grouping_steps
         takes_model_apart = any(part in self.optim for part in _REFUSED_OPTIMIZERS)
         uploads_pickles = self.push_to_hub and "checkpoint" in self.hub_strategy
-        empties_cache = self.torch_empty_cache_steps is not None
         lacks_groups = self.grouping == "given" and not self.given_groups
         lacks_steps = self.grouping == "gradient" and not 1 <= snapshots <= steps
         return {
@@ -180,8 +180,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
             f"hub_strategy={self.hub_strategy.value!r} would upload the optimizer's state, which is a pickle; write "
             "'every_save' or 'end'.": uploads_pickles,
             f"image_cache_gb={self.image_cache_gb} is no size; write 0 to keep no images.": self.image_cache_gb < 0,
-            "An aggregator sees gradients as fp16 scales them; write bf16=True instead.": aggregates and self.fp16,
-            "`torch_empty_cache_steps` cannot be used with an aggregator; leave it out.": aggregates and empties_cache,
+            "An aggregator sees gradients as fp16 scales them; write bf16=True instead.": self.aggregator
+            and self.fp16,
             "grouping='given' needs the groups; write given_groups='art+clipart,product', say.": lacks_groups,
             f"grouping='gradient' takes {snapshots} snapshots in {steps} steps; write grouping_steps and "
             "grouping_snapshots of 1 or more, no more snapshots than steps.": lacks_steps,

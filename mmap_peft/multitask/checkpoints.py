@@ -20,6 +20,11 @@ logger = logging.get_logger(__name__)
 STATE_FILE = "multitask_state.json"
 
 
+def saved_state(checkpoint: str) -> dict[str, Any]:
+    """What the `multitask_state.json` of a checkpoint holds."""
+    return json.loads((Path(checkpoint) / STATE_FILE).read_text())
+
+
 class ClassifierTrainer(Trainer):
     """Saves, loads and pushes the classifier that it trains by the classifier's own methods.
 
@@ -32,7 +37,7 @@ class ClassifierTrainer(Trainer):
         raise NotImplementedError
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what `MultiTaskClassifier.save_pretrained` writes, the settings, and the order of images."""
+        """Write what `MultiTaskClassifier.save_pretrained` writes, the settings, and `checkpoint_state`."""
         if self.args.should_save:  # on every process the adapters are whole
             folder = Path(output_dir or self.args.output_dir)
             self.model.save_pretrained(folder)

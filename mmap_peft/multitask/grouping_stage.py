@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,13 @@ from transformers import TrainerCallback
 
 from .adapters import GLOBAL
 from .affinity import cosine_similarity, task_gradients
-from .checkpoints import STATE_FILE
+from .checkpoints import saved_state
 from .images import IGNORE_INDEX
 from .processes import shard_rows
 from .task_trainer import TaskTrainer
 
 
-SNAPSHOTS_KEY = "snapshots"  # in STATE_FILE: only checkpoints of stage 1 have it
+SNAPSHOTS_KEY = "snapshots"  # in `saved_state` of checkpoints of stage 1 only
 
 
 class TakeSnapshots(TrainerCallback):
@@ -80,5 +78,5 @@ class SharedAdapterTrainer(TaskTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
+        saved = saved_state(resume_from_checkpoint)
         self.similarities = dict(zip(saved["snapshot_steps"], map(np.array, saved[SNAPSHOTS_KEY])))

@@ -25,17 +25,16 @@ def interleave(shares: np.ndarray, rows: int) -> np.ndarray:
 class TaskSampler(Sampler[int]):
     """The order of one epoch's images, in which all tasks alternate.
 
-    Batches are consecutive parts of this order. So every batch of every process holds every task, and a step sees the
-    same images whether it runs as one large batch, as several accumulated ones, or on several processes. The order
-    depends on seed and epoch only. An epoch consists of whole steps.
+    Batches are consecutive parts of this order, so every batch of every process holds every task. A step sees the same
+    images whether it runs as one large batch, as several accumulated ones, or on several processes. The order depends
+    on seed and epoch only. An epoch consists of whole steps.
 
     Args:
-        sizes (`Sequence[int]`): number of images of each task. The images of the first task have the lowest indices,
-            then come those of the second, and so on. A task without images takes no part.
+        sizes (`Sequence[int]`): number of images of each task. Images are numbered task by task.
         batch_size (`int`): images of one batch on one process.
         batches_per_step (`int`): batches of one optimizer step, counted over all processes and accumulated batches.
-        sampling (`str`): `"uniform"` gives every task the same share of a batch, so that images of small tasks come
-            more often; `"proportional"` gives each a share in proportion to its number of images.
+        sampling (`str`): share of each task in a batch: `"uniform"`, the same for each that has images, so that those
+            of small tasks come more often, or `"proportional"` to its number of images.
         seed (`int`): seed of the order.
 
     Attributes:

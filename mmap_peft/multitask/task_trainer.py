@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from . import processes
 from .aggregation import add_task_gradients, aggregate_task_gradients, drop_task_gradients, find_aggregator
 from .arguments import MultiTaskTrainingArguments
-from .checkpoints import STATE_FILE, ClassifierTrainer
+from .checkpoints import ClassifierTrainer, saved_state
 from .classifier import MultiTaskClassifier
 from .images import IGNORE_INDEX, TaskImages, collate
 from .output import task_losses
@@ -41,22 +40,18 @@ class TrainingWatch(TrainerCallback):
     def __init__(self, trainer: TaskTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        classifier = self.trainer.model
-        drop_task_gradients(classifier.tasks_by_parameter())  # of a training that was interrupted between two steps
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        classifier, sampler = self.trainer.model, self.trainer.sampler
+        sampler.set_epoch(state.global_step // sampler.steps)
         if self.trainer.keeps_adapters:
             classifier.trained_adapters.update(classifier.training_adapters)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        sampler = self.trainer.sampler
-        sampler.set_epoch(state.global_step // sampler.steps)
 
 
 class TaskTrainer(ClassifierTrainer):
     """Trains the adapters of a `MultiTaskClassifier` that are set to train, on the images of the tasks that use them.
 
-    Every batch of every process holds every such task. A checkpoint holds all adapters, routes and the grouping, and
-    what the order of images depends on; resuming gives the uninterrupted run to the bit.
+    Every batch of every process holds every such task. Resuming from a checkpoint gives the uninterrupted run to the
+    bit.
 
     Args:
         model (`MultiTaskClassifier`): the classifier.
@@ -69,8 +64,7 @@ class TaskTrainer(ClassifierTrainer):
 
     Raises:
         ValueError: the classifier has no adapters, `model_init` or `compute_loss_func` is given, or (when training
-            begins) a task or class has no training image, or the optimizer that was given is one of parameters that
-            do not train.
+            begins) a task or class has no training image, or a given optimizer is one of parameters that do not train.
     """
 
     loss_is_scaled_for_ga = False  # the loss is a mean over the images of one batch
@@ -102,9 +96,8 @@ class TaskTrainer(ClassifierTrainer):
         self.add_callback(TrainingWatch(self))
         self._optimizer_given = self.optimizer is not None or self.lr_scheduler is not None
         self._seconds_waiting = 0.0  # of this training, in which no batch was there
-        self._aggregator = None
-        if args.aggregator is not None:
-            self._aggregator = find_aggregator(args.aggregator, 1 if args.sharing == "none" else len(model.tasks))
+        tasks = 1 if args.sharing == "none" else len(model.tasks)
+        self._aggregator = None if args.aggregator is None else find_aggregator(args.aggregator, tasks)
         processes.set_up(self)
 
     def tasks_to_train(self, model: MultiTaskClassifier, args: MultiTaskTrainingArguments) -> list[str]:
@@ -115,53 +108,42 @@ class TaskTrainer(ClassifierTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.model.record.prompted = {}  # of weights that are about to change
-        if self._aggregator is not None:
-            return self._aggregated_step(*args)
         loss = super().training_step(*args, **kwargs)
-        if processes.is_sharded(self.model) and self.accelerator.sync_gradients:
-            processes.average_gradients(self)
-        return loss
-
-    def _aggregated_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
-        """As `Trainer.training_step`, where shared parameters get what the aggregator makes of their tasks'
-        gradients."""
-        classifier = self.model  # not the one that DDP wraps: it would wait for gradients that come otherwise
-        classifier.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
-        inputs = self._prepare_inputs(inputs)
-        with self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(classifier, inputs, return_outputs=True)
-            losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(classifier.tasks))
-        batches, tasks_by_parameter = self.args.gradient_accumulation_steps, classifier.tasks_by_parameter()
-        add_task_gradients(losses / batches, list(tasks_by_parameter))
-        if self.accelerator.sync_gradients:
+        if self.accelerator.sync_gradients and self._aggregator is not None:
             # From one seed, some aggregators draw the same random numbers on all processes.
             with torch.random.fork_rng(devices=[] if loss.device.type == "cpu" else [loss.device]):
                 torch.manual_seed(self.args.seed + self.state.global_step)
-                aggregate_task_gradients(
-                    tasks_by_parameter,
-                    self._aggregator,
-                    lambda matrix: self.accelerator.reduce(matrix, reduction="mean"),
-                )
-        return loss.detach() / batches
+                mean = functools.partial(self.accelerator.reduce, reduction="mean")
+                aggregate_task_gradients(self.model.tasks_by_parameter(), self._aggregator, mean)
+        elif self.accelerator.sync_gradients and processes.is_sharded(self.model):
+            processes.average_gradients(self)
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """The classifier's loss.
+        """The classifier's loss. For an aggregator, the tasks' gradients are taken here; the loss then has none.
 
         Raises:
             ValueError: it is not finite; the sentence names the tasks.
         """
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        aggregates = self._aggregator is not None and torch.is_grad_enabled()
+        # DDP would wait for gradients that come otherwise, so an aggregator gets the model that it wraps.
+        loss, outputs = super().compute_loss(
+            self.model if aggregates else model, inputs, return_outputs=True, **kwargs
+        )
+        losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
         if not torch.isfinite(loss):
-            losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
             tasks = [name for name, task_loss in zip(self.model.tasks, losses) if not task_loss.isfinite()]
             raise ValueError(
                 f"The loss is {loss.item()} at step {self.state.global_step}, from task {', '.join(tasks)}; "
                 "lower learning_rate, or look for images or weights that are not finite."
             )
+        if aggregates:
+            with torch.autocast(loss.device.type, enabled=False):
+                losses = losses / self.args.gradient_accumulation_steps
+                add_task_gradients(losses, list(self.model.tasks_by_parameter()))
+            loss = loss.detach().requires_grad_()
         return (loss, outputs) if return_outputs else loss
 
     # ---- images
@@ -181,22 +163,18 @@ class TaskTrainer(ClassifierTrainer):
                 )
 
     def _get_train_sampler(self, train_dataset: TaskImages | None = None) -> TaskSampler:
-        self.sampler = TaskSampler(
-            (self.train_dataset if train_dataset is None else train_dataset).sizes,
-            self._train_batch_size,
-            self.args.world_size * self.args.gradient_accumulation_steps,
-            self.args.sampling,
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
+        args, images = self.args, self.train_dataset if train_dataset is None else train_dataset
+        batches = args.world_size * args.gradient_accumulation_steps
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.sampler = TaskSampler(images.sizes, self._train_batch_size, batches, args.sampling, seed)
         return self.sampler
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         # On a GPU work goes on meanwhile that was queued before, so this is the most that it can have been idle.
         start = time.perf_counter()
-        try:
-            return super().get_batch_samples(*args, **kwargs)
-        finally:
-            self._seconds_waiting += time.perf_counter() - start
+        batches = super().get_batch_samples(*args, **kwargs)
+        self._seconds_waiting += time.perf_counter() - start
+        return batches
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As `transformers.Trainer.log`; at the end of training with `train_waiting_share`, the share of its time (0
@@ -237,6 +215,7 @@ class TaskTrainer(ClassifierTrainer):
         self.check_images()
         self._check_optimizer()
         self._seconds_waiting = 0.0
+        drop_task_gradients(self.model.parameters())  # of a training that was interrupted between two steps
         if self.is_deepspeed_enabled and isinstance(resume_from_checkpoint, str):
             self._load_from_checkpoint(resume_from_checkpoint)  # the engine's checkpoint knows weights only
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -265,7 +244,7 @@ class TaskTrainer(ClassifierTrainer):
         return {"sampling": self.args.sampling, "order": order}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
+        saved = saved_state(resume_from_checkpoint)
         self._get_train_sampler()
         for name, value in TaskTrainer.checkpoint_state(self).items():
             if saved[name] != value:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers.utils import logging
 from ..keywords import check_keywords
 from .adapters import GLOBAL
 from .arguments import MultiTaskTrainingArguments
-from .checkpoints import STATE_FILE
+from .checkpoints import saved_state
 from .classifier import MultiTaskClassifier
 from .grouping import TaskGrouping
 from .grouping_stage import SNAPSHOTS_KEY, SharedAdapterTrainer
@@ -35,12 +34,11 @@ class MultiTaskTrainer(TaskTrainer):
     """Groups the tasks of a `MultiTaskClassifier`, then trains the prompts of groups and tasks.
 
     Stage 1 (`group_tasks`) trains one adapter that all tasks share and groups tasks whose gradients are alike. Stage 2
-    gives every group and every task an adapter. A group's prompts collect the gradient of all its tasks, a task's
-    prompts that of its task alone. A method without prompts has no groups and no stage 1: its one adapter, or the
-    tasks' probes, are what is trained.
+    trains an adapter of each group, by the gradients of all its tasks, and one of each task, by its own. A method
+    without prompts has no stage 1: its one adapter, or the tasks' probes, are what is trained.
 
-    Adapters that hold training results (`MultiTaskClassifier.trained_adapters`) are never replaced: with such a
-    classifier, `train` trains exactly the adapters that are set to train, whatever `sharing` and `grouping` say.
+    Adapters that hold training results (`MultiTaskClassifier.trained_adapters`) are never replaced: if there are any,
+    `train` trains exactly the adapters that are set to train, whatever `sharing` and `grouping` say.
 
     ```python
     trainer = MultiTaskTrainer(model=classifier, args=MultiTaskTrainingArguments(output_dir="out"))
@@ -156,7 +154,7 @@ class MultiTaskTrainer(TaskTrainer):
         """
         checkpoint = self._last_checkpoint() if resume_from_checkpoint is True else resume_from_checkpoint
         self.check_images()
-        if checkpoint and SNAPSHOTS_KEY in json.loads((Path(checkpoint) / STATE_FILE).read_text()):
+        if checkpoint and SNAPSHOTS_KEY in saved_state(checkpoint):
             self.group_tasks(resume_from_checkpoint=checkpoint)
             checkpoint = None
         elif checkpoint:
