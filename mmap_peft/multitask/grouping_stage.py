@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from .adapters import GLOBAL
 from .affinity import cosine_similarity, task_gradients
@@ -21,20 +20,9 @@ from .task_trainer import TaskTrainer
 SNAPSHOTS_KEY = "snapshots"  # in `saved_state` of checkpoints of stage 1 only
 
 
-class TakeSnapshots(TrainerCallback):
-    """Lets a `SharedAdapterTrainer` take snapshots at evenly spread steps, the last one at the end."""
-
-    def __init__(self, trainer: SharedAdapterTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        count = args.grouping_snapshots
-        if state.global_step in {round((i + 1) * state.max_steps / count) for i in range(count)}:
-            self.trainer.similarities[state.global_step] = self.trainer.snapshot()
-
-
 class SharedAdapterTrainer(TaskTrainer):
-    """Trains the adapter that all tasks share, and takes snapshots of how alike the tasks' gradients are.
+    """Trains the adapter that all tasks share, and takes snapshots of how alike the tasks' gradients are, at evenly
+    spread steps, the last one at the end.
 
     What it trains is only the start of the groups' adapters, so the classifier does not count it as trained.
 
@@ -50,7 +38,11 @@ class SharedAdapterTrainer(TaskTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.similarities: dict[int, np.ndarray] = {}
-        self.add_callback(TakeSnapshots(self))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        count = args.grouping_snapshots
+        if state.global_step in {round((i + 1) * state.max_steps / count) for i in range(count)}:
+            self.similarities[state.global_step] = self.snapshot()
 
     def snapshot(self) -> np.ndarray:
         """Cosines of the tasks' gradients with respect to all parameters of the shared adapter, (tasks, tasks)."""

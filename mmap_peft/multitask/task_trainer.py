@@ -31,27 +31,11 @@ _REFUSED = {
 }
 
 
-class TrainingWatch(TrainerCallback):
-    """Notes which adapters of a `TaskTrainer` have begun to train, and tells its sampler which epoch it is.
-
-    accelerate's loaders do not tell a sampler of our own once batches are skipped on resuming.
-    """
-
-    def __init__(self, trainer: TaskTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        classifier, sampler = self.trainer.model, self.trainer.sampler
-        sampler.set_epoch(state.global_step // sampler.steps)
-        if self.trainer.keeps_adapters:
-            classifier.trained_adapters.update(classifier.training_adapters)
-
-
-class TaskTrainer(ClassifierTrainer):
+class TaskTrainer(ClassifierTrainer, TrainerCallback):
     """Trains the adapters of a `MultiTaskClassifier` that are set to train, on the images of the tasks that use them.
 
     Every batch of every process holds every such task. Resuming from a checkpoint gives the uninterrupted run to the
-    bit.
+    bit. The trainer is a callback of its own.
 
     Args:
         model (`MultiTaskClassifier`): the classifier.
@@ -93,7 +77,7 @@ class TaskTrainer(ClassifierTrainer):
             eval_dataset = _images(model, args, "eval")
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.sampler: TaskSampler | None = None
-        self.add_callback(TrainingWatch(self))
+        self.add_callback(self)
         self._optimizer_given = self.optimizer is not None or self.lr_scheduler is not None
         self._seconds_waiting = 0.0  # of this training, in which no batch was there
         tasks = 1 if args.sharing == "none" else len(model.tasks)
@@ -105,6 +89,12 @@ class TaskTrainer(ClassifierTrainer):
         return model.training_tasks
 
     # ---- steps
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # accelerate's loaders do not tell a sampler of our own which epoch it is once batches are skipped on resuming.
+        self.sampler.set_epoch(state.global_step // self.sampler.steps)
+        if self.keeps_adapters:
+            self.model.trained_adapters.update(self.model.training_adapters)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.model.record.prompted = {}  # of weights that are about to change
@@ -193,7 +183,8 @@ class TaskTrainer(ClassifierTrainer):
         if eval_dataset is None:
             keys = {name: f"{metric_key_prefix}_{task.adapter}_accuracy" for name, task in self.model.tasks.items()}
             by_task = {name: metrics[key] for name, key in keys.items() if key in metrics}
-            setattr(self.model.record, "prompted" if any(self.model.routes.values()) else "zero_shot", by_task)
+            prompted = any(route for route, _ in self.model.text_keys(list(keys)))  # not inside of zero_shot()
+            setattr(self.model.record, "prompted" if prompted else "zero_shot", by_task)
         return metrics
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:

@@ -179,7 +179,8 @@ class MultiTaskTrainer(TaskTrainer):
         else:
             classifier.check_grouping()
             self._check_replacing()
-            (classifier.share_one_adapter if sharing == "all" else classifier.separate_adapters)(self.args.seed)
+            replace_adapters = classifier.share_one_adapter if sharing == "all" else classifier.separate_adapters
+            replace_adapters(self.args.seed)
 
     def _last_checkpoint(self) -> str:
         output = Path(self.args.output_dir)
