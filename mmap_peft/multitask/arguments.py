@@ -180,8 +180,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
             f"hub_strategy={self.hub_strategy.value!r} would upload the optimizer's state, which is a pickle; write "
             "'every_save' or 'end'.": uploads_pickles,
             f"image_cache_gb={self.image_cache_gb} is no size; write 0 to keep no images.": self.image_cache_gb < 0,
-            "An aggregator sees gradients as fp16 scales them; write bf16=True instead.": self.aggregator
-            and self.fp16,
+            "An aggregator sees gradients as fp16 scales them; write bf16=True.": self.aggregator and self.fp16,
             "grouping='given' needs the groups; write given_groups='art+clipart,product', say.": lacks_groups,
             f"grouping='gradient' takes {snapshots} snapshots in {steps} steps; write grouping_steps and "
             "grouping_snapshots of 1 or more, no more snapshots than steps.": lacks_steps,

@@ -93,6 +93,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # accelerate's loaders do not tell a sampler of our own which epoch it is once batches are skipped on resuming.
         self.sampler.set_epoch(state.global_step // self.sampler.steps)
+        drop_task_gradients(self.model.parameters())  # of a training that was interrupted between two steps
         if self.keeps_adapters:
             self.model.trained_adapters.update(self.model.training_adapters)
 
@@ -118,10 +119,8 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
             ValueError: it is not finite; the sentence names the tasks.
         """
         aggregates = self._aggregator is not None and torch.is_grad_enabled()
-        # DDP would wait for gradients that come otherwise, so an aggregator gets the model that it wraps.
-        loss, outputs = super().compute_loss(
-            self.model if aggregates else model, inputs, return_outputs=True, **kwargs
-        )
+        model = self.model if aggregates else model  # not the one that DDP wraps: it would wait for gradients
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
         if not torch.isfinite(loss):
             tasks = [name for name, task_loss in zip(self.model.tasks, losses) if not task_loss.isfinite()]
@@ -206,7 +205,6 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         self.check_images()
         self._check_optimizer()
         self._seconds_waiting = 0.0
-        drop_task_gradients(self.model.parameters())  # of a training that was interrupted between two steps
         if self.is_deepspeed_enabled and isinstance(resume_from_checkpoint, str):
             self._load_from_checkpoint(resume_from_checkpoint)  # the engine's checkpoint knows weights only
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

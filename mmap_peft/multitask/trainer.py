@@ -91,10 +91,8 @@ class MultiTaskTrainer(TaskTrainer):
             stage.train(resume_from_checkpoint=resume_from_checkpoint)
             classifier._is_accelerate_prepared = False  # for other adapters it has to be wrapped and compiled anew
         if grouping is None:
-            cosines = np.array(list(stage.similarities.values()))
-            grouping = TaskGrouping.from_similarity(
-                tasks, cosines, args.threshold, args.max_groups, list(stage.similarities)
-            )
+            cosines, steps = np.array(list(stage.similarities.values())), list(stage.similarities)
+            grouping = TaskGrouping.from_similarity(tasks, cosines, args.threshold, args.max_groups, steps)
         classifier.set_grouping(grouping, seed=args.seed)
         if args.should_save:
             folder = Path(args.output_dir) / GROUPING_FOLDER
