@@ -10,14 +10,11 @@ from typing import Any
 
 
 def check_keywords(*receivers: Callable, without: Collection[str] = ()) -> Callable[[Callable], Callable]:
-    """A decorator that refuses keywords which neither the function nor what it hands them on to knows.
+    """A decorator: a call with a keyword that neither the function nor a receiver knows raises a `TypeError`.
 
     Args:
         receivers (`Callable`): what the function hands its `**kwargs` on to.
         without (`Collection[str]`): keywords of the receivers that the function sets itself.
-
-    Raises:
-        TypeError: on a call with an unknown keyword; it names the keyword and the known one with the closest spelling.
     """
 
     def decorate(function: Callable) -> Callable:

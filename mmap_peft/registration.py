@@ -1,7 +1,6 @@
 """Makes PEFT know the methods of this library. The only file that touches PEFT's registries.
 
-PEFT has no hook for methods from outside: `register_peft_method` takes names of its own enum only. The three mappings
-below are what it would have filled.
+PEFT's own `register_peft_method` takes names of its own enum only. Here the three mappings that it fills are filled.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import TypeVar
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
+from . import methods, prompts
 from .methods.peft_configs import PEFT_METHODS
 from .prompts.base import PromptConfig
 from .prompts.method import Method
@@ -23,18 +23,14 @@ Config = TypeVar("Config", bound=type[PeftConfig])
 
 
 def register_method(config_class: Config) -> Config:
-    """Enter a method into PEFT's registries, so that PEFT and transformers load its adapters.
+    """Enter a method into PEFT's registries, so that PEFT and transformers load its adapters; returns its config.
 
-    All methods of this library are entered when it is imported. One that stands elsewhere is entered by this function,
-    which may be a decorator of its config; the file with it must be imported before an adapter of it is loaded.
+    The methods of this library are registered when it is imported. For one of your own, use this function, which may
+    be a decorator of its config, in a file that is imported before an adapter of it is loaded.
 
     Args:
-        config_class (`type[PeftConfig]`): the method's config, with a class attribute `method`, which is a
-            [`Method`]. A config that is no `PromptConfig` has a second one, `tuner_class`: the `BaseTuner` that puts
-            the method into a model.
-
-    Returns:
-        `config_class`.
+        config_class (`type[PeftConfig]`): the method's config, with a class attribute `method`, a [`Method`]. One that
+            is no `PromptConfig` also has `tuner_class`, the `BaseTuner` that puts the method into a model.
 
     Raises:
         ValueError: the config has no `method`, or its `peft_type` is that of another method.
@@ -59,12 +55,11 @@ def register_method(config_class: Config) -> Config:
 
 
 def register_methods() -> None:
-    """Enter every method of this library: each config in `prompts` and `methods` that has a `method` of its own."""
-    for name in ("prompts", "methods"):
-        package = importlib.import_module(f".{name}", __package__)
+    """Register every method of this library: each config in `prompts` and `methods` that has a `method` of its own."""
+    for package in (prompts, methods):
         for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             for value in list(vars(importlib.import_module(file.name)).values()):
-                if isinstance(value, type) and value.__module__ == file.name and "method" in vars(value):
+                if isinstance(value, type) and "method" in vars(value):
                     register_method(value)
 
 
@@ -75,15 +70,13 @@ def known_methods() -> dict[str, Method]:
 
 
 def starting_learning_rate(config: PeftConfig) -> float:
-    """The learning rate to try first with a method.
-
-    It is no result: an order of magnitude that is usual for the method, from which to choose on validation images.
+    """The learning rate to try first with a method: its usual order of magnitude. Choose yours on validation images.
 
     Args:
         config (`PeftConfig`): the method's settings.
 
     Raises:
-        ValueError: a method that this library has no rate for.
+        ValueError: this library has no rate for the method.
     """
     known = known_methods()
     if config.peft_type not in known:

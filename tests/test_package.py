@@ -1,8 +1,10 @@
-"""What `import mmap_peft` costs, who imports whom, and what functions do with keywords that they do not know."""
+"""What `import mmap_peft` costs, who imports whom, how long files are, and what becomes of unknown keywords."""
 
 import ast
+import graphlib
 import subprocess
 import sys
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,71 @@ def test_a_package_imports_none_that_stands_above_it(package):
         if isinstance(node, ast.ImportFrom) and node.level == 2 and (node.module or "").split(".")[0] in above
     ]
     assert imports == []
+
+
+SOURCES = {
+    path.relative_to(PACKAGE.parent).as_posix(): path.read_text("utf-8")
+    for folder in (PACKAGE, PACKAGE.parent / "benchmark")
+    for path in sorted(folder.rglob("*.py"))
+}
+
+
+def circle_of_imports(sources):
+    """Files that import each other in a circle, or `None`. `sources` has the text of each file by its path."""
+    path_of = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+    imports = {path: set() for path in sources}
+    for module, path in path_of.items():
+        package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+        for node in ast.walk(ast.parse(sources[path])):  # in functions and for type checking, too
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                origin = resolve_name("." * node.level + (node.module or ""), package)
+                names = [f"{origin}.{alias.name}" for alias in node.names]
+                names = [name if name in path_of else origin for name in names]
+            imports[path].update(path_of[name] for name in names if name in path_of)
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert "mmap_peft/multitask/classifier.py" in SOURCES and "benchmark/runner.py" in SOURCES
+    assert circle_of_imports(SOURCES) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from . import one",
+        "from .one import name",
+        "from ..p.one import name",
+        "from q.p import one",
+        "import q.p.one as other",
+        "def function():\n    from q.p.one import name",
+        "if TYPE_CHECKING:\n    from .one import name",
+    ],
+)
+def test_a_circle_of_imports_is_seen_however_they_are_written(line):
+    files = {"q/p/__init__.py": "from .two import name", "q/p/one.py": "import os\nfrom .three import name"}
+    files = {**files, "q/p/two.py": "from .one import name", "q/p/three.py": "from torch import nn"}
+    assert circle_of_imports(files) is None
+    assert set(circle_of_imports({**files, "q/p/three.py": line})) == {"q/p/one.py", "q/p/three.py"}
+    assert set(circle_of_imports({**files, "q/p/three.py": "from . import name"})) == set(files)
+
+
+def test_no_file_has_more_than_300_lines_and_no_function_more_than_45():
+    long_files = {path: len(text.splitlines()) for path, text in SOURCES.items() if len(text.splitlines()) > 300}
+    long_functions = {
+        f"{path}: {node.name}": node.end_lineno - node.lineno + 1
+        for path, text in SOURCES.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 45
+    }
+    assert (long_files, long_functions) == ({}, {})
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,7 @@ def read_folder(
     Raises:
         ValueError: the folder has no images in such places, or lacks a domain or class that is asked for.
     """
-    root = Path(path)
-    endings = set(PILImage.registered_extensions())
+    root, endings = Path(path), PILImage.registered_extensions()
     folders = sorted(root.glob("*/*"))
     domain_of = _match({folder.parent.name for folder in folders}, domains, root)
     class_of = _match({folder.name for folder in folders}, classes, root)
@@ -40,21 +39,19 @@ def read_folder(
     images = [file for folder in folders for file in sorted(folder.glob("*")) if file.suffix.lower() in endings]
     if not images:
         raise ValueError(
-            f"{root} has no images of the form domain/class/image.jpg, such as {root}/Art/Alarm_Clock/00001.jpg; give "
-            "the folder that holds the domains."
+            f"{root} has no images of the form domain/class/image, such as Art/Bed/1.jpg; give the domains' folder."
         )
     names = list(classes or sorted({file.parent.name for file in images}))
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=names), "file": Value("string")})
-    data = {}
-    for domain in domains or sorted({file.parent.parent.name for file in images}):
-        files = [file for file in images if domain_of[file.parent.parent.name] == domain]
-        columns = {
-            "image": [str(file) for file in files],
-            "label": [class_of[file.parent.name] for file in files],
-            "file": [file.relative_to(root).as_posix() for file in files],
-        }
-        data[domain] = Dataset.from_dict(columns, features=features)
-    return data
+    rows: dict[str, list[dict]] = {domain: [] for domain in domains or sorted(domain_of)}
+    for file in images:
+        row = {"image": str(file), "label": class_of[file.parent.name], "file": file.relative_to(root).as_posix()}
+        rows[domain_of[file.parent.parent.name]].append(row)
+    return {
+        domain: Dataset.from_dict({column: [row[column] for row in in_domain] for column in features}, features)
+        for domain, in_domain in rows.items()
+        if domains or in_domain
+    }
 
 
 @check_keywords()
@@ -70,26 +67,31 @@ def read_hub(
 
     Args:
         name: for example `"flwrlabs/office-home"`.
-        domains, classes (`Sequence[str]`, *optional*): only these, as in `read_folder`.
+        domains, classes: as for `read_folder`.
         revision, token, cache_dir: as for `datasets.load_dataset`.
 
     Returns:
-        What `read_folder` returns; `file` is the column `image_path`, or the row's number where the data set has no
-        such column.
+        As `read_folder`; `file` is the column `image_path`, or the row's number where there is no such column.
 
     Raises:
         ValueError: a column is missing, the labels have no names, or a domain or class that is asked for is missing.
     """
     splits = load_dataset(name, revision=revision, token=token, cache_dir=cache_dir)
-    everything = _with_files(concatenate_datasets(list(splits.values())), name)
-    everything, used = _restrict(everything, classes, name)
-    feature, values = everything.features["domain"], everything.with_format("numpy")["domain"]
+    data = _with_files(concatenate_datasets(list(splits.values())), name)
+    wanted = np.ones(len(data), dtype=bool)
+    if classes is not None:
+        names = data.features["label"].names
+        class_of = _match(set(names), classes, name)
+        number_of = np.array([classes.index(class_of[name]) if name in class_of else -1 for name in names])
+        labels = number_of[data.with_format("numpy")["label"][:]]
+        # The column is added before rows are selected: afterwards all images would be written once more.
+        data = data.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=list(classes)))
+        wanted = labels >= 0
+    feature, values = data.features["domain"], data.with_format("numpy")["domain"]
     names = [feature.int2str(int(value)) if isinstance(feature, ClassLabel) else str(value) for value in values]
     domain_of = _match(set(names), domains, name)
     rows = np.array([domain_of.get(name) for name in names], dtype=object)
-    return {
-        domain: everything.select(np.flatnonzero(used & (rows == domain))) for domain in domains or sorted(domain_of)
-    }
+    return {domain: data.select(np.flatnonzero(wanted & (rows == domain))) for domain in domains or sorted(domain_of)}
 
 
 def _with_files(data: Dataset, name: str) -> Dataset:
@@ -97,17 +99,15 @@ def _with_files(data: Dataset, name: str) -> Dataset:
     for column in ("image", "domain", "label"):
         if column not in data.column_names:
             raise ValueError(
-                f"Data set {name!r} has the columns {data.column_names}, but no {column!r}; give one with image, "
-                "domain and label."
+                f"Data set {name!r} has columns {data.column_names}, but no {column!r}; it needs image, domain, label."
             )
     if not isinstance(data.features["label"], ClassLabel):
         raise ValueError(
-            f"The labels of data set {name!r} are of type {data.features['label']}, so its classes have no names; "
-            "give one whose label is a ClassLabel."
+            f"The labels of data set {name!r} are not a ClassLabel, so its classes have no names; give one with names."
         )
     if "image_path" in data.column_names:
         return data.rename_column("image_path", "file")
-    return data.add_column("file", [str(row) for row in range(len(data))])
+    return data.add_column("file", list(map(str, range(len(data)))))
 
 
 def read_domains(
@@ -130,16 +130,3 @@ def _match(names: set[str], wanted: Sequence[str] | None, source: object) -> dic
             f"{', '.join(sorted(names)[:6]) or 'none'} and so on. Give the data set that has them all."
         )
     return matches
-
-
-def _restrict(data: Dataset, classes: Sequence[str] | None, source: str) -> tuple[Dataset, np.ndarray]:
-    """The data with labels that number `classes`, and for each row whether it is of one of these classes."""
-    if classes is None:
-        return data, np.ones(len(data), dtype=bool)
-    names = data.features["label"].names
-    class_of = _match(set(names), classes, source)
-    number_of = np.array([classes.index(class_of[name]) if name in class_of else -1 for name in names])
-    labels = number_of[data.with_format("numpy")["label"][:]]
-    # Add the column before rows are selected: afterwards all images would be written once more.
-    data = data.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=list(classes)))
-    return data, labels >= 0

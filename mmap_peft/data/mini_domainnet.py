@@ -22,15 +22,11 @@ CLASS_NAMES = Path(__file__).with_name("mini_domainnet_classes.txt").read_text()
 
 
 def read_mini_domainnet(data: str) -> dict[str, Dataset]:
-    """MiniDomainNet's domains and classes of DomainNet.
+    """MiniDomainNet's domains and classes of DomainNet, as `read_domains` returns them. Labels number `CLASS_NAMES`.
 
     Args:
         data: DomainNet's folder as downloaded (`data/clipart/aircraft_carrier/clipart_001_000001.jpg`), or the name
             on the Hub of a data set with the columns `image`, `domain` and `label`, such as `"wltjr1007/DomainNet"`.
-            Other domains and classes are left out.
-
-    Returns:
-        What `read_domains` returns; labels number `CLASS_NAMES`.
 
     Raises:
         ValueError: a domain or a class is missing.
@@ -39,17 +35,14 @@ def read_mini_domainnet(data: str) -> dict[str, Dataset]:
 
 
 def read_mini_lists(folder: str | os.PathLike) -> Split:
-    """The lists that come with MiniDomainNet: `folder/clipart_train.txt`, `folder/clipart_test.txt` and so on for each
-    domain, with lines `clipart/aircraft_carrier/clipart_001_000001.jpg 0`.
-
-    Labels come from the class names in the paths. The lists may number the classes in any way, but all alike.
+    """The lists that come with MiniDomainNet: `clipart_train.txt`, `clipart_test.txt` and so on for each domain, with
+    lines `clipart/aircraft_carrier/clipart_001_000001.jpg 0`, read as by `split_of_lists`.
 
     Args:
         folder: `splits_mini` as the Dassl toolbox ships it.
 
     Raises:
-        ValueError: a list is missing, a line is not of this form, a class is not one of `CLASS_NAMES`, or lines
-            number the classes differently.
+        ValueError: as for `split_of_lists`; or a list is missing, or a class is not one of `CLASS_NAMES`.
     """
     train, test = ({name: Path(folder) / f"{name}_{part}.txt" for name in DOMAINS} for part in ("train", "test"))
     for path in [*train.values(), *test.values()]:
@@ -59,7 +52,6 @@ def read_mini_lists(folder: str | os.PathLike) -> Split:
     for file in chain(*split.train.values(), *split.eval.values()):
         if file.split("/")[1] not in CLASS_NAMES:
             raise ValueError(
-                f"The lists in {folder} name {file!r}, whose class is not one of MiniDomainNet's {len(CLASS_NAMES)}; "
-                "give its own lists, not those of all of DomainNet."
+                f"The lists name {file!r}, whose class is not in MiniDomainNet; give the lists of MiniDomainNet."
             )
     return split

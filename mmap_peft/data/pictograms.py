@@ -17,7 +17,7 @@ _LINES = Path(__file__).with_name("pictogram_glyphs.txt").read_text("utf-8").spl
 GLYPHS = {name: glyph for glyph, name in (line.split(" ", 1) for line in _LINES)}
 CLASS_NAMES = list(GLYPHS)
 PER_CLASS = 30  # pictures of one class in one style
-DRAWING = "1"  # change it whenever a picture changes, so that pictures of before that were kept are not used
+DRAWING = "1"  # to be changed whenever pictures change: data sets that were drawn before are then not used again
 
 
 def draw(style: str, class_name: str, index: int, seed: int = 0) -> PIL.Image.Image:
@@ -44,28 +44,22 @@ def _pictures(style: str, per_class: int, seed: int, drawn_with: dict[str, str])
 
 
 def pictograms(style: str, per_class: int = PER_CLASS, seed: int = 0) -> Dataset:
-    """All pictures of one style as a data set with the columns `image`, `label`, `index` and `file`.
+    """`per_class` pictures of each class in one style, with the columns `image`, `label`, `index` and `file`.
 
-    They are drawn once, and kept where `datasets` keeps its files (`HF_DATASETS_CACHE`).
-
-    Args:
-        style: one of `STYLES`.
-        per_class: pictures of each class.
-        seed: seed of the pictures.
+    They are drawn once, and kept where `datasets` keeps its files (`HF_DATASETS_CACHE`). `style` and `seed` are as for
+    `draw`. An unknown style raises a `ValueError`.
     """
     if style not in STYLES:
         raise ValueError(f"{style!r} is not a style of Pictograms; write one of {', '.join(STYLES)}.")
-    features = Features(
-        {"image": Image(), "label": ClassLabel(names=CLASS_NAMES), "index": Value("int64"), "file": Value("string")}
-    )
-    # Kept pictures are found by these arguments, so they hold all that a picture depends on.
+    features = {"image": Image(), "label": ClassLabel(names=CLASS_NAMES), "index": Value("int64")}
+    # `datasets` finds what it has kept by these arguments, so they hold all that a picture depends on.
     drawn_with = {"drawing": DRAWING, **{name: version(name) for name in ("numpy", "pillow", "matplotlib")}}
     arguments = {"style": style, "per_class": per_class, "seed": seed, "drawn_with": drawn_with}
-    return Dataset.from_generator(_pictures, features=features, gen_kwargs=arguments)
+    return Dataset.from_generator(_pictures, Features({**features, "file": Value("string")}), gen_kwargs=arguments)
 
 
 def pictogram_domains(per_class: int = PER_CLASS, seed: int = 0) -> dict[str, Dataset]:
-    """The data set of each style, by the style's name."""
+    """The data set of each style, by the style's name; arguments as for `pictograms`."""
     return {style: pictograms(style, per_class, seed) for style in STYLES}
 
 
@@ -78,5 +72,6 @@ def contact_sheet(
     styles: Sequence[str] = tuple(STYLES), class_names: Sequence[str] = CLASS_NAMES[::5]
 ) -> PIL.Image.Image:
     """A picture of the data set: a row a style, a column a class."""
-    samples = [[draw(style, name, 0) for name in class_names] for style in styles]
-    return PIL.Image.fromarray(np.vstack([np.hstack(row) for row in samples]))
+    return PIL.Image.fromarray(
+        np.vstack([np.hstack([draw(style, name, 0) for name in class_names]) for style in styles])
+    )

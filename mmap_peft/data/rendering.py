@@ -18,13 +18,11 @@ def _glyph(character: str) -> Image.Image:
     """The glyph as a square grey mask whose longer side is as long as the mask."""
     import matplotlib  # slow to import
 
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    font = ImageFont.truetype(path, 2 * CANVAS)
-    box = font.getbbox(character)
-    width, height = box[2] - box[0], box[3] - box[1]
-    side = max(width, height)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 2 * CANVAS)
+    left, top, right, bottom = font.getbbox(character)
+    side = max(right - left, bottom - top)
     mask = Image.new("L", (side, side), 0)
-    offset = ((side - width) // 2 - box[0], (side - height) // 2 - box[1])
+    offset = ((side - right + left) // 2 - left, (side - bottom + top) // 2 - top)
     ImageDraw.Draw(mask).text(offset, character, fill=255, font=font)
     return mask
 
@@ -32,37 +30,29 @@ def _glyph(character: str) -> Image.Image:
 def pose(
     character: str, rng: np.random.Generator, tilt: float, scale: tuple[float, float], slant: float
 ) -> np.ndarray:
-    """Place a glyph at a random angle, size, slant and place.
+    """A mask (96, 96) in [0, 1] of a glyph at a random angle, size, slant and place.
 
     Args:
-        character: the glyph.
-        rng: source of all randomness.
         tilt: largest angle either way, in degrees.
         scale: least and largest length of the glyph's longer side, as a share of the picture's side.
         slant: largest shear either way.
-
-    Returns:
-        Float array (96, 96) in [0, 1]: 1 where the glyph is.
     """
     glyph = _glyph(character)
-    angle = np.deg2rad(rng.uniform(-tilt, tilt))
-    size = rng.uniform(*scale) * CANVAS
-    shear = rng.uniform(-slant, slant)
-    stretch = np.exp(rng.uniform(-slant, slant))
-    free = max(CANVAS - size, 0.0) / 2
-    shift = rng.uniform(-0.7 * free, 0.7 * free, size=2)
+    angle, size = np.deg2rad(rng.uniform(-tilt, tilt)), rng.uniform(*scale) * CANVAS
+    shear, stretch = rng.uniform(-slant, slant), np.exp(rng.uniform(-slant, slant))
+    margin = 0.7 * max(CANVAS - size, 0.0) / 2
+    centre = CANVAS / 2 + rng.uniform(-margin, margin, size=2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     forward = turn @ np.array([[stretch, shear], [0.0, 1.0 / stretch]]) * (size / glyph.width)
     inverse = np.linalg.inv(forward)
-    centre = np.array([CANVAS / 2, CANVAS / 2]) + shift
-    origin = np.array([glyph.width / 2, glyph.height / 2]) - inverse @ centre
+    origin = glyph.width / 2 - inverse @ centre
     matrix = (*inverse[0], origin[0], *inverse[1], origin[1])
     posed = glyph.transform((CANVAS, CANVAS), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
     return np.asarray(posed, dtype=np.float32) / 255.0
 
 
 def _filtered(array: np.ndarray, image_filter: ImageFilter.Filter) -> np.ndarray:
-    """A filter of PIL on a float array (H, W) in [0, 1]."""
+    """A filter of PIL on a float array (H, W) or (H, W, 3) in [0, 1]."""
     image = Image.fromarray(np.clip(array * 255, 0, 255).astype(np.uint8))
     return np.asarray(image.filter(image_filter), dtype=np.float32) / 255.0
 
@@ -95,6 +85,16 @@ def hue(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[
     return (v * (1 - s + s * wheel)).astype(np.float32)
 
 
+def grey(value: float) -> np.ndarray:
+    """A grey, RGB in [0, 1]."""
+    return np.full(3, value, dtype=np.float32)
+
+
+def paper(colour: np.ndarray) -> np.ndarray:
+    """A flat ground (96, 96, 3)."""
+    return np.broadcast_to(colour, (CANVAS, CANVAS, 3)).astype(np.float32)
+
+
 def over(ground: np.ndarray, mask: np.ndarray, paint: np.ndarray) -> np.ndarray:
     """Paint (3,) or (96, 96, 3) over ground where the mask (96, 96) is."""
     return ground + mask[..., None] * (paint - ground)
@@ -106,11 +106,6 @@ def finish(picture: np.ndarray) -> Image.Image:
     return image.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
-def paper(colour: np.ndarray) -> np.ndarray:
-    """A flat ground (96, 96, 3)."""
-    return np.broadcast_to(colour, (CANVAS, CANVAS, 3)).astype(np.float32)
-
-
 def draw_print(character: str, rng: np.random.Generator) -> Image.Image:
     """Black ink on white paper, as a coarse halftone, worn."""
     mask = pose(character, rng, tilt=20, scale=(0.55, 0.95), slant=0.14)
@@ -120,8 +115,7 @@ def draw_print(character: str, rng: np.random.Generator) -> Image.Image:
     dots = np.cos(u * 2 * np.pi / pitch) + np.cos(v * 2 * np.pi / pitch)
     wear = np.clip(1.6 * clouds(rng, 24) + rng.uniform(0.1, 0.5), 0, 1)
     ink = blur(mask * (dots > rng.uniform(-0.9, -0.4)), rng.uniform(0.3, 1.0)) * wear
-    ground = paper(np.full(3, rng.uniform(0.9, 1.0), dtype=np.float32))
-    return finish(over(ground, ink, np.full(3, rng.uniform(0.0, 0.25), dtype=np.float32)))
+    return finish(over(paper(grey(rng.uniform(0.9, 1.0))), ink, grey(rng.uniform(0.0, 0.25))))
 
 
 def draw_clipart(character: str, rng: np.random.Generator) -> Image.Image:
@@ -133,9 +127,9 @@ def draw_clipart(character: str, rng: np.random.Generator) -> Image.Image:
         disc = (np.hypot(x, y) < rng.uniform(0.38, 0.5) * CANVAS).astype(np.float32)
         picture = over(picture, disc, hue(rng, (0.4, 1.0), (0.5, 1.0)))
     border = grow(mask, int(rng.integers(5, 8)))
-    picture = over(picture, 0.3 * np.roll(border, (3, 3), axis=(0, 1)), np.zeros(3, dtype=np.float32))
-    picture = over(picture, border, np.ones(3, dtype=np.float32))
-    picture = over(picture, grow(mask, 3), np.full(3, 0.1, dtype=np.float32))
+    shadow, outline = 0.3 * np.roll(border, (3, 3), axis=(0, 1)), grow(mask, 3)
+    for layer, paint in ((shadow, grey(0)), (border, grey(1)), (outline, grey(0.1))):
+        picture = over(picture, layer, paint)
     return finish(over(picture, mask, hue(rng, (0.5, 1.0), (0.2, 0.9))))
 
 
@@ -143,7 +137,7 @@ def draw_sketch(character: str, rng: np.random.Generator) -> Image.Image:
     """Broken pencil edges, drawn twice, on toned paper."""
     mask = pose(character, rng, tilt=20, scale=(0.6, 0.95), slant=0.1)
     picture = paper(hue(rng, (0.0, 0.2), (0.8, 1.0))) - 0.08 * rng.random((CANVAS, CANVAS, 1), dtype=np.float32)
-    graphite = np.full(3, rng.uniform(0.1, 0.4), dtype=np.float32)
+    graphite = grey(rng.uniform(0.1, 0.4))
     for _ in range(2):
         dx, dy = rng.integers(-2, 3, size=2)
         broken = np.clip(3.0 * (clouds(rng, 14) - rng.uniform(0.1, 0.3)), 0, 1)
@@ -162,14 +156,12 @@ def draw_photo(character: str, rng: np.random.Generator) -> Image.Image:
     texture = 0.6 * clouds(rng, int(rng.integers(4, 10))) + 0.4 * clouds(rng, int(rng.integers(16, 40)))
     picture = dark + texture[..., None] * (light - dark)
     dx, dy = rng.integers(-6, 7, size=2)
-    picture = over(picture, 0.6 * blur(np.roll(mask, (dx, dy), axis=(0, 1)), 2.5), np.zeros(3, dtype=np.float32))
-    body = hue(rng, (0.2, 1.0), (0.1, 0.5)) * (0.5 + clouds(rng, 6))[..., None]
-    picture = over(picture, mask, body)
+    picture = over(picture, 0.6 * blur(np.roll(mask, (dx, dy), axis=(0, 1)), 2.5), grey(0))
+    picture = over(picture, mask, hue(rng, (0.2, 1.0), (0.1, 0.5)) * (0.5 + clouds(rng, 6))[..., None])
     y, x = np.mgrid[:CANVAS, :CANVAS] / CANVAS - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     picture = picture * (1 + rng.uniform(0.2, 0.7) * (np.cos(angle) * x + np.sin(angle) * y))[..., None]
-    radius = rng.uniform(0.5, 2.0)
-    picture = np.stack([blur(np.clip(picture[..., c], 0, 1), radius) for c in range(3)], axis=-1)
+    picture = blur(picture, rng.uniform(0.5, 2.0))
     return finish(picture + rng.normal(0, 0.06, picture.shape).astype(np.float32))
 
 

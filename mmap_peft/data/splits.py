@@ -32,8 +32,7 @@ class Split:
     @property
     def digest(self) -> str:
         """SHA-256 of the chosen files: two splits with the same digest are the same."""
-        chosen = json.dumps([self.train, self.eval], sort_keys=True)
-        return hashlib.sha256(chosen.encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.train, self.eval], sort_keys=True).encode()).hexdigest()
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the split to a JSON file."""
@@ -41,12 +40,7 @@ class Split:
 
 
 def _choose(
-    files: Sequence[str],
-    labels: np.ndarray,
-    fraction: float | None,
-    shots: int | None,
-    seed: Sequence[int],
-    at_most: int | None = None,
+    files: Sequence[str], labels: np.ndarray, fraction: float | None, shots: int | None, seed: Sequence[int]
 ) -> list[list[str]]:
     """A fraction or so many random files of each class, and the others, both in the order of `files`."""
     if (fraction is None) == (shots is None):
@@ -55,14 +49,11 @@ def _choose(
         raise ValueError(f"fraction={fraction} leaves nothing to train or to evaluate on; write a number in (0, 1).")
     if shots is not None and shots < 1:
         raise ValueError(f"shots={shots} leaves nothing to train on; write 1 or more.")
-    rng, used, chosen = np.random.default_rng(seed), set(), set()
+    rng, chosen = np.random.default_rng(seed), np.zeros(len(files), dtype=bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        if at_most is not None:
-            rows = np.sort(sorted(rows, key=lambda row: hashlib.sha256(files[row].encode()).digest())[:at_most])
-        used.update(rows)
-        chosen.update(rng.permutation(rows)[: shots or max(1, round(fraction * len(rows)))])
-    return [[files[row] for row in sorted(part)] for part in (chosen, used - chosen)]
+        chosen[rng.permutation(rows)[: shots or max(1, round(fraction * len(rows)))]] = True
+    return [[files[row] for row in np.flatnonzero(part)] for part in (chosen, ~chosen)]
 
 
 def split_at_random(
@@ -83,7 +74,7 @@ def split_at_random(
             `at_most` images whose `file` has the smallest SHA-256.
 
     Raises:
-        ValueError: neither or both of `fraction` and `shots`, or one out of range.
+        ValueError: neither or both of `fraction` and `shots`, or a number out of range.
     """
     source = {"fraction": fraction, "shots": shots, "seed": seed}
     if at_most is not None:
@@ -92,43 +83,36 @@ def split_at_random(
         source["subset"] = f"of each class of each domain the {at_most} images whose file has the smallest SHA-256"
     train, held_out = {}, {}
     for number, (name, data) in enumerate(domains.items()):
-        labels, files = np.asarray(data.with_format("numpy")["label"]), data.with_format(None)["file"][:]
-        train[name], held_out[name] = _choose(files, labels, fraction, shots, [seed, number], at_most)
+        files, labels = data.with_format(None)["file"][:], np.asarray(data.with_format("numpy")["label"])
+        if at_most is not None:
+            by_hash = np.array(sorted(range(len(files)), key=lambda row: hashlib.sha256(files[row].encode()).digest()))
+            rows = sorted(row for label in np.unique(labels) for row in by_hash[labels[by_hash] == label][:at_most])
+            files, labels = [files[row] for row in rows], labels[rows]
+        train[name], held_out[name] = _choose(files, labels, fraction, shots, [seed, number])
     return Split(train, held_out, source)
 
 
 def draw(split: Split, fraction: float | None = None, shots: int | None = None, seed: int = 0) -> Split:
     """Train on some of a split's training images of each class, and evaluate on the same images as the split.
 
-    Args:
-        split: its files have the form `domain/class/image`.
-        fraction, shots, seed: as in `split_at_random`.
-
-    Raises:
-        ValueError: neither or both of `fraction` and `shots`, or one out of range.
+    The split's files have the form `domain/class/image`. Other arguments and errors are as for `split_at_random`.
     """
     train = {}
     for number, (name, files) in enumerate(split.train.items()):
-        labels = np.array([_class(file) for file in files])
-        train[name], _ = _choose(files, labels, fraction, shots, [seed, number])
+        classes = np.array([file.split("/")[-2] for file in files])
+        train[name], _ = _choose(files, classes, fraction, shots, [seed, number])
     return Split(train, split.eval, {**split.source, "fraction": fraction, "shots": shots, "seed": seed})
 
 
 def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
-    """Read published lists: `folder/Art/train_10.txt` and `test_10.txt`, as `split_of_lists` reads them.
-
-    Args:
-        folder: the folder of the lists.
-        fraction: 0.1 stands for the lists of 10 %.
+    """Read the published lists of a fraction: for 0.1, `folder/Art/train_10.txt` and `test_10.txt`, and so on.
 
     Raises:
-        ValueError: there are no such lists, or they do not fit together.
+        ValueError: there are no such lists, or they do not fit together (`split_of_lists`).
     """
     percent = f"{100 * fraction:g}"
-    train, test = (
-        {path.parent.name: path for path in sorted(Path(folder).glob(f"*/{part}_{percent}.txt"))}
-        for part in ("train", "test")
-    )
+    lists = (sorted(Path(folder).glob(f"*/{part}_{percent}.txt")) for part in ("train", "test"))
+    train, test = ({path.parent.name: path for path in paths} for paths in lists)
     if not train or list(train) != list(test):
         raise ValueError(
             f"{folder} has no lists of {percent} % for each domain; look for files such as "
@@ -140,9 +124,11 @@ def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
 def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: dict) -> Split:
     """Read the lists of each domain, with lines `Art/Alarm_Clock/00001.jpg 0`.
 
+    The classes come from the paths. How the labels number them does not matter, as long as all lists agree.
+
     Args:
-        train, test: file of the list, by domain.
-        source: how the split was made.
+        train, test: path of the list, by domain.
+        source: as for `Split`.
 
     Raises:
         ValueError: a line is not of this form, lines number the classes differently, or an image of a training list
@@ -156,7 +142,7 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
             file, _, label = line.strip().rpartition(" ")
             if not label.isdigit() or file.count("/") != 2:
                 raise ValueError(f"Line {line!r} of {path} is not of the form Domain/Class/file label.")
-            name = _class(file)
+            name = file.split("/")[1]
             if label_of.setdefault(name, label) != label or class_of.setdefault(label, name) != name:
                 raise ValueError(
                     f"Line {line!r} of {path} gives {name!r} the label {label}, but elsewhere its label is "
@@ -177,10 +163,6 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
     return Split(train_files, test_files, source)
 
 
-def _class(file: str) -> str:
-    return file.split("/")[-2]
-
-
 def make_tasks(
     domains: Mapping[str, Dataset],
     split: Split,
@@ -192,8 +174,7 @@ def make_tasks(
     Args:
         domains: data sets with the columns `image`, `label` and `file`.
         split: which files train and evaluate.
-        template: text of a class.
-        dataset: id on the Hub, or name, of the data set, for the model card.
+        template, dataset: as for `Task`.
 
     Raises:
         ValueError: the data lack a domain or a file of the split.
@@ -206,15 +187,14 @@ def make_tasks(
             raise ValueError(f"The split has a domain {name!r}, but the data have {sorted(domains)}.")
         data = by_name[_plain(name)]
         row_of = {_plain(file): row for row, file in enumerate(data.with_format(None)["file"])}
-        images = {}
-        for part, files in (("train", split.train[name]), ("eval", split.eval[name])):
-            missing = [file for file in files if _plain(file) not in row_of]
-            if missing:
-                raise ValueError(
-                    f"The split names {missing[0]!r} and {len(missing) - 1} more files of {name!r} that the data "
-                    "lack; give the folder that the lists were made for."
-                )
-            images[part] = data.select([row_of[_plain(file)] for file in files])
+        parts = {"train": split.train[name], "eval": split.eval[name]}
+        missing = [file for files in parts.values() for file in files if _plain(file) not in row_of]
+        if missing:
+            raise ValueError(
+                f"The split names {missing[0]!r} and {len(missing) - 1} more files of {name!r} that the data lack; "
+                "give the folder that the lists were made for."
+            )
+        images = {part: data.select([row_of[_plain(file)] for file in files]) for part, files in parts.items()}
         class_names = data.features["label"].names
         tasks.append(Task(name.replace("_", " ").lower(), class_names, **images, template=template, dataset=dataset))
     return tasks

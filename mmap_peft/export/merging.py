@@ -13,7 +13,7 @@ def merged(model: nn.Module, used: bool) -> nn.Module:
     """The base of a model in which its active adapter is part of the weights: a copy, if it has adapters.
 
     Args:
-        model (`nn.Module`): a CLIP, or a `PeftModel` of a method that is none of prompts.
+        model (`nn.Module`): a CLIP, or a `PeftModel` of a method without prompts.
         used (`bool`): whether the adapter is to be used; without it the base is returned as it is under the adapter.
     """
     if not isinstance(model, PeftModel):
@@ -23,16 +23,13 @@ def merged(model: nn.Module, used: bool) -> nn.Module:
         return model.unload()
     try:
         return model.merge_and_unload()
-    except NotImplementedError:  # a nonlinearity: its layers stay
-        for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer):
-                _rename(layer, model.active_adapter, "tuned")
-        return model.get_base_model()
-
-
-def _rename(layer: BaseTunerLayer, adapter: str, name: str) -> None:
-    """Rename an adapter: `global` is a word of Python's, which the code that torch.export writes cannot use."""
-    for attribute in layer.adapter_layer_names:
-        modules = getattr(layer, attribute)
-        modules[name] = modules.pop(adapter)
-    layer.set_adapter(name)
+    except NotImplementedError:  # a nonlinearity cannot be merged: its layers stay
+        pass
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            # torch.export writes code with the adapter's name, and `global` is a keyword of Python.
+            for attribute in layer.adapter_layer_names:
+                modules = getattr(layer, attribute)
+                modules["tuned"] = modules.pop(model.active_adapter)
+            layer.set_adapter("tuned")
+    return model.get_base_model()

@@ -21,22 +21,21 @@ from ..tuner.model import find_towers
 class TaskClassifier(nn.Module):
     """The image classifier of one task, in float32: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
 
-    It holds copies of the vision tower, the task's prompts, and the features of its classes; nothing of the text tower,
-    of PEFT or of other tasks, and nothing that trains. Made by `MultiTaskClassifier.export`.
+    It holds copies of the vision tower, the task's prompts and the features of its classes. Nothing of it trains, and
+    nothing is left of the text tower, of PEFT or of other tasks. Made by `MultiTaskClassifier.export`.
 
     Args:
         clip (`nn.Module`): the CLIP to copy the vision tower from; it stays as it is.
         prompts (`Prompts`, *optional*): the task's prompts for the vision tower.
         class_weight (`torch.Tensor`): (classes, dim), what unit image features are multiplied by.
         class_bias (`torch.Tensor`, *optional*): (classes).
-        task (`str`): name of the task.
-        class_names (`Sequence[str]`): names of its classes.
+        task (`str`), class_names (`Sequence[str]`): name of the task, and names of its classes.
         image_processor: prepares the pixels.
 
     Attributes:
         class_names (`list[str]`): what the columns of the output stand for.
         metadata (`dict[str, str]`): what it takes to prepare pixels and to read the output: `task`, and as JSON
-            `class_names`, `image_size`, `image_mean`, `image_std` and `image_processor`, all of its settings.
+            `class_names`, `image_size`, `image_mean`, `image_std` and `image_processor` (all settings of it).
 
     Raises:
         ValueError: the base is quantised.

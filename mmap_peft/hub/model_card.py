@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,32 +18,6 @@ from ..tuner.model import ENCODER_LAYERS
 from .repository import hub_id
 
 
-@dataclass(frozen=True)
-class ClassifierDescription:
-    """What a model card says about a classifier.
-
-    Args:
-        base_model, adapters, tasks, training, grouping: as in `tasks.json`.
-        config (`PeftConfig`): the method and its settings.
-        base_class (`str`): name of the base model's class, shown if the base model has no name.
-        adapter_parameters, base_parameters (`int`): numbers of parameters of all adapters together, and of the base.
-    """
-
-    base_model: str | None
-    adapters: list[str]
-    tasks: list[dict[str, Any]]
-    training: dict[str, Any]
-    grouping: dict[str, Any] | None
-    config: PeftConfig
-    base_class: str
-    adapter_parameters: int
-    base_parameters: int
-
-    @property
-    def prompted(self) -> bool:
-        return isinstance(self.config, PromptConfig)
-
-
 class MarkdownText(str):
     """Text that a template with autoescape writes on one line, so that Markdown shows it as it is, in a table too."""
 
@@ -52,71 +26,64 @@ class MarkdownText(str):
 
 
 def model_card(
-    description: ClassifierDescription, repo_id: str | None = None, subfolder: str | None = None
+    description: dict[str, Any], config: PeftConfig, repo_id: str | None = None, subfolder: str | None = None
 ) -> ModelCard:
     """A card that says what the adapters are for, how good they are, how they were trained, and how to load them.
 
     Args:
-        description (`ClassifierDescription`): the classifier.
+        description (`dict`): the content of `tasks.json`; besides `base_class`, the name of the base's class, which is
+            shown if the base has no name; and `adapter_parameters` and `base_parameters`, the numbers of parameters
+            of all adapters together and of the base.
+        config (`PeftConfig`): the method and its settings.
         repo_id, subfolder (`str`, *optional*): where the card will stand, for the lines that load the classifier.
     """
-    config, base_id = description.config, hub_id(description.base_model)
+    tasks, training, base_model = (description[name] for name in ("tasks", "training", "base_model"))
+    base_id, prompted = hub_id(base_model), isinstance(config, PromptConfig)
     known_method = known_methods().get(config.peft_type)
     method = type(config).__name__.removesuffix("Config")
-    if description.prompted:
+    if prompted:
         method = f"{method} prompts"
     elif known_method:
         method = known_method.name
-    # Of a path the last folder: the others say nothing on another machine.
-    base = base_id or PurePath(description.base_model or "").name or description.base_class
-    title = f"{method} of {len(description.tasks)} tasks for {base}"
+    # Of a path, only the last folder means something on another machine.
+    base = base_id or PurePath(base_model or "").name or description["base_class"]
+    title = f"{method} of {len(tasks)} tasks for {base}"
+    sources = dict.fromkeys(task["dataset"] for task in tasks if task["dataset"])
+    accuracies = {"zero-shot": training["zero_shot"], "with prompts" if prompted else "trained": training["prompted"]}
+    metadata = _metadata(description, prompted, repo_id.split("/")[-1] if repo_id else title)
     values = {
-        **vars(description),
-        **_task_table(description),
+        **description,
+        "accuracies": _of_tasks(accuracies, [task["name"] for task in tasks]),
+        "sources": [_link(_dataset_id(source), source, "datasets/") for source in sources],
         "title": title,
         "method": method,
         "base": _link(base_id, base),
         "base_is_local": base_id is None,
-        "prompted": description.prompted,
+        "prompted": prompted,
         "settings": _settings(config),
         "is_mmap": config.peft_type == "MMAP",
         "source": known_method and known_method.source,
-        "class_lists": _class_lists(description.tasks),
+        "class_lists": _class_lists(tasks),
         "repo_id": _literal(repo_id or "your-name/your-repository"),
         "subfolder": subfolder and _literal(subfolder),
-        "example_task": _literal(description.tasks[0]["name"]),
+        "example_task": _literal(tasks[0]["name"]),
     }
-    metadata = _metadata(description, repo_id.split("/")[-1] if repo_id else title)
     template = Path(__file__).with_name("model_card_template.md")
     return ModelCard.from_template(metadata, template_path=str(template), **_escaped(values))
 
 
-def _metadata(description: ClassifierDescription, name: str) -> ModelCardData:
-    sources = dict.fromkeys(task["dataset"] for task in description.tasks if task["dataset"])
-    return ModelCardData(
-        base_model=hub_id(description.base_model),
-        library_name="peft",
-        pipeline_tag="zero-shot-image-classification",
-        tags=["mmap_peft", "clip", "multi-task", *(["prompt-tuning"] if description.prompted else [])],
-        datasets=[source for source in sources if "/" in source and hub_id(source)] or None,
-        model_name=name,
-        eval_results=_eval_results(description) or None,
-    )
-
-
-def _eval_results(description: ClassifierDescription) -> list[EvalResult]:
-    """Accuracies of the tasks that have one, and their mean if all have."""
-    tasks, accuracy = description.tasks, description.training["prompted"]
-    rows = [
+def _metadata(description: dict[str, Any], prompted: bool, name: str) -> ModelCardData:
+    tasks, accuracy = description["tasks"], description["training"]["prompted"]
+    measured = [
         (task["dataset"], _one_line(task["name"]), "accuracy", accuracy[task["name"]])
         for task in tasks
         if task["name"] in accuracy
     ]
-    if len(rows) == len(tasks):
-        sources = {task["dataset"] for task in tasks}
-        source = sources.pop() if len(sources) == 1 else None
-        rows.append((source, "mean of the tasks", "mean accuracy", _mean(tasks, accuracy)))
-    return [
+    sources = list(dict.fromkeys(task["dataset"] for task in tasks))
+    if len(measured) == len(tasks):
+        mean = sum(value for *_, value in measured) / len(tasks)
+        measured.append((sources[0] if len(sources) == 1 else None, "mean of the tasks", "mean accuracy", mean))
+    results = [
         EvalResult(
             task_type="image-classification",
             dataset_type=_one_line(source or "unknown"),
@@ -126,32 +93,25 @@ def _eval_results(description: ClassifierDescription) -> list[EvalResult]:
             metric_name=metric,
             metric_value=value,
         )
-        for source, part, metric, value in rows
+        for source, part, metric, value in measured
     ]
+    return ModelCardData(
+        base_model=hub_id(description["base_model"]),
+        library_name="peft",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["mmap_peft", "clip", "multi-task", *(["prompt-tuning"] if prompted else [])],
+        datasets=list(filter(_dataset_id, sources)) or None,
+        model_name=name,
+        eval_results=results or None,
+    )
 
 
-def _mean(tasks: list[dict[str, Any]], accuracy: dict[str, float]) -> float | None:
-    """Mean over all tasks, or `None` if the accuracy of one is unknown."""
-    values = [accuracy.get(task["name"]) for task in tasks]
-    return None if None in values else sum(values) / len(values)
-
-
-def _task_table(description: ClassifierDescription) -> dict[str, Any]:
-    tasks, training = description.tasks, description.training
-    trained = "with prompts" if description.prompted else "trained"
-    names = {task["name"] for task in tasks}
-    columns = {"zero-shot": training["zero_shot"], trained: training["prompted"]}
-    columns = {head: accuracy for head, accuracy in columns.items() if names & set(accuracy)}
-    rows = [
-        [task["name"], len(task["class_names"]), " + ".join(task["route"])]
-        + [_percent(accuracy.get(task["name"])) for accuracy in columns.values()]
-        for task in tasks
-    ]
-    if columns:
-        rows.append(["mean", "", "", *(_percent(_mean(tasks, accuracy)) for accuracy in columns.values())])
-    sources = dict.fromkeys(_one_line(task["dataset"]) for task in tasks if task["dataset"])
-    links = [_link(hub_id(source) if "/" in source else None, source, "datasets/") for source in sources]
-    return {"accuracy_heads": list(columns), "task_rows": rows, "sources": links}
+def _of_tasks(accuracies: dict[str, dict[str, float]], names: list[str]) -> dict[str, dict[str, float]]:
+    """The columns of accuracies with no other than these tasks, and without columns that have none of them."""
+    columns = {
+        head: {name: by_name[name] for name in names if name in by_name} for head, by_name in accuracies.items()
+    }
+    return {head: by_name for head, by_name in columns.items() if by_name}
 
 
 def _class_lists(tasks: list[dict[str, Any]]) -> list[tuple]:
@@ -160,7 +120,7 @@ def _class_lists(tasks: list[dict[str, Any]]) -> list[tuple]:
     for task in tasks:
         templates = (task["template"],) if isinstance(task["template"], str) else tuple(task["template"])
         names.setdefault((tuple(task["class_names"]), templates), []).append(task["name"])
-    return [(tasks_alike, *classes_and_templates) for classes_and_templates, tasks_alike in names.items()]
+    return [(alike, *classes_and_templates) for classes_and_templates, alike in names.items()]
 
 
 def _settings(config: PeftConfig) -> list[tuple[str, str]]:
@@ -171,13 +131,13 @@ def _settings(config: PeftConfig) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in values.items() if value not in unset and not is_dataclass(value)]
 
 
+def _dataset_id(source: str | None) -> str | None:
+    return hub_id(source) if source and "/" in source else None
+
+
 def _link(repo_id: str | None, text: str, kind: str = "") -> str:
-    escaped = MarkdownText(text).__html__()
-    return Markup(f"[{escaped}](https://huggingface.co/{kind}{repo_id})" if repo_id else escaped)
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+    escaped = Markup.escape(MarkdownText(text))
+    return Markup(f"[{escaped}](https://huggingface.co/{kind}{repo_id})") if repo_id else escaped
 
 
 def _literal(text: str) -> Markup:
@@ -189,7 +149,7 @@ def _one_line(text: str) -> str:
 
 
 def _escaped(value: Any) -> Any:
-    """A template's values with all text that is not marked as Markdown already escaped where it is written."""
+    """Make all text that is not marked as Markup a `MarkdownText`, in lists and dictionaries as well."""
     if isinstance(value, str):
         return value if isinstance(value, Markup) else MarkdownText(value)
     if isinstance(value, dict):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
-from ..prompts.method import Method
+from ..prompts.method import Method, MethodConfig
 from ..tuner.checked import CheckedTuner
 from ..tuner.model import ENCODER_LAYERS
 
@@ -19,66 +18,14 @@ from ..tuner.model import ENCODER_LAYERS
 SUBLAYER_OUTPUTS = ENCODER_LAYERS + r"\.(self_attn\.out_proj|mlp\.fc2)"
 
 
-@dataclass
-class BottleneckAdapterConfig(PeftConfig):
-    """Settings of the bottleneck adapter (Houlsby et al., ICML 2019).
-
-    Args:
-        bottleneck_size (`int`): m, width of the bottleneck; the paper tries 8, 64 and 256.
-        init_std (`float`): standard deviation of the weights at the start, cut off at two of them. Small, so that an
-            adapter starts near the identity. 0.01 in the paper.
-        target_modules (`str`, *optional*): regular expression of the linear layers that adapters stand behind. `None`:
-            the last of the attention and the last of the MLP in all encoder layers of all towers, as in the paper.
-            `r".*encoder\\.layers\\.\\d+\\.mlp\\.fc2"`: behind the MLP alone.
-        exclude_modules (`str`, *optional*): modules that `target_modules` matches but that stay as they are.
-    """
-
-    method: ClassVar[Method] = Method(
-        "BOTTLENECK_ADAPTER",
-        "Bottleneck adapter",
-        1e-3,
-        "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019",
-    )
-    tuner_class: ClassVar[type[BottleneckTuner]]
-
-    bottleneck_size: int = field(default=64, metadata={"help": "Width of the bottleneck."})
-    init_std: float = field(default=0.01, metadata={"help": "Standard deviation of the weights at the start."})
-    target_modules: str | list[str] | None = field(
-        default=None, metadata={"help": "Regular expression of the linear layers that adapters stand behind."}
-    )
-    exclude_modules: str | list[str] | None = field(
-        default=None, metadata={"help": "Modules that target_modules matches but that stay as they are."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = self.method.peft_type
-        if self.bottleneck_size < 1:
-            raise ValueError(
-                f"Invalid value {self.bottleneck_size} for `bottleneck_size`: such a bottleneck lets nothing through; "
-                "expected an integer of 1 or more."
-            )
-        if not self.init_std > 0:
-            raise ValueError(
-                f"Invalid value {self.init_std} for `init_std`: both layers would start at zero, where neither gets a "
-                "gradient; expected a number above 0."
-            )
-
-
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    r"""A linear layer with adapters behind it:
+    r"""A linear layer with adapters behind it (section 2.1 and figure 2 of the paper):
 
     $$h = W_0 x + b_0, \quad A(h) = h + W_u \, \sigma(W_d h + b_d) + b_u$$
 
     with $W_d$, $b_d$ = `bottleneck_down` (m, d) and (m), $W_u$, $b_u$ = `bottleneck_up` (d, m) and (d), and $\sigma$
-    = GELU. These are `2 * m * d + d + m` parameters. $W_0$ is the last layer of the attention or the MLP, so that A
-    stands before the residual is added. Several active adapters follow one another.
-
-    Source: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019, section 2.1 and figure 2.
-    There the layer norms train as well; here they stay frozen.
-
-    Args:
-        base_layer (`nn.Module`): the linear layer.
+    = GELU: `2 * m * d + d + m` parameters. $W_0$ is the last layer of the attention or the MLP, so A comes before the
+    residual is added. Several active adapters follow one another. Unlike in the paper, layer norms are frozen.
     """
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
@@ -101,29 +48,12 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         hidden = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return hidden
-        for name in self.active_adapters:
+        for name in () if self.disable_adapters else self.active_adapters:
             if name in self.bottleneck_down:
                 down, up = self.bottleneck_down[name], self.bottleneck_up[name]
                 inner = down(self._cast_input_dtype(hidden, down.weight.dtype))
                 hidden = hidden + up(F.gelu(inner)).to(hidden.dtype)
         return hidden
-
-    def merge(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Adapters cannot be merged.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            "A bottleneck adapter has a nonlinearity, so it cannot be merged into the weights before it; keep it, or "
-            "write model.unload() to get the base back."
-        )
-
-    def unmerge(self) -> NoReturn:
-        """As `merge`."""
-        self.merge()
 
 
 class BottleneckTuner(CheckedTuner):
@@ -131,15 +61,17 @@ class BottleneckTuner(CheckedTuner):
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
-    target_module_mapping: dict[str, Any] = {}
     no_rows = "A bottleneck adapter changes all rows of a batch, so rows cannot have adapters of their own."
+    no_merge = (
+        "A bottleneck adapter has a nonlinearity, so it cannot be merged into the weights before it; keep it, or "
+        "write model.unload() to get the base back."
+    )
     no_weighted_sum = (
         "A weighted sum of bottleneck adapters is not an adapter that was trained; to use several one after the "
         "other, write model.base_model.set_adapter([name, other_name])."
     )
 
     def _check(self, model: nn.Module, adapter_name: str, config: BottleneckAdapterConfig) -> None:
-        self._prepare_adapter_config(config, {})
         for name, module in model.named_modules():
             base_layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             if self._check_target_module_exists(config, name) and not hasattr(base_layer, "out_features"):
@@ -148,26 +80,46 @@ class BottleneckTuner(CheckedTuner):
                     f"regular expression of those, such as {SUBLAYER_OUTPUTS!r}."
                 )
 
-    def _prepare_adapter_config(
-        self, peft_config: BottleneckAdapterConfig, model_config: dict
-    ) -> BottleneckAdapterConfig:
-        peft_config.target_modules = peft_config.target_modules or SUBLAYER_OUTPUTS
-        return peft_config
-
     def _create_and_replace(
-        self,
-        peft_config: BottleneckAdapterConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+        self, config: Any, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module, **kwargs: Any
     ) -> None:
         layer = target if isinstance(target, BottleneckLayer) else BottleneckLayer(target)
-        layer.add(adapter_name, peft_config)
+        layer.add(adapter_name, config)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
 
-BottleneckAdapterConfig.tuner_class = BottleneckTuner
+@dataclass
+class BottleneckAdapterConfig(MethodConfig):
+    """Settings of the bottleneck adapter (Houlsby et al., ICML 2019).
+
+    Args:
+        bottleneck_size (`int`): m, width of the bottleneck; the paper tries 8, 64 and 256.
+        init_std (`float`): standard deviation of the weights at the start, which are cut off at twice its value. It is
+            small, as in the paper, so that an adapter starts near the identity.
+        target_modules (`str`, *optional*): regular expression of the linear layers that adapters stand behind. `None`:
+            the last of the attention and the last of the MLP in all encoder layers of all towers, as in the paper.
+            `r".*encoder\\.layers\\.\\d+\\.mlp\\.fc2"`: behind the MLP alone.
+        exclude_modules (`str`, *optional*): modules that `target_modules` matches but that stay as they are.
+    """
+
+    method = Method(
+        "BOTTLENECK_ADAPTER",
+        "Bottleneck adapter",
+        1e-3,
+        "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019",
+    )
+    tuner_class = BottleneckTuner
+
+    bottleneck_size: int = 64
+    init_std: float = 0.01
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.target_modules = self.target_modules or SUBLAYER_OUTPUTS
+        self._check_positive(
+            bottleneck_size="lets nothing through; expected an integer of 1 or more",
+            init_std="starts both layers at zero, where neither gets a gradient; expected a number above 0",
+        )

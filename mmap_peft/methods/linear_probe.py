@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from peft import PeftConfig
 from torch import nn
 
-from ..prompts.method import Method
-
-
-@dataclass
-class LinearProbeConfig(PeftConfig):
-    r"""Settings of the linear probe: task t classifies a unit image feature $x$ by
-
-    $$\tau W_t x + b_t$$
-
-    with $W_t$ (classes, dim), which starts as the unit text features of the task's classes, $b_t$ (classes), which
-    starts at zero, and CLIP's own temperature $\tau$ = exp(`logit_scale`), which is frozen like both towers. So it
-    starts as the zero-shot classifier exactly. Each task has a probe of its own, `classes * (dim + 1)` parameters.
-
-    Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section
-    3.2 for the probe; Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 2 for its start.
-    """
-
-    method: ClassVar[Method] = Method(
-        "LINEAR_PROBE",
-        "Linear probe",
-        1e-3,
-        "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021",
-    )
-    tuner_class: ClassVar[type[LinearProbeTuner]]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = self.method.peft_type
+from ..prompts.method import Method, MethodConfig
 
 
 def start_probe(features: torch.Tensor) -> nn.Linear:
-    """Make the probe of one task.
-
-    Args:
-        features (`torch.Tensor`): unit text features of the task's classes, (classes, dim), its first weight.
-    """
+    """A task's probe, whose weight starts as the unit text features of the task's classes, (classes, dim)."""
     classes, dim = features.shape
     probe = nn.Linear(dim, classes, device=features.device)  # float32, on a base of half precision too
     with torch.no_grad():
@@ -54,11 +22,7 @@ def start_probe(features: torch.Tensor) -> nn.Linear:
 
 
 class LinearProbeTuner:
-    """The tuner of the linear probe, for PEFT: it refuses, since a probe changes nothing in a model.
-
-    Raises:
-        ValueError: always.
-    """
+    """What PEFT finds as the tuner of the linear probe: it always raises a `ValueError`, since a probe is no tuner."""
 
     prefix = "linear_probe_"
 
@@ -69,4 +33,24 @@ class LinearProbeTuner:
         )
 
 
-LinearProbeConfig.tuner_class = LinearProbeTuner
+@dataclass
+class LinearProbeConfig(MethodConfig):
+    r"""Settings of the linear probe: task t classifies a unit image feature $x$ by
+
+    $$\tau W_t x + b_t$$
+
+    with $W_t$ (classes, dim), which starts as the unit text features of the task's classes, $b_t$ (classes), which
+    starts at zero, and CLIP's own temperature $\tau$ = exp(`logit_scale`), which is frozen like both towers. So it
+    starts as the zero-shot classifier exactly. Each task has a probe of its own, `classes * (dim + 1)` parameters.
+
+    Source: Radford et al., ICML 2021, section 3.2 for the probe; Wortsman et al., "Robust fine-tuning of zero-shot
+    models", CVPR 2022, section 2 for its start.
+    """
+
+    method = Method(
+        "LINEAR_PROBE",
+        "Linear probe",
+        1e-3,
+        "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021",
+    )
+    tuner_class = LinearProbeTuner

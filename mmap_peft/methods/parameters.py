@@ -3,43 +3,203 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..prompts.method import Method
+from ..prompts.method import Method, MethodConfig
 from ..tuner.checked import CheckedTuner
-from .parameter_container import ParameterContainer, Place
+
+
+class TunedParameters(nn.ParameterDict):
+    """One adapter's copies of parameters. `forward` returns them, so that hooks which move parameters run before."""
+
+    __call__ = nn.Module.__call__  # which that of a ParameterDict refuses
+
+    def forward(self) -> dict[str, nn.Parameter]:
+        return {name.replace("/", "."): parameter for name, parameter in self.items()}
+
+
+class ParameterContainer(nn.Module, BaseTunerLayer):
+    """Child `tuned` of a model: holds each adapter's copies of parameters; modules use the active one's.
+
+    An attribute of an instance is found before a parameter of the same name. So the copies are set as attributes of
+    modules, whose parameters, and with them the base's state, stay what they were. This is done when an adapter is
+    activated, disabled or deleted. A forward pass only checks it and writes nothing, so threads may share a model.
+    """
+
+    adapter_layer_names = ("tuned_parameters",)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.tuned_parameters = nn.ModuleDict()
+        self.places: dict[str, tuple[nn.Module, str]] = {}  # modules, and parameters' names there, by whole names
+        self._active_adapter = []
+        self._base = (model,)  # a tuple: as a child it would be saved a second time
+        # Copies may be replaced (by loading, by moving), and a CLIP's towers may be run without the CLIP.
+        self.hooks = [module.register_forward_pre_hook(self.refresh) for module in (model, *model.children())]
+
+    def get_base_layer(self) -> nn.Module:
+        """The base, which has no `weight` whose device and type all copies would have to take."""
+        return self._base[0]
+
+    def add(self, adapter_name: str, places: dict[str, tuple[nn.Module, str]]) -> None:
+        """Add an adapter that starts as a copy of the parameters at these places."""
+        # A dot would make a key's last part look like the parameter's name in a module.
+        copies = {
+            name.replace(".", "/"): nn.Parameter(module._parameters[attribute].detach().clone())
+            for name, (module, attribute) in places.items()
+        }
+        self.tuned_parameters[adapter_name] = TunedParameters(copies)
+        self.places.update(places)
+
+    def copies(self, adapter_names: Sequence[str]) -> dict[str, nn.Parameter]:
+        """The copies, by name, of the one of these adapters that is of this method, or no copies if there is none."""
+        names = [name for name in adapter_names if name in self.tuned_parameters]
+        if len(names) > 1:
+            raise ValueError(
+                f"Adapters {', '.join(names)} would each take the place of the same parameters; activate one of them."
+            )
+        return self.tuned_parameters[names[0]]() if names else {}
+
+    def refresh(self, *_: Any) -> None:
+        """Let the modules use the active adapter's parameters, or their own. Write only what has changed."""
+        copies = {} if self.disable_adapters else self.copies(self.active_adapters)
+        for name, (module, attribute) in self.places.items():
+            if name not in copies:
+                module.__dict__.pop(attribute, None)
+            elif module.__dict__.get(attribute) is not copies[name]:
+                module.__dict__[attribute] = copies[name]
+
+    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        self.copies(names)  # refuses several
+        super().set_adapter(names, inference_mode)
+        self.refresh()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        super().enable_adapters(enabled)
+        self.refresh()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.refresh()  # before the places are forgotten
+        used = {name for adapter in self.tuned_parameters.values() for name in adapter()}
+        self.places = {name: place for name, place in self.places.items() if name in used}
+
+
+class ParameterTuner(CheckedTuner):
+    """Puts copies of parameters into a frozen base, which keeps its keys and values, as child `tuned`.
+
+    Made by `get_peft_model(clip, FullFineTuningConfig())` or `BitFitConfig()`.
+    """
+
+    prefix = "tuned_"
+    tuner_layer_cls = ParameterContainer
+    no_rows = "All rows of a batch use the same tuned parameters, so rows cannot have adapters of their own."
+    no_merge = "Merged parameters cannot be unmerged; write model.merge_and_unload(), or keep the adapter."
+    no_weighted_sum = (
+        "A weighted sum of tuned parameters is not implemented; use one adapter at a time, or average the saved "
+        "tensors of several and load those."
+    )
+
+    def _check(self, model: nn.Module, adapter_name: str, config: ParameterConfig) -> dict[str, tuple[nn.Module, str]]:
+        """The places of what is tuned, as in `ParameterContainer.places`."""
+        adapters = tuple(
+            f"{name}.{attribute}.".lstrip(".")
+            for name, module in model.named_modules()
+            if isinstance(module, BaseTunerLayer)
+            for attribute in module.adapter_layer_names
+        )
+        places = {}
+        for name, parameter in model.named_parameters():
+            if name.startswith(adapters) or not re.fullmatch(config.parameters, name):
+                continue
+            if not torch.is_floating_point(parameter):
+                raise ValueError(
+                    f"{name!r} is quantised, and whole numbers have no gradient; give a base in float, or a method "
+                    "that leaves it frozen."
+                )
+            path, _, attribute = name.rpartition(".")
+            places[name] = model.get_submodule(path), attribute
+        if not places:
+            raise ValueError(
+                f"parameters={config.parameters!r} matches none of the base's parameters; write a regular expression "
+                "of whole names, such as '.*bias'."
+            )
+        return places
+
+    def _create_and_replace(self, config: ParameterConfig, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # The container is made here and no earlier: PEFT takes a model that has a tuner layer already for one whose
+        # base was frozen before, and would leave the whole base trainable.
+        if not hasattr(self.model, "tuned"):
+            self.model.tuned = ParameterContainer(self.model)
+        if adapter_name not in self.model.tuned.tuned_parameters:  # PEFT calls this for each module
+            self.model.tuned.add(adapter_name, self._check(self.model, adapter_name, config))
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """What takes a parameter's place must have its type."""
+
+    def unload(self) -> nn.Module:
+        """Take the adapters out and return the base, unchanged to the bit."""
+        if hasattr(self.model, "tuned"):
+            self.model.tuned.enable_adapters(False)
+            for hook in self.model.tuned.hooks:
+                hook.remove()
+            del self.model.tuned
+        return super().unload()
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """Return the base with one adapter's parameters for its own. As PEFT's, but `progressbar` has no effect.
+
+        Raises:
+            ValueError: there is no such adapter, there are several, or `safe_merge` finds values that are not finite.
+        """
+        container = getattr(self.model, "tuned", None)
+        if container is None:
+            return self.unload()
+        tuned = container.tuned_parameters
+        names = (
+            [name for name in container.active_adapters if name in tuned] if adapter_names is None else adapter_names
+        )
+        for name in names:
+            if name not in tuned:
+                raise ValueError(f"There is no adapter {name!r} to merge; write one of {', '.join(tuned)}.")
+        copies = container.copies(names)
+        if safe_merge and not all(parameter.isfinite().all() for parameter in copies.values()):
+            raise ValueError(f"Adapter {names[0]!r} holds numbers that are not finite; load it again, or train it.")
+        with torch.no_grad():
+            for name, parameter in copies.items():
+                module, attribute = container.places[name]
+                module._parameters[attribute].copy_(parameter)
+        return self.unload()
 
 
 @dataclass
-class ParameterConfig(PeftConfig):
+class ParameterConfig(MethodConfig):
     """Settings that full fine-tuning and BitFit share.
 
     Args:
         parameters (`str`): regular expression that matches the whole names of the base's parameters that are tuned.
     """
 
-    target_modules: ClassVar[str] = ".*"  # PEFT asks for it; `parameters` says what is tuned
-    method: ClassVar[Method]
-    tuner_class: ClassVar[type[ParameterTuner]]
+    target_modules = ".*"  # PEFT asks for it; `parameters` says what is tuned
+    tuner_class = ParameterTuner
 
-    parameters: str = field(default=".*", metadata={"help": "Regular expression of the names of what is tuned."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = self.method.peft_type
+    parameters: str = ".*"
 
 
 @dataclass
 class FullFineTuningConfig(ParameterConfig):
     r"""Settings of full fine-tuning: all of $\theta$ trains, from its pretrained value on.
 
-    That is every parameter of the model: both towers with their embeddings, both projections and `logit_scale`. The
+    These are all parameters of the model: both towers with their embeddings, both projections and `logit_scale`. The
     frozen base stays beside its tuned copy, so that weights take twice the memory, and an adapter's file is as large
     as the base's.
 
@@ -47,7 +207,7 @@ class FullFineTuningConfig(ParameterConfig):
         parameters (`str`): `r"vision_model\..*"` tunes the vision tower alone.
     """
 
-    method: ClassVar[Method] = Method(
+    method = Method(
         "FULL_FINE_TUNING",
         "Full fine-tuning",
         1e-5,
@@ -57,20 +217,17 @@ class FullFineTuningConfig(ParameterConfig):
 
 @dataclass
 class BitFitConfig(ParameterConfig):
-    r"""Settings of BitFit: of $W x + b$ and $g \odot z + b$ only the $b$ train.
+    r"""Settings of BitFit: of $W x + b$ and $g \odot z + b$ only the $b$ train (section 3 of the paper).
 
     These are all biases of both towers: of queries, keys, values and attention's output, of both layers of the MLP,
     and of all layer norms. Projections and the patch embedding have none.
-
-    Source: Ben Zaken et al., "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
-    Language-models", ACL 2022, section 3.
 
     Args:
         parameters (`str`): a regular expression of fewer biases, such as `r".*\.(q_proj|fc1)\.bias"`, which are the
             paper's subset of queries and the MLP's first layer.
     """
 
-    method: ClassVar[Method] = Method(
+    method = Method(
         "BITFIT",
         "BitFit",
         1e-3,
@@ -78,108 +235,4 @@ class BitFitConfig(ParameterConfig):
         "Language-models, ACL 2022",
     )
 
-    parameters: str = field(
-        default=r"(.*\.)?(in_proj_)?bias", metadata={"help": "Regular expression of the names of what is tuned."}
-    )
-
-
-class ParameterTuner(CheckedTuner):
-    """Lets an adapter's copies of parameters take the place of the base's.
-
-    Made by `get_peft_model(clip, FullFineTuningConfig())` or `BitFitConfig()`. The base is frozen and keeps its keys
-    and values; one `ParameterContainer` is added to it as child `tuned`.
-    """
-
-    prefix = "tuned_"
-    tuner_layer_cls = ParameterContainer
-    target_module_mapping: dict[str, Any] = {}
-    no_rows = "All rows of a batch use the same tuned parameters, so rows cannot have adapters of their own."
-    no_weighted_sum = (
-        "A weighted sum of tuned parameters is not implemented; use one adapter at a time, or average the saved "
-        "tensors of several and load those."
-    )
-
-    def _check(self, model: nn.Module, adapter_name: str, config: ParameterConfig) -> None:
-        self._places(config)
-
-    def _places(self, config: ParameterConfig) -> dict[str, Place]:
-        adapters = tuple(
-            f"{name}.{attribute}.".lstrip(".")
-            for name, module in self.model.named_modules()
-            if isinstance(module, BaseTunerLayer)
-            for attribute in module.adapter_layer_names
-        )
-        places = {
-            name: (self.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
-            for name, _ in self.model.named_parameters()
-            if not name.startswith(adapters) and re.fullmatch(config.parameters, name)
-        }
-        if not places:
-            raise ValueError(
-                f"parameters={config.parameters!r} matches none of the base's parameters; write a regular expression "
-                "of whole names, such as '.*bias'."
-            )
-        for name, (module, attribute) in places.items():
-            if not torch.is_floating_point(module._parameters[attribute]):
-                raise ValueError(
-                    f"{name!r} is quantised, and whole numbers have no gradient; give a base in float, or a method "
-                    "that leaves it frozen."
-                )
-        return places
-
-    def _prepare_adapter_config(self, peft_config: ParameterConfig, model_config: dict) -> ParameterConfig:
-        return peft_config
-
-    def _create_and_replace(self, peft_config: ParameterConfig, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # The container is made here and no earlier: PEFT takes a model that has a tuner layer already for one whose
-        # base was frozen before, and would leave the whole base trainable.
-        if not hasattr(self.model, "tuned"):
-            self.model.tuned = ParameterContainer(self.model)
-        if adapter_name not in self.model.tuned.tuned_parameters:
-            self.model.tuned.add(adapter_name, self._places(peft_config))
-
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """What takes a parameter's place must have its type."""
-
-    def unload(self) -> nn.Module:
-        """Take the adapters out and return the base, unchanged to the bit."""
-        if hasattr(self.model, "tuned"):
-            self.model.tuned.detach()
-            del self.model.tuned
-        return super().unload()
-
-    def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
-    ) -> nn.Module:
-        """Return the base with one adapter's parameters for its own: the one that is named, or the active one.
-
-        Args:
-            progressbar (`bool`): has no effect, since merging takes one step.
-            safe_merge (`bool`): whether to refuse parameters that are not finite.
-            adapter_names (`list[str]`, *optional*): the adapter's name. `None`: the active one.
-
-        Raises:
-            ValueError: there is no such adapter, there are several, or its parameters are not finite.
-        """
-        container = getattr(self.model, "tuned", None)
-        if container is None:
-            return self.unload()
-        active = [name for name in container.active_adapters if name in container.tuned_parameters]
-        names = active if adapter_names is None else adapter_names
-        container.check_single(names)
-        for adapter in names:
-            if adapter not in container.tuned_parameters:
-                raise ValueError(
-                    f"There is no adapter {adapter!r} to merge; write one of {', '.join(container.tuned_parameters)}."
-                )
-            copies = container.copies(adapter)
-            if safe_merge and not all(parameter.isfinite().all() for parameter in copies.values()):
-                raise ValueError(f"Adapter {adapter!r} holds numbers that are not finite; load it again, or train it.")
-            with torch.no_grad():
-                for name, parameter in copies.items():
-                    module, attribute = container.places[name]
-                    module._parameters[attribute].copy_(parameter)
-        return self.unload()
-
-
-ParameterConfig.tuner_class = ParameterTuner
+    parameters: str = r"(.*\.)?(in_proj_)?bias"

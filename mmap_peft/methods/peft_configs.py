@@ -36,10 +36,7 @@ PEFT_METHODS = (
 
 @check_keywords(LoraConfig)
 def lora_config(**fields: Any) -> LoraConfig:
-    r"""LoRA of the queries and values of all encoder layers of both towers: $W + \frac{\alpha}{r} B A$.
-
-    Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022; section 4.2 for queries and
-    values.
+    r"""LoRA of queries and values in all layers (Hu et al., ICLR 2022, section 4.2): $W + \frac{\alpha}{r} B A$.
 
     Args:
         fields: for `peft.LoraConfig`, `target_modules` too: `r` (8 there), `lora_alpha`, `lora_dropout`, `use_dora`...
@@ -49,9 +46,7 @@ def lora_config(**fields: Any) -> LoraConfig:
 
 @check_keywords(LNTuningConfig)
 def ln_tuning_config(**fields: Any) -> LNTuningConfig:
-    """Weights and biases of all layer norms of both towers.
-
-    Source: Zhao et al., "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning", ICLR 2024.
+    """Weights and biases of all layer norms (Zhao et al., ICLR 2024).
 
     Args:
         fields: for `peft.LNTuningConfig`, `target_modules` too.
@@ -61,11 +56,8 @@ def ln_tuning_config(**fields: Any) -> LNTuningConfig:
 
 @check_keywords(IA3Config)
 def ia3_config(**fields: Any) -> IA3Config:
-    r"""(IA)^3 of all encoder layers of both towers: a factor for each element of keys, of values, and of what the
-    MLP's second layer gets, $l_k \odot K$, $l_v \odot V$ and $l_{ff} \odot \gamma(W_1 x)$.
-
-    Source: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
-    NeurIPS 2022, equation 1 and section 3.3.
+    r"""(IA)^3 of all layers (Liu et al., NeurIPS 2022, section 3.3): a factor for each element of keys, of values and
+    of the input of the MLP's second layer, $l_k \odot K$, $l_v \odot V$ and $l_{ff} \odot \gamma(W_1 x)$.
 
     Args:
         fields: for `peft.IA3Config`, `target_modules` and `feedforward_modules` too.

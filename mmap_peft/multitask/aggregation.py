@@ -3,98 +3,77 @@
 from __future__ import annotations
 
 import ast
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 
-def find_aggregator(text: str, smallest: int | None = None) -> nn.Module:
+def find_aggregator(text: str, smallest: int = 1) -> nn.Module:
     """An aggregator of `torchjd.aggregation`, with the settings that are written with it.
 
     Args:
         text (`str`): its name, such as `"PCGrad"`, `"MGDA"` or `"UPGrad"`, and settings as in `"CAGrad(c=0.5)"`,
             `"Krum(n_byzantine=1)"` or `"Constant(weights=[0.7, 0.2, 0.1])"`. A list becomes a tensor.
-        smallest (`int`, *optional*): the smallest number of tasks whose gradients it is to aggregate.
+        smallest (`int`): the smallest number of tasks whose gradients it is to aggregate; of one task, it is not used.
 
     Raises:
         ImportError: torchjd, or a package that this aggregator needs, is not installed.
         ValueError: torchjd has no such aggregator, its settings are wrong, it keeps a state that checkpoints do not
             hold, or it cannot aggregate the gradients of as few tasks.
     """
-    name, _, _ = text.partition("(")
-    known = _aggregators(text)
-    if name not in known:
-        raise ValueError(f"aggregator={text!r} is none of torchjd's; write one of {', '.join(sorted(known))}.")
-    if hasattr(known[name], "reset"):
-        raise ValueError(
-            f"aggregator={text!r} keeps a state from one step to the next, which checkpoints do not hold, so training "
-            "could not be resumed; write an aggregator without a state, such as 'PCGrad' or 'UPGrad'."
-        )
     try:
-        aggregator = known[name](**_settings(text))
+        from torchjd import aggregation
+
+        names = [name for name in aggregation.__all__ if not name.endswith(("Weighting", "Aggregator"))]
+        name = text.partition("(")[0]
+        if name not in names:
+            raise ValueError(f"aggregator={text!r} is none of torchjd's; write one of {', '.join(sorted(names))}.")
+        if hasattr(getattr(aggregation, name), "reset"):
+            raise ValueError(
+                f"aggregator={text!r} keeps a state from one step to the next, which checkpoints do not hold, so "
+                "training could not be resumed; write an aggregator without a state, such as 'PCGrad' or 'UPGrad'."
+            )
+        aggregator = _make(getattr(aggregation, name), text)
     except ImportError as error:
-        raise ImportError(f"aggregator={text!r}: {error} Or write pip install mmap_peft[aggregation].") from error
+        raise ImportError(f"aggregator={text!r}: {error}; write pip install mmap_peft[aggregation].") from error
+    try:
+        if smallest > 1:
+            with torch.random.fork_rng(devices=[]):
+                aggregator(torch.eye(smallest))
+    except Exception as error:
+        raise ValueError(
+            f"aggregator={text!r} cannot aggregate the gradients of {smallest} tasks ({error}); write another "
+            "aggregator or other settings. With sharing='groups' a group can be as small as two tasks; with "
+            "sharing='all' the gradients are always those of all tasks."
+        ) from error
+    return aggregator
+
+
+def _make(kind: Callable[..., nn.Module], text: str) -> nn.Module:
+    """An aggregator with the settings of `"Name(key=value, ...)"`."""
+    try:
+        call = ast.parse(text, mode="eval").body
+        if getattr(call, "args", None):
+            raise ValueError("settings need names")
+        settings: dict[str, Any] = {each.arg: ast.literal_eval(each.value) for each in getattr(call, "keywords", [])}
+        return kind(
+            **{key: torch.tensor(value) if isinstance(value, list) else value for key, value in settings.items()}
+        )
+    except ImportError:
+        raise
     except Exception as error:  # each aggregator checks its settings in a way of its own
         raise ValueError(
             f"aggregator={text!r} cannot be made ({error}); write its settings as in 'CAGrad(c=0.5)'."
         ) from error
-    if smallest is not None and smallest > 1:
-        check_tasks(text, aggregator, smallest)
-    return aggregator
 
 
-def check_tasks(text: str, aggregator: nn.Module, tasks: int) -> None:
-    """Raise a `ValueError` if an aggregator cannot make one gradient of those of so many tasks."""
-    try:
-        with torch.random.fork_rng(devices=[]):
-            aggregator(torch.eye(tasks))
-    except Exception as error:
-        raise ValueError(
-            f"aggregator={text!r} cannot aggregate the gradients of {tasks} tasks ({error}); write another aggregator "
-            "or other settings. With sharing='groups' a group can be as small as two tasks; with sharing='all' the "
-            "gradients are always those of all tasks."
-        ) from error
+def add_task_gradients(losses: torch.Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """Add each task's gradient to the `.jac` of parameters: row i is that of task i's loss, of `losses` (tasks,).
 
-
-def _aggregators(text: str) -> dict[str, type[nn.Module]]:
-    """The aggregators that torchjd ships, by name."""
-    try:
-        from torchjd import aggregation
-    except ImportError as error:
-        raise ImportError(
-            f"aggregator={text!r} needs the package torchjd, which is not installed; write "
-            "pip install mmap_peft[aggregation]."
-        ) from error
-    bases = (aggregation.Aggregator, aggregation.WeightedAggregator, aggregation.GramianWeightedAggregator)
-    return {
-        name: value
-        for name, value in vars(aggregation).items()
-        if inspect.isclass(value) and issubclass(value, aggregation.Aggregator) and value not in bases
-    }
-
-
-def _settings(text: str) -> dict[str, object]:
-    """The keyword arguments of `"Name(key=value, ...)"`."""
-    call = ast.parse(text, mode="eval").body
-    if isinstance(call, ast.Name):
-        return {}
-    if not isinstance(call, ast.Call) or call.args:
-        raise ValueError("settings need names")
-    values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    return {name: torch.tensor(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def add_task_gradients(losses: torch.Tensor, parameters: list[nn.Parameter]) -> None:
-    """Add each task's gradient to the parameters' `.jac`, whose row i is the gradient of task i's loss.
-
-    A row takes one backward pass, so that what a batch keeps for it is in memory once. `.jac` holds a row for every
-    task, also for those that do not use the parameter.
-
-    Args:
-        losses (`torch.Tensor`): (tasks,), one loss a task.
-        parameters (`list[nn.Parameter]`): leaves that train.
+    A row takes one backward pass, so that what a batch keeps for it is in memory once. Tasks that do not use a
+    parameter have a row, too.
     """
     from torchjd import autojac
 
@@ -109,11 +88,9 @@ def aggregate_task_gradients(
     r"""Add to each parameter's `.grad` what an aggregator makes of its tasks' gradients, and drop its `.jac`.
 
     With $g_i$ the gradient of task $i$'s loss by the parameters that the same tasks share, flattened to the rows of a
-    Jacobian $J$, their gradient is $\mathcal A(J)$. A parameter of one task gets the gradient of that task. With the
-    sum, $\mathcal A(J) = \sum_i g_i$, this is what `losses.sum().backward()` does.
-
-    An aggregator is not linear: it is called once an optimizer step, with the gradients of all accumulated batches and
-    all processes.
+    Jacobian $J$, their gradient is $\mathcal A(J)$; with the sum, $\sum_i g_i$, that of `losses.sum().backward()`. A
+    parameter of one task gets the gradient of that task. An aggregator is not linear: it is called once an optimizer
+    step, with the gradients of all accumulated batches and all processes.
 
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, and `torchjd`.
 
@@ -134,8 +111,7 @@ def aggregate_task_gradients(
     drop_task_gradients(tasks_by_parameter)
 
 
-def drop_task_gradients(parameters: dict[nn.Parameter, list[int]]) -> None:
+def drop_task_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Forget gradients that were added and never aggregated, as after a training that was interrupted."""
     for parameter in parameters:
-        if hasattr(parameter, "jac"):
-            del parameter.jac
+        vars(parameter).pop("jac", None)

@@ -20,6 +20,11 @@ logger = logging.get_logger(__name__)
 STATE_FILE = "multitask_state.json"
 
 
+def saved_state(checkpoint: str) -> dict[str, Any]:
+    """What the `multitask_state.json` of a checkpoint holds."""
+    return json.loads((Path(checkpoint) / STATE_FILE).read_text())
+
+
 class ClassifierTrainer(Trainer):
     """Saves, loads and pushes the classifier that it trains by the classifier's own methods.
 
@@ -28,11 +33,11 @@ class ClassifierTrainer(Trainer):
     """
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """What `multitask_state.json` holds besides."""
-        return {}
+        """What `multitask_state.json` holds."""
+        raise NotImplementedError
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what `MultiTaskClassifier.save_pretrained` writes, the settings, and the order of images."""
+        """Write what `MultiTaskClassifier.save_pretrained` writes, the settings, and `checkpoint_state`."""
         if self.args.should_save:  # on every process the adapters are whole
             folder = Path(output_dir or self.args.output_dir)
             self.model.save_pretrained(folder)
@@ -49,35 +54,27 @@ class ClassifierTrainer(Trainer):
             super().init_hf_repo(token, private)
 
     def create_model_card(self) -> None:
-        """Write the classifier's model card, as `save_pretrained` does, into the output folder."""
+        """Write the classifier's model card into the output folder."""
         if self.is_world_process_zero():
             model_card(self.model, self.hub_model_id).save(Path(self.args.output_dir) / "README.md")
 
-    def push_to_hub(
-        self,
-        commit_message: str = "End of training",
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-    ) -> CommitInfo | None:
-        """Save the classifier in the output folder and push it to `hub_model_id` with its own `push_to_hub`.
+    def push_to_hub(self, commit_message: str = "End of training", **options: Any) -> CommitInfo | None:
+        """Save the classifier in the output folder and push it, and nothing else of that folder, to `hub_model_id`.
 
-        Nothing else of the output folder is uploaded. All processes call this; the first one pushes.
+        All processes call this; the first one pushes. Options are those of `MultiTaskClassifier.push_to_hub`.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token or self.args.hub_token
+        options["token"] = options.get("token") or self.args.hub_token
+        options["revision"] = options.get("revision") or self.args.hub_revision
         if self.hub_model_id is None:
-            self.init_hf_repo(token, private)
+            self.init_hf_repo(options["token"], options.get("private"))
         self.save_model(_internal_call=True)
+        self.create_model_card()
         if not self.is_world_process_zero():
             return None
-        self.create_model_card()
-        return self.model.push_to_hub(
-            self.hub_model_id, token=token, revision=revision or self.args.hub_revision, commit_message=commit_message
-        )
+        return self.model.push_to_hub(self.hub_model_id, commit_message=commit_message, **options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # transformers would upload the output folder, pickles and all.
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)

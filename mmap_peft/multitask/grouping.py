@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def correlation_clustering(gains: np.ndarray, max_groups: int | None = None) -> 
 
     where $x_{ij}$ says that i and j share a group (correlation clustering, Bansal et al., 2004). The number of groups
     follows from the gains; `max_groups` bounds it through $r_j \ge 1 - \sum_{i<j} x_{ij}$ (j is the first of its
-    group) and $\sum_j r_j \le$ `max_groups`. A pair that gains nothing stays apart.
+    group) and $\sum_j r_j \le$ `max_groups`. A pair with a gain of 0 stays apart.
 
     Args:
         gains (`np.ndarray`): (tasks, tasks), symmetric; the diagonal does not count.
@@ -39,31 +39,31 @@ def correlation_clustering(gains: np.ndarray, max_groups: int | None = None) -> 
     count = len(gains)
     first, second = np.triu_indices(count, 1)
     pairs, size = len(first), len(first) + count  # variables: x of each pair, then r of each task
-    column = np.zeros((count, count), dtype=int)
-    column[first, second] = np.arange(pairs)
-    # Solvers stop at either side of a tie: a very small price makes a pair without gain stay apart.
+    # Without a price, a pair with a gain of 0 could be together or apart.
     price = 1e-9 * max(1.0, float(np.abs(gains).max()))
     cost = np.concatenate([price - gains[first, second], np.zeros(count)])
-    constraints = [LinearConstraint(_triangles(column, size), ub=1)] if count > 2 else []
+    constraints = [LinearConstraint(_triangles(count, size), ub=1)] if count > 2 else []
     if max_groups is not None:
         rows = np.zeros((count + 1, size))
         rows[second, np.arange(pairs)] = -1
         rows[:count, pairs:] = -np.eye(count)
         rows[count, pairs:] = 1
         constraints.append(LinearConstraint(rows, ub=[-1] * count + [max_groups]))
-    options = {"integrality": np.ones(size), "bounds": Bounds(0, 1), "options": {"mip_rel_gap": 0}}
-    answer = milp(cost, constraints=constraints, **options)
+    exactly = {"mip_rel_gap": 0}
+    solution = milp(cost, integrality=np.ones(size), bounds=Bounds(0, 1), constraints=constraints, options=exactly)
     together = np.eye(count, dtype=bool)
-    together[first, second] = answer.x[:pairs] > 0.5
+    together[first, second] = solution.x[:pairs] > 0.5
     first_member = together.argmax(axis=0)
     return [np.flatnonzero(first_member == task).tolist() for task in np.unique(first_member)]
 
 
-def _triangles(column: np.ndarray, size: int) -> Any:
+def _triangles(count: int, size: int) -> Any:
     """For each three tasks three rows: if two of their pairs share a group, so does the third."""
     from scipy.sparse import csr_array
 
-    i, j, k = np.array(list(combinations(range(len(column)), 3))).T
+    column = np.zeros((count, count), dtype=int)  # of a pair's variable
+    column[np.triu_indices(count, 1)] = np.arange(count * (count - 1) // 2)
+    i, j, k = np.array(list(combinations(range(count), 3))).T
     sides = np.stack([column[i, j], column[j, k], column[i, k]], axis=1)
     signs = np.tile([[1, 1, -1], [1, -1, 1], [-1, 1, 1]], (len(sides), 1))
     starts = np.arange(0, signs.size + 1, 3)
@@ -96,13 +96,11 @@ class TaskGrouping:
     mode: str = "given"
 
     def __post_init__(self) -> None:
-        self.tasks, self.steps = list(self.tasks), list(self.steps)
-        self.groups = [list(group) for group in self.groups]
+        self.tasks, self.steps, self.groups = list(self.tasks), list(self.steps), list(map(list, self.groups))
         for name in ("similarity", "snapshots"):
             if getattr(self, name) is not None:
                 setattr(self, name, np.asarray(getattr(self, name), dtype=np.float64))
-        members = [task for group in self.groups for task in group]
-        if sorted(members) != sorted(self.tasks) or not all(self.groups):
+        if sorted(chain(*self.groups)) != sorted(self.tasks) or not all(self.groups):
             raise ValueError(
                 f"Groups {self.groups} are no partition of the tasks {self.tasks}; put every task into exactly one "
                 "group, and leave no group empty."
@@ -122,14 +120,12 @@ class TaskGrouping:
         max_groups: int | None = None,
         steps: Sequence[int] = (),
     ) -> TaskGrouping:
-        """Group tasks by the cosines of their gradients.
+        """Group tasks by the cosines of their gradients: `correlation_clustering` of `similarity - threshold`.
 
         Args:
-            tasks: names of the tasks.
-            snapshots: (snapshots, tasks, tasks), cosines.
-            threshold: similarity above which a pair gains from sharing a group; `"mean"` is the mean over all pairs.
+            tasks, snapshots, steps: as for the class.
+            threshold: as for the class; `"mean"` is the mean similarity of all pairs.
             max_groups: largest number of groups.
-            steps: training step of each snapshot.
         """
         snapshots = np.asarray(snapshots, dtype=np.float64)
         similarity = snapshots.mean(axis=0)
@@ -147,11 +143,8 @@ class TaskGrouping:
 
         Args:
             mode: `"all"` (one group), `"none"` (a group for each task), `"random"` (`max_groups` groups, 2 if not
-                given, of about the same size) or `"given"`.
+                given, of about the same size, drawn with `seed`) or `"given"` (`groups`).
             tasks: names of the tasks.
-            groups: the partition, for `"given"`.
-            max_groups: number of groups, for `"random"`.
-            seed: seed, for `"random"`.
         """
         if mode == "all":
             groups = [tasks]

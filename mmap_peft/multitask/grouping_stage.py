@@ -2,61 +2,47 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from .adapters import GLOBAL
 from .affinity import cosine_similarity, task_gradients
-from .checkpoints import STATE_FILE
+from .checkpoints import saved_state
 from .images import IGNORE_INDEX
 from .processes import shard_rows
 from .task_trainer import TaskTrainer
 
 
-SNAPSHOTS_KEY = "snapshots"  # in STATE_FILE: only checkpoints of stage 1 have it
-
-
-class Snapshots(TrainerCallback):
-    """Takes the cosines of the tasks' gradients at evenly spread steps, the last time at the end.
-
-    Args:
-        trainer (`SharedAdapterTrainer`): whose shared adapter the gradients are taken with respect to.
-    """
-
-    def __init__(self, trainer: SharedAdapterTrainer) -> None:
-        self.trainer = trainer
-        self.steps: list[int] = []
-        self.similarities: list[np.ndarray] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        count = args.grouping_snapshots
-        if state.global_step in {round((i + 1) * state.max_steps / count) for i in range(count)}:
-            self.steps.append(state.global_step)
-            self.similarities.append(self.trainer.snapshot())
+SNAPSHOTS_KEY = "snapshots"  # in `saved_state` of checkpoints of stage 1 only
 
 
 class SharedAdapterTrainer(TaskTrainer):
-    """Trains the adapter that all tasks share, and takes snapshots of how alike the tasks' gradients are.
+    """Trains the adapter that all tasks share, and takes snapshots of how alike the tasks' gradients are, at evenly
+    spread steps, the last one at the end.
 
     What it trains is only the start of the groups' adapters, so the classifier does not count it as trained.
 
     Args:
         args, kwargs: as for `TaskTrainer`.
+
+    Attributes:
+        similarities (`dict[int, np.ndarray]`): for each step with a snapshot, what `snapshot` returned.
     """
 
     keeps_adapters = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.snapshots = Snapshots(self)
-        self.add_callback(self.snapshots)
+        self.similarities: dict[int, np.ndarray] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        count = args.grouping_snapshots
+        if state.global_step in {round((i + 1) * state.max_steps / count) for i in range(count)}:
+            self.similarities[state.global_step] = self.snapshot()
 
     def snapshot(self) -> np.ndarray:
         """Cosines of the tasks' gradients with respect to all parameters of the shared adapter, (tasks, tasks)."""
@@ -79,11 +65,10 @@ class SharedAdapterTrainer(TaskTrainer):
             yield batch
 
     def checkpoint_state(self) -> dict[str, Any]:
-        similarities = [matrix.tolist() for matrix in self.snapshots.similarities]
-        return {**super().checkpoint_state(), "snapshot_steps": self.snapshots.steps, SNAPSHOTS_KEY: similarities}
+        snapshots = [matrix.tolist() for matrix in self.similarities.values()]
+        return {**super().checkpoint_state(), "snapshot_steps": list(self.similarities), SNAPSHOTS_KEY: snapshots}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
-        self.snapshots.steps = saved["snapshot_steps"]
-        self.snapshots.similarities = [np.array(matrix) for matrix in saved[SNAPSHOTS_KEY]]
+        saved = saved_state(resume_from_checkpoint)
+        self.similarities = dict(zip(saved["snapshot_steps"], map(np.array, saved[SNAPSHOTS_KEY])))

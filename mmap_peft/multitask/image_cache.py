@@ -18,16 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class ImageCache:
-    """Arrays of bytes by number, in a file in the folder for temporary files (`TMPDIR`).
+    """`count` arrays of bytes of one shape, by number, in a file in the folder for temporary files (`TMPDIR`).
 
-    Every process opens the file by its path when it first needs it, so that workers of a `DataLoader`, forked or
-    spawned, see what others have kept, in later epochs as well. Only arrays that are kept take disk space. The file is
-    deleted with the object that created it, or when its process ends.
-
-    Args:
-        count (`int`): number of arrays. If there is no space for all, those with the smallest numbers are kept.
-        shape (`Sequence[int]`): shape of each array.
-        most_bytes (`float`): largest size of the file; never more than a quarter of the free disk space.
+    Every process opens the file by its path, so that workers of a `DataLoader`, forked or spawned, see what others
+    have kept, in later epochs as well. The file is deleted with the object that created it, or when its process ends.
+    It takes disk space for what is kept only, at most `most_bytes` and a quarter of what is free; if that is not
+    enough for all arrays, those with the smallest numbers are kept.
     """
 
     def __init__(self, count: int, shape: Sequence[int], most_bytes: float) -> None:
@@ -53,8 +49,8 @@ class ImageCache:
             self._rows = np.memmap(self.path, self._row, "r") if self._rows is None else self._rows
         except OSError as error:
             return self._stop(error)
-        row = self._rows[number]
-        return row["pixels"] if row["whole"] else None
+        whole, pixels = self._rows[number]
+        return pixels if whole else None
 
     def put(self, number: int, pixels: np.ndarray) -> None:
         """Keep an array, if there is space for its number."""
@@ -63,11 +59,10 @@ class ImageCache:
         try:
             # Not through the memory map: there a full disk ends the process.
             with open(self.path, "r+b") as file:
-                file.seek(number * self._row.itemsize + 1)
-                file.write(pixels.tobytes())
-                file.flush()
-                file.seek(number * self._row.itemsize)
-                file.write(b"\1")
+                for offset, content in ((1, pixels.tobytes()), (0, b"\1")):
+                    file.seek(number * self._row.itemsize + offset)
+                    file.write(content)
+                    file.flush()
         except OSError as error:
             self._stop(error)
 

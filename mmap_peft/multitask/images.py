@@ -31,14 +31,13 @@ class TaskImages(Dataset):
     makes a batch of items.
 
     Args:
-        tasks (`Sequence[Task]`): the tasks.
-        split (`str`): `"train"` or `"eval"`.
+        tasks (`Sequence[Task]`), split (`str`): the tasks, and `"train"` or `"eval"`.
         image_processor: CLIP's image processor.
-        unreadable (`str`): what to do with a file that is no image: `"refuse"` raises an error with its name,
+        unreadable (`str`): what to do with a file that is no image: `"refuse"` raises a `ValueError` with its name,
             `"skip"` names it in a warning and leaves it out of loss and accuracy.
         only (`Collection[str]`, *optional*): names of the tasks whose images are used. All tasks keep their numbers.
-        cache_bytes (`float`): disk space, in bytes, in which resized images are kept for all workers and epochs
-            (`ImageCache`). Nothing is kept if the processor's resizing cannot be run by itself (`Preprocessing`).
+        cache_bytes (`float`): largest size of the `ImageCache` of resized images. Nothing is kept if the processor's
+            resizing cannot be run by itself (`Preprocessing`).
     """
 
     def __init__(
@@ -53,13 +52,12 @@ class TaskImages(Dataset):
         if unreadable not in ("refuse", "skip"):
             raise ValueError(f"unreadable={unreadable!r} is no choice; write 'refuse' or 'skip'.")
         self.tasks, self.unreadable = list(tasks), unreadable
-        used = [only is None or task.name in only for task in self.tasks]
-        self.data = [_undecoded(getattr(task, split)) if use else () for task, use in zip(self.tasks, used)]
+        self.data = [_undecoded(getattr(task, split)) if only is None or task.name in only else () for task in tasks]
         self.sizes = [len(data) for data in self.data]
-        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.starts = np.cumsum([0, *self.sizes])
         self._preprocessing = Preprocessing(image_processor)
         shape = self._preprocessing.shape
-        self._cache = ImageCache(0 if shape is None else len(self), shape or (), cache_bytes)
+        self._cache = ImageCache(len(self) if shape else 0, shape or (), cache_bytes)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -70,8 +68,10 @@ class TaskImages(Dataset):
         item = {"labels": int(row["label"]), "task_ids": task_id}
         resized = self._cache.get(index)
         if resized is None:
-            image = self._read(row["image"], index, task_id)
-            if image is None:
+            try:
+                image = _decoded(row["image"])
+            except Exception as error:  # whatever a decoder may raise on a broken file
+                self._report(error, row["image"], index, task_id)
                 image, item["labels"] = Image.new("RGB", (32, 32)), IGNORE_INDEX
             resized = self._preprocessing.resize(image)
             if resized is None:
@@ -80,17 +80,13 @@ class TaskImages(Dataset):
                 self._cache.put(index, resized)
         return {**item, "pixel_values": self._preprocessing.normalise(resized)}
 
-    def _read(self, image: Any, index: int, task_id: int) -> Image.Image | None:
-        """The image in RGB, or `None` if it is unreadable and to be skipped."""
-        try:
-            return _decoded(image)
-        except Exception as error:  # whatever a decoder may raise on a broken file
-            name = _name(image) or f"number {index - self.starts[task_id]}"
-            message = f"Image {name} of task {self.tasks[task_id].name!r} cannot be read ({error})"
-            if self.unreadable == "refuse":
-                raise ValueError(f"{message}; repair or remove it, or choose unreadable='skip'.") from error
-            logger.warning("%s; it is left out.", message)
-            return None
+    def _report(self, error: Exception, image: Any, index: int, task_id: int) -> None:
+        path = image.get("path") if isinstance(image, dict) else getattr(image, "filename", image)
+        name = path if path and isinstance(path, (str, Path)) else f"number {index - self.starts[task_id]}"
+        message = f"Image {name} of task {self.tasks[task_id].name!r} cannot be read ({error})"
+        if self.unreadable == "refuse":
+            raise ValueError(f"{message}; repair or remove it, or choose unreadable='skip'.") from error
+        logger.warning("%s; it is left out.", message)
 
 
 def _undecoded(data: Any) -> Any:
@@ -103,12 +99,4 @@ def _undecoded(data: Any) -> Any:
 def _decoded(image: Any) -> Image.Image:
     if isinstance(image, dict):
         image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-    if not isinstance(image, Image.Image):
-        image = Image.open(image)
-    return image.convert("RGB")
-
-
-def _name(image: Any) -> str | None:
-    if isinstance(image, dict):
-        return image.get("path")
-    return str(image) if isinstance(image, (str, Path)) else getattr(image, "filename", None)
+    return (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")

@@ -14,11 +14,8 @@ def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
     """Draw a heat map of the tasks' affinity, with frames around groups, beside a dendrogram.
 
     Args:
-        grouping (`TaskGrouping`): a grouping with `similarity`.
+        grouping (`TaskGrouping`): a grouping with `similarity`; one without raises a `ValueError`.
         path (`str`): the picture file; its ending gives the format.
-
-    Raises:
-        ValueError: the grouping has no `similarity`.
     """
     from matplotlib.figure import Figure  # here, since importing it takes longer than the rest of this package
 
@@ -28,17 +25,15 @@ def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
     order = np.ix_(*[[grouping.tasks.index(name) for name in names]] * 2)
     figure = Figure(figsize=(4.2 + 0.9 * len(names), 2.4 + 0.5 * len(names)), layout="constrained")
     heat_map, tree = figure.subplots(1, 2, width_ratios=(3, 2))
-    spread = None if grouping.spread is None else grouping.spread[order]
-    _draw_heat_map(heat_map, grouping.similarity[order], spread, names, [len(group) for group in grouping.groups])
+    _draw_heat_map(heat_map, grouping, order, names)
     _draw_tree(tree, grouping.similarity[order], grouping.threshold, names)
     figure.savefig(path, dpi=120)
 
 
-def _draw_heat_map(
-    axes: Any, cosines: np.ndarray, spread: np.ndarray | None, names: list[str], sizes: list[int]
-) -> None:
+def _draw_heat_map(axes: Any, grouping: TaskGrouping, order: tuple[np.ndarray, ...], names: list[str]) -> None:
     from matplotlib.patches import Rectangle
 
+    cosines, spread = grouping.similarity[order], None if grouping.spread is None else grouping.spread[order]
     pairs = cosines[~np.eye(len(names), dtype=bool)]
     low, high = (float(pairs.min()), float(pairs.max())) if len(pairs) else (0.0, 1.0)
     image = axes.imshow(cosines, cmap="viridis", vmin=low, vmax=high)
@@ -48,9 +43,8 @@ def _draw_heat_map(
         colour = "w" if cosine < (low + high) / 2 else "k"
         text = f"{cosine:.2f}" if row == column or spread is None else f"{cosine:.2f}\n±{spread[row, column]:.2f}"
         axes.text(column, row, text, ha="center", va="center", color=colour)
-    start = -0.5
-    for size in sizes:
-        frame = {"fill": False, "edgecolor": "tab:red", "linewidth": 3, "clip_on": False}
+    start, frame = -0.5, {"fill": False, "edgecolor": "tab:red", "linewidth": 3, "clip_on": False}
+    for size in map(len, grouping.groups):
         axes.add_patch(Rectangle((start, start), size, size, **frame))
         start += size
     axes.set_title("cosine of task gradients (± over snapshots)")

@@ -10,14 +10,11 @@ from PIL import Image
 
 
 class Preprocessing:
-    """Runs an image processor in one call, or in two steps that give the same to the bit.
+    """Runs an image processor in one call, or in two steps with exactly the same result.
 
-    `resize` resizes and crops to bytes, which need a quarter of the memory of `pixel_values`. `normalise` treats every
-    value of a channel alike: looking it up in a table of the processor's outputs for all 256 values is faster than the
-    processor. Both ways are compared on two images; if they differ, there are no steps.
-
-    Args:
-        image_processor: of CLIP, SigLIP and the like, or any other whose `pixel_values` have one size.
+    `resize` resizes and crops to bytes, which need a quarter of the memory of `pixel_values`. `normalise` looks each
+    byte up in a table of what the processor makes of it, which is faster than the processor. Both ways are compared on
+    two images; if they differ, there are no steps.
 
     Attributes:
         shape (`tuple[int, ...]` or `None`): shape of what `resize` returns, (channels, height, width); `None` if the
@@ -25,8 +22,7 @@ class Preprocessing:
     """
 
     def __init__(self, image_processor: Any) -> None:
-        self.image_processor = image_processor
-        self.shape: tuple[int, ...] | None = None
+        self.image_processor, self.shape = image_processor, None
         rng = np.random.default_rng(0)
         images = [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in ((60, 40), (50, 90))]
         try:
@@ -34,10 +30,9 @@ class Preprocessing:
             every_value = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16), (3, 1, 1))
             no_resizing = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
             self._table = self._pixels(every_value, "pt", **no_resizing).reshape(3, 256).numpy()
-            equal = all(torch.equal(self.normalise(self.resize(image)), self(image)) for image in images)
+            if not all(torch.equal(self.normalise(self.resize(image)), self(image)) for image in images):
+                self.shape = None
         except Exception:  # whatever a processor may raise that lacks these switches or takes no bytes
-            equal = False
-        if not equal:
             self.shape = None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
@@ -53,8 +48,7 @@ class Preprocessing:
 
     def normalise(self, resized: np.ndarray) -> torch.Tensor:
         """The `pixel_values` of what `resize` returned."""
-        pixels = [table.take(channel) for table, channel in zip(self._table, resized)]
-        return torch.from_numpy(np.stack(pixels))
+        return torch.from_numpy(np.stack([table.take(channel) for table, channel in zip(self._table, resized)]))
 
     def _resize(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self._pixels(image, "np", do_rescale=False, do_normalize=False))

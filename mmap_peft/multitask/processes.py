@@ -22,9 +22,9 @@ def set_up(trainer: Trainer) -> None:
         ValueError: processes that know nothing of each other, FSDP of the first version, ZeRO of the third stage, or
             DeepSpeed together with an aggregator.
     """
-    state, model = trainer.accelerator.state, trainer.model
+    state, model, args = trainer.accelerator.state, trainer.model, trainer.args
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != trainer.args.world_size:
+    if launched != args.world_size:
         raise ValueError(
             f"{launched} processes were launched, but each would train alone, as there is no GPU for it; write "
             "use_cpu=True (--use_cpu) to let them train together on the CPU."
@@ -36,7 +36,7 @@ def set_up(trainer: Trainer) -> None:
                 "DDP, which is enough for prompts this small."
             )
         whole = [parameter for parameter in model.parameters() if parameter.requires_grad or not parameter.dim()]
-        state.fsdp_plugin.ignored_modules = [nn.ParameterList(whole).to(trainer.args.device)]
+        state.fsdp_plugin.ignored_modules = [nn.ParameterList(whole).to(args.device)]
         fsdp2_prepare_model(trainer.accelerator, model)
         trainer.is_fsdp_enabled = False  # nothing that is trained or saved is sharded
     elif trainer.is_deepspeed_enabled:
@@ -45,10 +45,10 @@ def set_up(trainer: Trainer) -> None:
                 "DeepSpeed was asked for with zero_stage 3, which would take the prompts apart between the stages; "
                 "write zero_stage: 2, or shard the frozen base with FSDP (fsdp_version: 2)."
             )
-        if trainer.args.aggregator is not None:
+        if args.aggregator is not None:
             raise ValueError(
-                f"aggregator={trainer.args.aggregator!r} replaces the backward pass, which DeepSpeed's engine needs; "
-                "use DDP (examples/accelerate_configs/multi_gpu.yaml)."
+                f"aggregator={args.aggregator!r} replaces the backward pass, which DeepSpeed's engine needs; use DDP "
+                "(examples/accelerate_configs/multi_gpu.yaml)."
             )
         for parameter in model.parameters():
             if not parameter.dim():
@@ -69,15 +69,9 @@ def average_gradients(trainer: Trainer) -> None:
 
 
 def shard_rows(rows: np.ndarray, size: int, rank: int, world: int) -> list[np.ndarray]:
-    """One process's share of rows in batches of at most `size`: on every process the same number of batches.
+    """Rows of process `rank` of `world`, in batches of at most `size`: on every process as many batches.
 
     A process that gets no rows has one empty batch.
-
-    Args:
-        rows (`np.ndarray`): (rows,), of all processes.
-        size (`int`): the most rows of one batch.
-        rank (`int`): number of this process.
-        world (`int`): number of processes.
     """
     most = -(-len(rows) // world)
     return np.array_split(rows[rank::world], -(-most // size))

@@ -14,7 +14,6 @@ from transformers import TrainingArguments
 from ..version import __version__
 
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
 # Arguments that say where files are, what is printed and saved, or what only the machine decides.
 _NOT_OF_THE_METHOD = re.compile(
     "(output_dir|run_name|project|report_to|resume_from|restore_|logging|log_|save_|hub_|push_to|trackio|dataloader_|"
@@ -42,39 +41,33 @@ class TrainingRecord:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingRecord:
-        """Make a record from the values of a JSON file.
-
-        Raises:
-            ValueError: an unknown field, or a value of another type.
-        """
-        try:
-            record = cls(**values)
-            accuracies = [*record.zero_shot.values(), *record.prompted.values()]
-            others = [*record.settings.values(), *record.versions.values()]
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"The record of training has another form ({error}); leave it out.") from error
-        numbers = all(isinstance(value, (int, float)) for value in accuracies)
-        if not numbers or not all(isinstance(value, (str, int, float, type(None))) for value in others):
-            raise ValueError("The record of training holds values that are neither numbers nor texts; leave it out.")
-        return record
+        """Make a record from the values of a JSON file. Raises a `ValueError` if they are not those of a record."""
+        numbers, texts = (int, float), (int, float, str, type(None))
+        kinds = {"settings": texts, "versions": texts, "zero_shot": numbers, "prompted": numbers}
+        fits = isinstance(values, dict) and all(
+            isinstance(entries, dict) and all(isinstance(entry, kinds.get(name, ())) for entry in entries.values())
+            for name, entries in values.items()
+        )
+        if not fits or not values.keys() <= kinds.keys():
+            raise ValueError("The record of training is not of the form that a trainer writes; leave it out.")
+        return cls(**values)
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result can depend on."""
-    packages = {name: version(name) for name in PACKAGES}
-    return {"mmap_peft": __version__, "python": platform.python_version(), **packages}
+    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+    python = platform.python_version()
+    return {"mmap_peft": __version__, "python": python, **{name: version(name) for name in packages}}
 
 
 def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     """The seed, and the arguments of the method that differ from their defaults."""
     values, settings = args.to_dict(), {"seed": args.seed}
     for argument in fields(args):
-        name, default = argument.name, argument.default
-        if argument.default_factory is not MISSING:
-            default = argument.default_factory()
-        default = getattr(default, "value", default)  # enumerations, as to_dict has them
-        if not _NOT_OF_THE_METHOD.fullmatch(name) and values[name] != default:
-            settings[name] = values[name]
+        default = argument.default if argument.default_factory is MISSING else argument.default_factory()
+        default = getattr(default, "value", default)  # to_dict has the values of enumerations
+        if not _NOT_OF_THE_METHOD.fullmatch(argument.name) and values[argument.name] != default:
+            settings[argument.name] = values[argument.name]
     if args.world_size > 1:
         settings["processes"] = args.world_size
     settings = {name: value for name, value in settings.items() if not os.path.isabs(str(value))}

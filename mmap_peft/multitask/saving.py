@@ -1,8 +1,6 @@
 """A classifier's folder, on disk and on the Hub: `tasks.json`, a model card, and a PEFT adapter a folder.
 
-Nothing here knows the class of a classifier. Each one that is given has `clip`, `adapter_config`, `adapters`,
-`adapter_state`, `load_adapter_state`, `replace_adapters`, `uses_prompts`, `base_size`, `tasks`, `routes`, `grouping` and
-`record`, as `MultiTaskClassifier` documents them.
+A `classifier` is a `MultiTaskClassifier`; its class is not imported here, since it imports this file.
 """
 
 from __future__ import annotations
@@ -12,16 +10,15 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard, snapshot_download
 from peft import PeftConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModel, AutoProcessor, ProcessorMixin
 
 from ..hub import model_card as cards
 from ..hub import repository
@@ -33,11 +30,8 @@ from .task import Task
 
 
 TASKS_FILE = "tasks.json"
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-HEAT_MAP_FILE = "grouping.png"
 TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset")  # in tasks.json, besides the route
-Classifier = TypeVar("Classifier")
 
 
 def save(classifier: Any, folder: Path, public: bool = False) -> None:
@@ -52,9 +46,8 @@ def save(classifier: Any, folder: Path, public: bool = False) -> None:
             description["base_model"] = repository.hub_id(description["base_model"])
         for adapter in classifier.adapters:
             _save_adapter(classifier, adapter, new / adapter, description["base_model"])
-        grouping = classifier.grouping
-        if grouping is not None and grouping.similarity is not None:
-            plot_grouping(grouping, new / HEAT_MAP_FILE)
+        if classifier.grouping is not None and classifier.grouping.similarity is not None:
+            plot_grouping(classifier.grouping, new / "grouping.png")
         model_card(classifier).save(new / "README.md")
         (new / TASKS_FILE).write_text(json.dumps(description, indent=1))
         # Each file is whole at any time; tasks.json names the others, so it comes last.
@@ -66,7 +59,6 @@ def save(classifier: Any, folder: Path, public: bool = False) -> None:
 
 
 def _save_adapter(classifier: Any, adapter: str, folder: Path, base_model: str | None) -> None:
-    """Write the files of one adapter as PEFT does."""
     clip = classifier.clip
     # PEFT completes the settings where it puts an adapter into a model, for example with the modules it goes to.
     config = copy.deepcopy(getattr(clip, "peft_config", {}).get(adapter, classifier.adapter_config))
@@ -94,14 +86,13 @@ def _describe(classifier: Any) -> dict[str, Any]:
 def model_card(classifier: Any, repo_id: str | None = None, subfolder: str | None = None) -> ModelCard:
     """The model card of a classifier, for a folder or for the repository and subfolder where it will stand."""
     states = [classifier.adapter_state(adapter) for adapter in classifier.adapters]
-    description = cards.ClassifierDescription(
+    description = {
         **_describe(classifier),
-        config=classifier.adapter_config,
-        base_class=type(classifier.clip).__name__,
-        adapter_parameters=sum(tensor.numel() for state in states for tensor in state.values()),
-        base_parameters=classifier.base_size,
-    )
-    return cards.model_card(description, repo_id, subfolder)
+        "base_class": type(classifier.clip).__name__,
+        "adapter_parameters": sum(tensor.numel() for state in states for tensor in state.values()),
+        "base_parameters": classifier.base_size,
+    }
+    return cards.model_card(description, classifier.adapter_config, repo_id, subfolder)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -112,8 +103,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         description["training"] = TrainingRecord.from_dict(description.get("training", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder} holds no readable {TASKS_FILE} ({error}); give a folder that "
-            "MultiTaskClassifier.save_pretrained wrote."
+            f"{folder} holds no readable {TASKS_FILE} ({error}); give a folder that save_pretrained wrote."
         ) from error
     # The names become paths, and the file may come from anybody.
     if not adapters or not routes_fit or not all(re.fullmatch(r"\w+", adapter) for adapter in adapters):
@@ -121,44 +111,39 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _read_weights(folder: Path, adapter: str) -> dict[str, torch.Tensor]:
-    path = folder / adapter / WEIGHTS_FILE
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors has exceptions of its own for each way of being damaged
-        raise ValueError(f"{path} is missing or damaged ({error}); nothing was loaded from {folder}.") from error
-
-
 def load(classifier: Any, folder: Path) -> None:
     """Take routes, grouping and weights from a folder, or raise a `ValueError` and change nothing."""
     description = _read_description(folder)
+    adapters, grouping = description["adapters"], description["grouping"]
     routes = {task["name"]: tuple(task["route"]) for task in description["tasks"]}
     if list(routes) != list(classifier.tasks):
         raise ValueError(f"{folder} is of the tasks {list(routes)}, but the classifier has {list(classifier.tasks)}.")
-    adapters = description["adapters"]
-    weights = {adapter: _read_weights(folder, adapter) for adapter in adapters}
     if not classifier.uses_prompts and adapters != classifier.adapters:
         raise ValueError(f"{folder} holds the adapters {adapters}, but the classifier has {classifier.adapters}.")
-    for adapter, tensors in weights.items():
-        like = adapter if adapter in classifier.adapters else classifier.adapters[0]
-        expected = _shapes(classifier.adapter_state(like))
-        if _shapes(tensors) != expected:
-            raise ValueError(
-                f"{folder / adapter / WEIGHTS_FILE} holds {_shapes(tensors)}, but the classifier's settings and base "
-                f"need {expected}; nothing was loaded."
-            )
+    weights = {adapter: _read_weights(classifier, folder, adapter) for adapter in adapters}
     if classifier.adapters != adapters:
         classifier.replace_adapters(adapters)
     for adapter, tensors in weights.items():
         classifier.load_adapter_state(adapter, tensors)
-    classifier.routes = routes
-    grouping = description["grouping"]
+    classifier.routes, classifier.record = routes, description["training"]
     classifier.grouping = None if grouping is None else TaskGrouping(**grouping)
-    classifier.record = description["training"]
 
 
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
+def _read_weights(classifier: Any, folder: Path, adapter: str) -> dict[str, torch.Tensor]:
+    path = folder / adapter / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors has exceptions of its own for each way of being damaged
+        raise ValueError(f"{path} is missing or damaged ({error}); nothing was loaded from {folder}.") from error
+    expected = classifier.adapter_state(adapter if adapter in classifier.adapters else classifier.adapters[0])
+    shapes, needed = (
+        {name: list(tensor.shape) for name, tensor in sorted(state.items())} for state in (tensors, expected)
+    )
+    if shapes != needed:
+        raise ValueError(
+            f"{path} holds {shapes}, but the classifier's settings and base need {needed}; nothing was loaded."
+        )
+    return tensors
 
 
 @check_keywords(ProcessorMixin.from_pretrained)
@@ -169,30 +154,22 @@ def load_processor(name_or_path: str | os.PathLike, subfolder: str = "", **optio
         name_or_path (`str`): the CLIP's name on the Hub, or its folder.
         subfolder (`str`): a folder inside `name_or_path`.
         options: as for `AutoProcessor.from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only` and
-            `force_download`.
-
-    Raises:
-        TypeError: an unknown keyword.
+            `force_download`. An unknown keyword raises a `TypeError`.
     """
     return AutoProcessor.from_pretrained(name_or_path, backend="pil", subfolder=subfolder, **options)
 
 
 def from_pretrained(
-    cls: type[Classifier],
-    name_or_path: str | os.PathLike,
-    model: PreTrainedModel | None = None,
-    processor: Any = None,
-    subfolder: str | None = None,
-    text_chunk: int | None = None,
-    **download: Any,
-) -> Classifier:
-    """Make a classifier from a folder or the Hub; a base or processor that is not given is loaded by its name."""
+    cls: type, source: Any, model: Any, processor: Any, subfolder: str | None, text_chunk: int | None, **download: Any
+) -> Any:
+    """As documented for `MultiTaskClassifier.from_pretrained`."""
     inside = repository.check_subfolder(subfolder)
-    if not os.path.isdir(name_or_path):
-        patterns = [(Path(inside) / file).as_posix() for file in (TASKS_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}")]
-        with repository.hub_errors(str(name_or_path), download.get("revision")):
-            name_or_path = snapshot_download(str(name_or_path), allow_patterns=patterns, **download)
-    folder = Path(name_or_path) / inside
+    if not os.path.isdir(source):
+        files = (TASKS_FILE, "*/adapter_config.json", f"*/{WEIGHTS_FILE}")
+        patterns = [(Path(inside) / file).as_posix() for file in files]
+        with repository.hub_errors(str(source), download.get("revision")):
+            source = snapshot_download(str(source), allow_patterns=patterns, **download)
+    folder = Path(source) / inside
     shared = {name: download[name] for name in ("token", "cache_dir", "local_files_only") if name in download}
     description = _read_description(folder)
     tasks = [Task(**{field: task[field] for field in TASK_FIELDS if field in task}) for task in description["tasks"]]
@@ -205,7 +182,8 @@ def from_pretrained(
                 "load that base and write from_pretrained(..., model=base)."
             )
         model = AutoModel.from_pretrained(base, **shared)
-    processor = load_processor(model.name_or_path, **shared) if processor is None else processor
+    if processor is None:
+        processor = load_processor(model.name_or_path, **shared)
     config.inference_mode = False
     classifier = cls(model, processor, tasks, config, text_chunk=text_chunk)
     load(classifier, folder)
@@ -222,7 +200,7 @@ def push(
     parent_commit: str | None = None,
     commit_message: str = "Upload adapters",
 ) -> CommitInfo:
-    """Upload a classifier to the Hub in one commit."""
+    """As documented for `MultiTaskClassifier.push_to_hub`."""
     repository.check_subfolder(subfolder)
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as name:

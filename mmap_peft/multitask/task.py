@@ -66,18 +66,15 @@ class Task:
         raw, self.class_names = list(self.class_names), [clean_name(name) for name in self.class_names]
         if len(raw) < 2:
             raise ValueError(f"Task {self.name!r} has {len(raw)} class; give two or more.")
-        repeated = [name for name, count in Counter(self.class_names).items() if count > 1]
-        if repeated or "" in self.class_names:
-            clash = [name for name in raw if clean_name(name) in [*repeated, ""]]
+        counts = Counter(self.class_names)
+        clash = ", ".join(repr(name) for name in raw if counts[clean_name(name)] > 1 or not clean_name(name))
+        if clash:
             raise ValueError(
-                f"Class names of task {self.name!r} are the same or empty after cleaning: "
-                f"{', '.join(map(repr, clash))}; give each class a name of its own."
+                f"Class names of task {self.name!r} are the same or empty after cleaning: {clash}; rename them."
             )
-        for template in as_tuple(self.template):
-            if template.count("{}") != 1:
-                raise ValueError(
-                    f"Template {template!r} of task {self.name!r} must hold {{}} once, for the class name."
-                )
+        for text in as_tuple(self.template):
+            if text.count("{}") != 1:
+                raise ValueError(f"Template {text!r} of task {self.name!r} must hold {{}} once, for the class name.")
         self.class_texts = {clean_name(name): texts for name, texts in self.class_texts.items()}
         for name in self.class_texts:
             if name not in self.class_names:
@@ -94,31 +91,25 @@ class Task:
     @property
     def texts(self) -> list[tuple[str, ...]]:
         """The texts of each class."""
-        templates = as_tuple(self.template)
-        return [
-            as_tuple(self.class_texts[name])
-            if name in self.class_texts
-            else tuple(template.format(name) for template in templates)
-            for name in self.class_names
-        ]
+        filled = {name: tuple(text.format(name) for text in as_tuple(self.template)) for name in self.class_names}
+        return [as_tuple(self.class_texts.get(name, texts)) for name, texts in filled.items()]
 
     def labels(self, split: str) -> np.ndarray:
         """Labels of all images of `"train"` or `"eval"`, without decoding an image."""
         data = getattr(self, split)
-        if isinstance(data, datasets.Dataset):
-            return np.asarray(data.with_format("numpy")["label"], dtype=np.int64)
-        return np.array([row["label"] for row in data], dtype=np.int64)
+        is_dataset = isinstance(data, datasets.Dataset)
+        labels = data.with_format("numpy")["label"] if is_dataset else [row["label"] for row in data]
+        return np.asarray(labels, dtype=np.int64)
 
     def check_training_images(self) -> None:
         """Raise a `ValueError` if the task, or one of its classes, has no image to train on."""
         if self.train is None or not len(self.train):
             raise ValueError(f"Task {self.name!r} has no training images; give Task(..., train=...).")
         counts = np.bincount(self.labels("train"), minlength=len(self.class_names))
-        missing = [name for name, count in zip(self.class_names, counts) if not count]
+        missing = ", ".join(repr(name) for name, count in zip(self.class_names, counts) if not count)
         if missing:
             raise ValueError(
-                f"Task {self.name!r} has no training image of {', '.join(map(repr, missing))}; add images, a larger "
-                "fraction, or leave the classes out of class_names."
+                f"Task {self.name!r} has no training image of {missing}; add images, or leave out these class_names."
             )
 
     def _check_labels(self, split: str) -> None:

@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from . import processes
 from .aggregation import add_task_gradients, aggregate_task_gradients, drop_task_gradients, find_aggregator
 from .arguments import MultiTaskTrainingArguments
-from .checkpoints import STATE_FILE, ClassifierTrainer
+from .checkpoints import ClassifierTrainer, saved_state
 from .classifier import MultiTaskClassifier
 from .images import IGNORE_INDEX, TaskImages, collate
-from .metrics import accuracies
 from .output import task_losses
 from .sampler import TaskSampler
+from .task import Task
 
 
-class TrainingWatch(TrainerCallback):
-    """Notes which adapters have begun to train, and tells the sampler which epoch it is.
-
-    accelerate's loaders do not tell a sampler of our own once batches are skipped on resuming.
-
-    Args:
-        trainer (`TaskTrainer`): whose training is watched.
-    """
-
-    def __init__(self, trainer: TaskTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        classifier = self.trainer.model
-        drop_task_gradients(classifier.tasks_by_parameter())  # of a training that was interrupted between two steps
-        if self.trainer.keeps_adapters:
-            classifier.trained_adapters.update(classifier.training_adapters)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        sampler = self.trainer.sampler
-        sampler.set_epoch(state.global_step // sampler.steps)
+_REFUSED = {
+    "model_init": "it would make another classifier in each training; give the classifier as `model`",
+    "compute_loss_func": "groups and aggregators need the loss of each task, which is the classifier's; override "
+    "`TaskTrainer.compute_loss`",
+}
 
 
-class TaskTrainer(ClassifierTrainer):
+class TaskTrainer(ClassifierTrainer, TrainerCallback):
     """Trains the adapters of a `MultiTaskClassifier` that are set to train, on the images of the tasks that use them.
 
-    Every batch of every process holds every such task. A checkpoint holds all adapters, routes and the grouping, and
-    what the order of images depends on; resuming gives the uninterrupted run to the bit.
+    Every batch of every process holds every such task. Resuming from a checkpoint gives the uninterrupted run to the
+    bit. The trainer is a callback of its own.
 
     Args:
         model (`MultiTaskClassifier`): the classifier.
@@ -64,8 +48,7 @@ class TaskTrainer(ClassifierTrainer):
 
     Raises:
         ValueError: the classifier has no adapters, `model_init` or `compute_loss_func` is given, or (when training
-            begins) a task or class has no training image, or the optimizer that was given is one of parameters that
-            do not train.
+            begins) a task or class has no training image, or a given optimizer is one of parameters that do not train.
     """
 
     loss_is_scaled_for_ga = False  # the loss is a mean over the images of one batch
@@ -94,53 +77,114 @@ class TaskTrainer(ClassifierTrainer):
             eval_dataset = _images(model, args, "eval")
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.sampler: TaskSampler | None = None
-        self.add_callback(TrainingWatch(self))
+        self.add_callback(self)
         self._optimizer_given = self.optimizer is not None or self.lr_scheduler is not None
         self._seconds_waiting = 0.0  # of this training, in which no batch was there
-        self._aggregator = None
-        if args.aggregator is not None:
-            self._aggregator = find_aggregator(args.aggregator, 1 if args.sharing == "none" else len(model.tasks))
+        tasks = 1 if args.sharing == "none" else len(model.tasks)
+        self._aggregator = None if args.aggregator is None else find_aggregator(args.aggregator, tasks)
         processes.set_up(self)
 
     def tasks_to_train(self, model: MultiTaskClassifier, args: MultiTaskTrainingArguments) -> list[str]:
         """Names of the tasks whose images `train` needs."""
         return model.training_tasks
 
-    # ---- processes
+    # ---- steps
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # accelerate's loaders do not tell a sampler of our own which epoch it is once batches are skipped on resuming.
+        self.sampler.set_epoch(state.global_step // self.sampler.steps)
+        drop_task_gradients(self.model.parameters())  # of a training that was interrupted between two steps
+        if self.keeps_adapters:
+            self.model.trained_adapters.update(self.model.training_adapters)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.model.record.prompted = {}  # of weights that are about to change
-        if self._aggregator is not None:
-            return self._aggregated_step(*args)
         loss = super().training_step(*args, **kwargs)
-        if processes.is_sharded(self.model) and self.accelerator.sync_gradients:
-            processes.average_gradients(self)
-        return loss
-
-    def _aggregated_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
-        """As `Trainer.training_step`, where shared parameters get what the aggregator makes of their tasks'
-        gradients."""
-        classifier = self.model  # not the one that DDP wraps: it would wait for gradients that come otherwise
-        classifier.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
-        inputs = self._prepare_inputs(inputs)
-        with self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(classifier, inputs, return_outputs=True)
-            losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(classifier.tasks))
-        batches = self.args.gradient_accumulation_steps
-        tasks_by_parameter = classifier.tasks_by_parameter()
-        add_task_gradients(losses / batches, list(tasks_by_parameter))
-        if self.accelerator.sync_gradients:
+        if self.accelerator.sync_gradients and self._aggregator is not None:
             # From one seed, some aggregators draw the same random numbers on all processes.
             with torch.random.fork_rng(devices=[] if loss.device.type == "cpu" else [loss.device]):
                 torch.manual_seed(self.args.seed + self.state.global_step)
-                aggregate_task_gradients(
-                    tasks_by_parameter,
-                    self._aggregator,
-                    lambda matrix: self.accelerator.reduce(matrix, reduction="mean"),
+                mean = functools.partial(self.accelerator.reduce, reduction="mean")
+                aggregate_task_gradients(self.model.tasks_by_parameter(), self._aggregator, mean)
+        elif self.accelerator.sync_gradients and processes.is_sharded(self.model):
+            processes.average_gradients(self)
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The classifier's loss. For an aggregator, the tasks' gradients are taken here; the loss then has none.
+
+        Raises:
+            ValueError: it is not finite; the sentence names the tasks.
+        """
+        aggregates = self._aggregator is not None and torch.is_grad_enabled()
+        model = self.model if aggregates else model  # not the one that DDP wraps: it would wait for gradients
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
+        if not torch.isfinite(loss):
+            tasks = [name for name, task_loss in zip(self.model.tasks, losses) if not task_loss.isfinite()]
+            raise ValueError(
+                f"The loss is {loss.item()} at step {self.state.global_step}, from task {', '.join(tasks)}; "
+                "lower learning_rate, or look for images or weights that are not finite."
+            )
+        if aggregates:
+            with torch.autocast(loss.device.type, enabled=False):
+                losses = losses / self.args.gradient_accumulation_steps
+                add_task_gradients(losses, list(self.model.tasks_by_parameter()))
+            loss = loss.detach().requires_grad_()
+        return (loss, outputs) if return_outputs else loss
+
+    # ---- images
+
+    def check_images(self) -> None:
+        """Raise a `ValueError` if a task that is to train, or one of its classes, has no training image."""
+        names = self.tasks_to_train(self.model, self.args)
+        if not names:
+            raise ValueError("No adapter is set to train; write classifier.train_adapters(classifier.adapters).")
+        sizes = dict(zip(self.model.tasks, getattr(self.train_dataset, "sizes", ())))
+        for name in names:
+            self.model.tasks[name].check_training_images()
+            if not sizes.get(name):
+                raise ValueError(
+                    f"The trainer has no training images of task {name!r}, which was added or given images after the "
+                    "trainer was made; make a new trainer."
                 )
-        return loss.detach() / batches
+
+    def _get_train_sampler(self, train_dataset: TaskImages | None = None) -> TaskSampler:
+        args, images = self.args, self.train_dataset if train_dataset is None else train_dataset
+        batches = args.world_size * args.gradient_accumulation_steps
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.sampler = TaskSampler(images.sizes, self._train_batch_size, batches, args.sampling, seed)
+        return self.sampler
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        # On a GPU work goes on meanwhile that was queued before, so this is the most that it can have been idle.
+        start = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self._seconds_waiting += time.perf_counter() - start
+        return batches
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As `transformers.Trainer.log`; at the end of training with `train_waiting_share`, the share of its time (0
+        to 1) that this process waited for images."""
+        if "train_runtime" in logs and "train_loss" in logs:
+            logs["train_waiting_share"] = round(min(1.0, self._seconds_waiting / logs["train_runtime"]), 4)
+        super().log(logs, *args, **kwargs)
+
+    # ---- evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As `transformers.Trainer.evaluate`; accuracies on the trainer's own images enter the classifier's record."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if eval_dataset is None:
+            keys = {name: f"{metric_key_prefix}_{task.adapter}_accuracy" for name, task in self.model.tasks.items()}
+            by_task = {name: metrics[key] for name, key in keys.items() if key in metrics}
+            prompted = any(route for route, _ in self.model.text_keys(list(keys)))  # not inside of zero_shot()
+            setattr(self.model.record, "prompted" if prompted else "zero_shot", by_task)
+        return metrics
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         enabled = self.is_deepspeed_enabled
@@ -154,84 +198,7 @@ class TaskTrainer(ClassifierTrainer):
                 # accelerate would take the model for prepared, and each process would then train alone.
                 self.model._is_accelerate_prepared = False
 
-    # ---- images
-
-    def check_images(self) -> None:
-        """Raise a `ValueError` if a task that is to train, or one of its classes, has no training image."""
-        names = self.tasks_to_train(self.model, self.args)
-        if not names:
-            raise ValueError("No adapter is set to train; write classifier.train_adapters(classifier.adapters).")
-        for name in names:
-            self.model.tasks[name].check_training_images()
-        sizes = dict(zip(self.model.tasks, self.train_dataset.sizes))
-        for name in names:
-            if not sizes.get(name):
-                raise ValueError(
-                    f"The trainer has no training images of task {name!r}, which was added or given images after the "
-                    "trainer was made; make a new trainer."
-                )
-
-    def _get_train_sampler(self, train_dataset: TaskImages | None = None) -> TaskSampler:
-        self.sampler = TaskSampler(
-            (self.train_dataset if train_dataset is None else train_dataset).sizes,
-            self._train_batch_size,
-            self.args.world_size * self.args.gradient_accumulation_steps,
-            self.args.sampling,
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
-        return self.sampler
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        # On a GPU work goes on meanwhile that was queued before, so this is the most that it can have been idle.
-        start = time.perf_counter()
-        try:
-            return super().get_batch_samples(*args, **kwargs)
-        finally:
-            self._seconds_waiting += time.perf_counter() - start
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As `transformers.Trainer.log`; at the end of training with `train_waiting_share`, the share of its time (0
-        to 1) that this process waited for images."""
-        if "train_runtime" in logs and "train_loss" in logs:
-            logs["train_waiting_share"] = round(min(1.0, self._seconds_waiting / logs["train_runtime"]), 4)
-        super().log(logs, *args, **kwargs)
-
-    # ---- loss and metrics
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
-        """The classifier's loss.
-
-        Raises:
-            ValueError: it is not finite; the sentence names the tasks.
-        """
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        if not torch.isfinite(loss):
-            valid = inputs["labels"] != IGNORE_INDEX
-            logits_of_labels = outputs["logits"][valid].gather(1, inputs["labels"][valid][:, None])[:, 0]
-            names = list(self.model.tasks)
-            numbers = inputs["task_ids"][valid][~torch.isfinite(logits_of_labels)].tolist()
-            tasks = sorted({names[number] for number in numbers})
-            raise ValueError(
-                f"The loss is {loss.item()} at step {self.state.global_step}, from task {', '.join(tasks)}; "
-                "lower learning_rate, or look for images or weights that are not finite."
-            )
-        return (loss, outputs) if return_outputs else loss
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """As `transformers.Trainer.evaluate`; accuracies on the trainer's own images enter the classifier's record."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if eval_dataset is None:
-            keys = {name: f"{metric_key_prefix}_{task.adapter}_accuracy" for name, task in self.model.tasks.items()}
-            by_task = {name: metrics[key] for name, key in keys.items() if key in metrics}
-            prompted = any(self.model.current_routes.values())
-            setattr(self.model.record, "prompted" if prompted else "zero_shot", by_task)
-        return metrics
-
-    # ---- training and checkpoints
+    # ---- training and resuming
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """As `transformers.Trainer.train`; the metrics have `train_waiting_share` besides."""
@@ -261,13 +228,12 @@ class TaskTrainer(ClassifierTrainer):
             )
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """What a checkpoint holds in `STATE_FILE`."""
         sampler = self.sampler
         order = None if sampler is None else {"sizes": sampler.sizes, "seed": sampler.seed, "rows": len(sampler)}
         return {"sampling": self.args.sampling, "order": order}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
+        saved = saved_state(resume_from_checkpoint)
         self._get_train_sampler()
         for name, value in TaskTrainer.checkpoint_state(self).items():
             if saved[name] != value:
@@ -278,23 +244,31 @@ class TaskTrainer(ClassifierTrainer):
         self.model.load_adapters(resume_from_checkpoint)
 
 
-_REFUSED = {
-    "model_init": "it would make another classifier in each training; give the classifier as `model`",
-    "compute_loss_func": "groups and aggregators need the loss of each task, which is the classifier's; override "
-    "`TaskTrainer.compute_loss`",
-}
+def accuracies(prediction: EvalPrediction, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """`<adapter>_accuracy` of each task that has images, `mean_accuracy` and `worst_accuracy`, from 0 to 1.
+
+    Args:
+        prediction (`EvalPrediction`): numbers of the predicted classes, (images,); as `label_ids` those of the true
+            classes and of the tasks. With `eval_do_concat_batches=False`, a list of these, one a batch.
+        tasks (`Mapping[str, Task]`): the tasks, in the order of their numbers.
+    """
+    predictions, label_ids = prediction.predictions, prediction.label_ids
+    if isinstance(predictions, list):
+        predictions, label_ids = np.concatenate(predictions), map(np.concatenate, zip(*label_ids))
+    labels, task_ids = label_ids
+    metrics = {}
+    for number, task in enumerate(tasks.values()):
+        rows = (task_ids == number) & (labels != IGNORE_INDEX)
+        if rows.any():
+            metrics[f"{task.adapter}_accuracy"] = float((predictions[rows] == labels[rows]).mean())
+    values = list(metrics.values())
+    return {**metrics, "mean_accuracy": float(np.mean(values)), "worst_accuracy": min(values)}
 
 
 def _images(
     classifier: MultiTaskClassifier, args: MultiTaskTrainingArguments, split: str, only: Sequence[str] | None = None
 ) -> TaskImages | None:
     """The images of some tasks, or `None` if there are none."""
-    images = TaskImages(
-        classifier.tasks.values(),
-        split,
-        classifier.processor.image_processor,
-        args.unreadable,
-        only,
-        args.image_cache_gb * 1e9,
-    )
+    tasks, processor = classifier.tasks.values(), classifier.processor.image_processor
+    images = TaskImages(tasks, split, processor, args.unreadable, only, args.image_cache_gb * 1e9)
     return images if len(images) else None

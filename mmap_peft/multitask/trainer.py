@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers.utils import logging
 from ..keywords import check_keywords
 from .adapters import GLOBAL
 from .arguments import MultiTaskTrainingArguments
-from .checkpoints import STATE_FILE
+from .checkpoints import saved_state
 from .classifier import MultiTaskClassifier
 from .grouping import TaskGrouping
 from .grouping_stage import SNAPSHOTS_KEY, SharedAdapterTrainer
@@ -28,18 +27,18 @@ from .task_trainer import TaskTrainer
 logger = logging.get_logger(__name__)
 
 GROUPING_FOLDER = "grouping"  # inside the output folder: the checkpoints of stage 1, and what came out of it
+_OF_ONE_STAGE = ("model", "args", "train_dataset", "eval_dataset", "optimizers")
 
 
 class MultiTaskTrainer(TaskTrainer):
     """Groups the tasks of a `MultiTaskClassifier`, then trains the prompts of groups and tasks.
 
     Stage 1 (`group_tasks`) trains one adapter that all tasks share and groups tasks whose gradients are alike. Stage 2
-    gives every group and every task an adapter. A group's prompts collect the gradient of all its tasks, a task's
-    prompts that of its task alone. A method without prompts has no groups and no stage 1: its one adapter, or the
-    tasks' probes, are what is trained.
+    trains an adapter of each group, by the gradients of all its tasks, and one of each task, by its own. A method
+    without prompts has no stage 1: its one adapter, or the tasks' probes, are what is trained.
 
-    Adapters that hold training results (`MultiTaskClassifier.trained_adapters`) are never replaced: with such a
-    classifier, `train` trains exactly the adapters that are set to train, whatever `sharing` and `grouping` say.
+    Adapters that hold training results (`MultiTaskClassifier.trained_adapters`) are never replaced: if there are any,
+    `train` trains exactly the adapters that are set to train, whatever `sharing` and `grouping` say.
 
     ```python
     trainer = MultiTaskTrainer(model=classifier, args=MultiTaskTrainingArguments(output_dir="out"))
@@ -51,21 +50,19 @@ class MultiTaskTrainer(TaskTrainer):
 
     Args:
         callbacks (`list[TrainerCallback]`, *optional*): take part in both stages, as do those of `add_callback`;
-            `EarlyStoppingCallback`, which needs evaluation, in stage 2.
-        kwargs: as for `TaskTrainer`. They hold for both stages. An optimizer in `optimizers` holds parameters, so it
-            is refused if training begins with new adapters; `optimizer_cls_and_kwargs` says from which class and
-            settings each stage makes its optimizer.
+            `EarlyStoppingCallback`, which needs evaluation, in stage 2 only.
+        kwargs: as for `TaskTrainer`, for both stages. An optimizer in `optimizers` is refused if training begins with
+            new adapters, since it holds the parameters of old ones; give `optimizer_cls_and_kwargs`, from which each
+            stage makes its optimizer.
     """
 
     @check_keywords(Trainer)
     def __init__(self, *args: Any, callbacks: Sequence[TrainerCallback] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, callbacks=list(callbacks or []), **kwargs)
-        self._stage_kwargs = {name: value for name, value in kwargs.items() if name in _FOR_BOTH_STAGES}
         given = list(callbacks or [])
+        super().__init__(*args, callbacks=given, **kwargs)
+        self._stage_kwargs = {name: value for name, value in kwargs.items() if name not in _OF_ONE_STAGE}
         self._standard_callbacks = [
-            callback
-            for callback in self.callback_handler.callbacks
-            if callback not in given and type(callback) not in given
+            each for each in self.callback_handler.callbacks if each not in given and type(each) not in given
         ]
 
     def tasks_to_train(self, model: MultiTaskClassifier, args: MultiTaskTrainingArguments) -> list[str]:
@@ -84,26 +81,18 @@ class MultiTaskTrainer(TaskTrainer):
             ValueError: the method has no prompts, adapters hold training results, or an optimizer was given. Nothing
                 has changed then.
         """
-        args, classifier = self.args, self.model
+        args, classifier, tasks, grouping = self.args, self.model, list(self.model.tasks), None
         classifier.check_grouping()
         self._check_replacing()
-        grouping = None
         if args.grouping != "gradient":
-            tasks = list(classifier.tasks)
             grouping = TaskGrouping.by_mode(args.grouping, tasks, args.parsed_groups, args.max_groups, args.seed)
         if args.grouping_steps:
             stage = self.shared_adapter_trainer()
             stage.train(resume_from_checkpoint=resume_from_checkpoint)
             classifier._is_accelerate_prepared = False  # for other adapters it has to be wrapped and compiled anew
         if grouping is None:
-            snapshots = stage.snapshots
-            grouping = TaskGrouping.from_similarity(
-                list(classifier.tasks),
-                np.array(snapshots.similarities),
-                args.threshold,
-                args.max_groups,
-                snapshots.steps,
-            )
+            cosines, steps = np.array(list(stage.similarities.values())), list(stage.similarities)
+            grouping = TaskGrouping.from_similarity(tasks, cosines, args.threshold, args.max_groups, steps)
         classifier.set_grouping(grouping, seed=args.seed)
         if args.should_save:
             folder = Path(args.output_dir) / GROUPING_FOLDER
@@ -134,15 +123,14 @@ class MultiTaskTrainer(TaskTrainer):
         """The trainer of stage 1; all tasks share one adapter from now on."""
         args = copy.copy(self.args)
         args.output_dir = str(Path(args.output_dir) / GROUPING_FOLDER)
-        args.max_steps = args.grouping_steps
-        args.eval_strategy, args.load_best_model_at_end, args.push_to_hub = "no", False, False
-        args.eval_on_start = False
+        args.max_steps, args.eval_strategy = args.grouping_steps, "no"
+        args.load_best_model_at_end = args.push_to_hub = args.eval_on_start = False
         args.deepspeed_plugin = None  # of a second Accelerator: it takes that of the first, and is to be given none
         self.model.share_one_adapter(seed=args.seed)
         callbacks = [
-            callback
-            for callback in self.callback_handler.callbacks
-            if callback not in self._standard_callbacks and not isinstance(callback, EarlyStoppingCallback)
+            each
+            for each in self.callback_handler.callbacks
+            if each not in self._standard_callbacks and not isinstance(each, EarlyStoppingCallback)
         ]
         data = self.train_dataset, self.eval_dataset
         return SharedAdapterTrainer(self.model, args, *data, callbacks=callbacks, **self._stage_kwargs)
@@ -164,41 +152,33 @@ class MultiTaskTrainer(TaskTrainer):
         """
         checkpoint = self._last_checkpoint() if resume_from_checkpoint is True else resume_from_checkpoint
         self.check_images()
-        if checkpoint and SNAPSHOTS_KEY in json.loads((Path(checkpoint) / STATE_FILE).read_text()):
+        if checkpoint and SNAPSHOTS_KEY in saved_state(checkpoint):
             self.group_tasks(resume_from_checkpoint=checkpoint)
             checkpoint = None
         elif checkpoint:
             self.model.load_adapters(checkpoint)  # before an optimizer is made for other parameters
-        elif self.model.trained_adapters:
-            self._warn_of_another_layout()
-        else:
+        elif not _has_layout(self.model, self.args):
             self._give_adapters()
         self.model.record.settings, self.model.record.versions = changed_settings(self.args), versions()
         return super().train(resume_from_checkpoint=checkpoint or None, **kwargs)
 
     def _give_adapters(self) -> None:
-        """Give each task the adapters that `sharing` asks for, unless it has them."""
+        """Give each task the adapters that `sharing` asks for, or warn that those it has are trained."""
         classifier, sharing = self.model, self.args.sharing
-        if _has_layout(classifier, self.args):
-            return
-        if sharing == "groups":
-            self.group_tasks()  # which says so if the method can have no groups
-            return
-        classifier.check_grouping()
-        self._check_replacing()
-        if sharing == "all":
-            classifier.share_one_adapter(self.args.seed)
-        else:
-            classifier.separate_adapters(self.args.seed)
-
-    def _warn_of_another_layout(self) -> None:
-        if not _has_layout(self.model, self.args):
-            routes = "; ".join(f"{task}: {', '.join(route)}" for task, route in self.model.routes.items())
+        if classifier.trained_adapters:
+            routes = "; ".join(f"{task}: {', '.join(route)}" for task, route in classifier.routes.items())
             logger.warning(
-                f"sharing={self.args.sharing!r} asks for other adapters than the classifier has ({routes}). Adapters "
-                f"that hold training results are not replaced, so {', '.join(self.model.training_adapters)} will be "
-                "trained as they are; write classifier.reset_adapters() first to begin anew."
+                f"sharing={sharing!r} asks for other adapters than the classifier has ({routes}). Adapters that hold "
+                f"training results are not replaced, so {', '.join(classifier.training_adapters)} will be trained as "
+                "they are; write classifier.reset_adapters() first to begin anew."
             )
+        elif sharing == "groups":
+            self.group_tasks()  # which says so if the method can have no groups
+        else:
+            classifier.check_grouping()
+            self._check_replacing()
+            replace_adapters = classifier.share_one_adapter if sharing == "all" else classifier.separate_adapters
+            replace_adapters(self.args.seed)
 
     def _last_checkpoint(self) -> str:
         output = Path(self.args.output_dir)
@@ -217,13 +197,3 @@ def _has_layout(classifier: MultiTaskClassifier, args: MultiTaskTrainingArgument
         return classifier.routes == {name: (task.adapter,) for name, task in classifier.tasks.items()}
     # By default a method without prompts trains without groups; any other grouping says that it can have none.
     return classifier.grouping is not None or not (classifier.uses_prompts or args.grouping != "gradient")
-
-
-# Those of `callbacks`, `optimizers` and the images are told apart by stage.
-_FOR_BOTH_STAGES = (
-    "data_collator",
-    "processing_class",
-    "compute_metrics",
-    "optimizer_cls_and_kwargs",
-    "preprocess_logits_for_metrics",
-)

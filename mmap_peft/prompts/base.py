@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from peft import PeftConfig
 from torch import nn
+
+from .method import MethodConfig
 
 
 class TowerShape(NamedTuple):
@@ -20,95 +21,141 @@ class TowerShape(NamedTuple):
 
 
 @dataclass
-class PromptConfig(PeftConfig):
+class PromptConfig(MethodConfig):
     """Settings that all prompt methods share.
 
     Args:
-        num_prompts (`int`): prompts that a layer of a tower gets.
+        num_prompts (`int`): prompts of each layer of a tower.
         depth (`int`, *optional*): how many layers, counted from the first, get prompts. `None`: all of them.
-        target_modules (`str`, *optional*): regular expression of the encoder layers to hook. `None`: all encoder
-            layers of all towers.
+        target_modules (`str`, *optional*): regular expression of the encoder layers that may get prompts. `None`: all
+            encoder layers of all towers.
         exclude_modules (`list[str]`, *optional*): modules that `target_modules` matches but that stay as they are.
-        modules_to_save (`list[str]`, *optional*): modules of the base that are trained and saved beside the prompts.
+        modules_to_save (`list[str]`, *optional*): modules of the base that are trained and saved with the prompts.
     """
 
     generator_class: ClassVar[type[PromptGenerator]]
-    towers: ClassVar[tuple[str, ...]] = ("text", "vision")  # which of them a model may have prompts in
+    towers: ClassVar[tuple[str, ...]] = ("text", "vision")  # which towers can get prompts
+    needs_all_towers: ClassVar[bool] = False  # whether a model must have all of them, with equal depths
     stays_in_sequence: ClassVar[bool] = False  # whether prompts are tokens that later layers see, too
+    position: ClassVar[str] = "end"  # where class names stand among prompts that replace words, see `CoOpConfig`
 
-    num_prompts: int = field(default=4, metadata={"help": "Prompts that a layer of a tower gets."})
-    depth: int | None = field(
-        default=None, metadata={"help": "How many layers, counted from the first, get prompts. None: all of them."}
-    )
-    target_modules: str | list[str] | None = field(
-        default=None, metadata={"help": "Regular expression of the encoder layers to hook. None: all of them."}
-    )
-    exclude_modules: str | list[str] | None = field(
-        default=None, metadata={"help": "Modules that target_modules matches but that stay as they are."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules of the base that are trained and saved beside the prompts."}
-    )
+    num_prompts: int = 4
+    depth: int | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_prompts < 1:
-            raise ValueError(f"num_prompts={self.num_prompts} gives a layer no prompt; write 1 or more.")
-        if self.depth is not None and self.depth < 1:
-            raise ValueError(f"depth={self.depth} gives no layer a prompt; write 1 or more, or None for all layers.")
+        self._check_positive(
+            num_prompts="gives a layer no prompt; expected an integer of 1 or more",
+            depth="gives no layer a prompt; expected an integer of 1 or more, or None for all layers",
+        )
 
     @property
     def placeholders(self) -> int:
-        """How many tokens after the first of a text give their places to prompts."""
+        """How many tokens after the first of a text are replaced by prompts."""
         return self.num_prompts if self.stays_in_sequence and "text" in self.towers else 0
+
+    def tower_settings(self, tower: str) -> tuple[int, int | None]:
+        """`num_prompts` and `depth` of one tower."""
+        return self.num_prompts, self.depth
 
     def check(self, towers: Mapping[str, TowerShape]) -> None:
         """Raise a `ValueError` if the settings do not fit a model with these towers."""
-        if not set(self.towers) & set(towers):
+        missing = set(self.towers) - set(towers)
+        if missing and (self.needs_all_towers or missing == set(self.towers)):
             raise ValueError(
                 f"{type(self).__name__} puts prompts into the {' and '.join(self.towers)} tower, but the model has "
-                f"only {' and '.join(towers)}; give a model that has it, or another method."
+                f"only {' and '.join(towers)}; give a whole model, or use another method."
             )
-        deepest = max(shape.layers for shape in towers.values())
-        if self.depth is not None and self.depth > deepest:
+        layers = [shape.layers for shape in towers.values()]
+        self._check_depth("depth", min(layers) if self.needs_all_towers else max(layers))
+
+    def _check_depth(self, name: str, layers: int) -> None:
+        depth = getattr(self, name)
+        if depth is not None and depth > layers:
             raise ValueError(
-                f"depth={self.depth} is more than the {deepest} layers of the model; write at most {deepest}, or None "
-                "for all layers."
+                f"Invalid value: {name}={depth} is more than the {layers} layers of a tower; expected at most "
+                f"{layers}, or None."
             )
 
 
 class PromptGenerator(nn.Module, ABC):
     """Holds the parameters of one adapter and makes its prompts. Knows nothing of CLIP or of tasks.
 
-    The prompts of layer l are added to the tokens that enter layer l, after the first token. What becomes of them after
-    the layer is the method's policy, `PromptConfig.stays_in_sequence`: they are removed again, or stay in the sequence,
-    where the prompts of the next prompted layer replace them.
+    The prompts of layer l are added to the tokens that enter layer l, after the first token. After the layer they are
+    removed, or, if the config says `stays_in_sequence`, they stay until those of the next prompted layer replace them.
+    `depths` holds for each tower how many layers get prompts.
 
     Args:
         config (`PromptConfig`): the adapter's settings, which fit `towers`.
         towers (`Mapping[str, TowerShape]`): the towers that get prompts, by name (`"text"`, `"vision"`).
-
-    Attributes:
-        depths (`dict[str, int]`): for each tower, how many layers get prompts.
-        position (`str`): where class names stand among text prompts that replace words: `"end"`, `"middle"`, `"front"`.
     """
-
-    position = "end"
 
     def __init__(self, config: PromptConfig, towers: Mapping[str, TowerShape]) -> None:
         super().__init__()
         # Plain values, not the config: a saved or copied module must not hold a config.
-        self.stays_in_sequence = config.stays_in_sequence
+        self.stays_in_sequence, self.position = config.stays_in_sequence, config.position
         self.depths = {
-            name: min(self._depth(config, name) or shape.layers, shape.layers) for name, shape in towers.items()
+            name: min(config.tower_settings(name)[1] or layers, layers) for name, (layers, _) in towers.items()
         }
-
-    def _depth(self, config: PromptConfig, tower: str) -> int | None:
-        return config.depth
 
     @abstractmethod
     def forward(self, tower: str) -> torch.Tensor:
-        """All prompts of a tower, shape (depth, prompts, width).
+        """All prompts of a tower: (depth, prompts, width), or (depth, classes, prompts, width) for text."""
 
-        Those of text may differ from class to class: (depth, classes, prompts, width).
-        """
+
+class SequencePromptGenerator(PromptGenerator):
+    """Makes prompts of independent parameters: `text_prompts` and `vision_prompts`, (depth, prompts, width) each."""
+
+    def __init__(self, config: SequencePromptConfig, towers: Mapping[str, TowerShape]) -> None:
+        super().__init__(config, towers)
+        self.init_ids = config.init_ids
+        for tower, shape in towers.items():
+            prompts = torch.empty(self._size(config, tower, shape.width)).normal_(std=config.init_std)
+            self.register_parameter(f"{tower}_prompts", nn.Parameter(prompts))
+
+    def _size(self, config: SequencePromptConfig, tower: str, width: int) -> tuple[int, ...]:
+        return self.depths[tower], config.tower_settings(tower)[0], width
+
+    def forward(self, tower: str) -> torch.Tensor:
+        return getattr(self, f"{tower}_prompts")
+
+    @torch.no_grad()
+    def start_from_words(self, embedding: nn.Embedding) -> None:
+        """Set the first layer's text prompts to the embeddings of `init_ids`, if there are any."""
+        if self.init_ids and "text" in self.depths:
+            ids = torch.tensor(self.init_ids, device=embedding.weight.device)
+            self("text")[0].copy_(embedding(ids))
+
+
+@dataclass
+class SequencePromptConfig(PromptConfig):
+    """Settings of prompts that stay in the sequence.
+
+    In a text, the first layer's prompts replace the tokens after the first one and get their positions. So a text
+    needs as many words before the class name: `"X X X X cat."` or `"a photo of a cat."` for four prompts. In an image,
+    prompts are added after the first token and have no position. A deeper layer's prompts replace the outputs that
+    the layer before has at the prompts' places.
+
+    Args:
+        init_std (`float`): standard deviation of a prompt's elements at the start.
+        init_ids (`list[int]`, *optional*): token ids of words, one for each prompt, whose embeddings are the first
+            layer's text prompts at the start; `[]`: a random start. With `None`, `MultiTaskClassifier` takes the words
+            "a photo of a" for up to four prompts.
+    """
+
+    generator_class = SequencePromptGenerator
+    stays_in_sequence = True
+
+    init_std: float = 0.02
+    init_ids: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_ids and len(self.init_ids) != self.num_prompts:
+            raise ValueError(
+                f"Invalid value: init_ids={self.init_ids} are {len(self.init_ids)} words for {self.num_prompts} "
+                "prompts; expected one for each prompt, or [] to start at random."
+            )

@@ -1,70 +1,34 @@
-"""MaPLe: vision prompts are linear images of text prompts."""
+"""MaPLe: linear maps make the vision prompts from the text prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
 
-from .base import PromptGenerator, TowerShape
+from .base import SequencePromptConfig, SequencePromptGenerator, TowerShape
 from .method import Method
-from .sequence import SequencePromptConfig, SequencePromptGenerator
-
-
-@dataclass
-class MaPLeConfig(SequencePromptConfig):
-    """Settings of MaPLe, Multi-modal Prompt Learning (Khattak et al., CVPR 2023).
-
-    Args:
-        num_prompts (`int`): prompts of a layer of each tower.
-        depth (`int`, *optional*): layers of each tower that get prompts. `None`: as many as the shallower tower has.
-    """
-
-    method: ClassVar[Method] = Method(
-        "MAPLE", "MaPLe", 3e-3, "Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = self.method.peft_type
-
-    def check(self, towers: Mapping[str, TowerShape]) -> None:
-        super().check(towers)
-        if len(towers) < 2:
-            raise ValueError(
-                f"MaPLeConfig couples the prompts of two towers, but the model has only {next(iter(towers))}; give a "
-                "whole CLIP, or use VPTConfig or CoOpConfig."
-            )
-        shallower = min(shape.layers for shape in towers.values())
-        if self.depth is not None and self.depth > shallower:
-            raise ValueError(
-                f"depth={self.depth} is more than the {shallower} layers of the shallower tower; write at most that."
-            )
 
 
 class MaPLeGenerator(SequencePromptGenerator):
-    r"""Makes MaPLe prompts: those of text are parameters, and those of images are made of them by one linear map a
-    layer, the coupling function:
+    r"""Makes MaPLe prompts: the text prompts are parameters, and one linear map for each layer, the coupling function,
+    makes the vision prompts from them (equations 5 to 9 of the paper):
 
     $$\tilde P_l = W_l P_l + b_l$$
 
     with $P_l$ = `text_prompts[l]` (prompts, d_text), $W_l$ = `proj_weight[l]` (d_vision, d_text) and $b_l$ =
-    `proj_bias[l]` (d_vision). Both enter before layer $l$ below the depth, and stay in the sequence. As in the authors'
-    code, the couplings of all layers but the first start as copies of one.
-
-    Source: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, equations 5 to 9.
+    `proj_bias[l]` (d_vision). Both enter before each layer $l$ below the depth. As in the authors' code, the couplings
+    of all layers but the first start as copies of one.
     """
 
     def __init__(self, config: MaPLeConfig, towers: Mapping[str, TowerShape]) -> None:
-        PromptGenerator.__init__(self, config, towers)
-        self.init_ids, depth = config.init_ids, min(self.depths.values())
+        layers, text, vision = min(shape.layers for shape in towers.values()), towers["text"], towers["vision"]
+        super().__init__(config, {"text": TowerShape(layers, text.width)})
+        depth = self.depths["text"]
         self.depths = dict.fromkeys(towers, depth)
-        text, vision = towers["text"].width, towers["vision"].width
-        self.text_prompts = nn.Parameter(torch.empty(depth, config.num_prompts, text).normal_(std=config.init_std))
-        first, deeper = nn.Linear(text, vision), nn.Linear(text, vision)
+        first, deeper = nn.Linear(text.width, vision.width), nn.Linear(text.width, vision.width)
         couplings = [first, *[deeper] * (depth - 1)]
         self.proj_weight = nn.Parameter(torch.stack([coupling.weight.detach() for coupling in couplings]))
         self.proj_bias = nn.Parameter(torch.stack([coupling.bias.detach() for coupling in couplings]))
@@ -75,4 +39,14 @@ class MaPLeGenerator(SequencePromptGenerator):
         return torch.baddbmm(self.proj_bias[:, None], self.text_prompts, self.proj_weight.transpose(1, 2))
 
 
-MaPLeConfig.generator_class = MaPLeGenerator
+@dataclass
+class MaPLeConfig(SequencePromptConfig):
+    """Settings of MaPLe, Multi-modal Prompt Learning (Khattak et al., CVPR 2023).
+
+    Args:
+        depth (`int`, *optional*): layers of each tower that get prompts. `None`: as many as the shallower tower has.
+    """
+
+    method = Method("MAPLE", "MaPLe", 3e-3, "Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023")
+    generator_class = MaPLeGenerator
+    needs_all_towers = True

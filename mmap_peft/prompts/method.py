@@ -1,22 +1,17 @@
-"""What every method says of itself, a prompt method or another: how files and people call it, and where it is from."""
+"""What every method, of prompts or not, says of itself: its type, name and paper."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from peft import PeftConfig
 
 
 class MethodType(str):
-    """A method's `peft_type`: a plain string that has the `name` and the `value` of PEFT's own enum.
+    """A method's `peft_type`: equal to the plain string, with the `name` and `value` that PEFT's own enum has."""
 
-    It compares, hashes and is written to JSON as the plain string.
-    """
-
-    @property
-    def value(self) -> str:
-        """The plain string."""
-        return str.__str__(self)
-
-    name = value
+    name = value = property(str.__str__)
 
     def __str__(self) -> str:
         # PEFT's status of a model shows what follows the dot.
@@ -25,7 +20,7 @@ class MethodType(str):
 
 @dataclass(frozen=True)
 class Method:
-    """What is known of a method of tuning, for PEFT, for model cards, and for a first run.
+    """What is known of a method, for PEFT, for model cards, and for a first run.
 
     Attributes:
         peft_type (`str`): the method in `adapter_config.json`, such as `"VPT"`. No other method may have it.
@@ -41,3 +36,21 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "peft_type", MethodType(self.peft_type))
+
+
+@dataclass
+class MethodConfig(PeftConfig):
+    """Settings of a method that PEFT does not have. Each method's config sets `method`."""
+
+    method: ClassVar[Method]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = self.method.peft_type
+
+    def _check_positive(self, **reasons: str) -> None:
+        """Raise a `ValueError` with the reason of a setting that is neither above 0 nor `None`."""
+        for name, reason in reasons.items():
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"Invalid value: {name}={value} {reason}.")

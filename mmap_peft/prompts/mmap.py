@@ -1,10 +1,10 @@
-"""MmAP: the prompts of all layers of both towers grow from one source prompt."""
+"""MmAP: the prompts of all layers of both towers are made from one source prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,84 +13,14 @@ from .base import PromptConfig, PromptGenerator, TowerShape
 from .method import Method
 
 
-@dataclass
-class MmAPConfig(PromptConfig):
-    """Settings of MmAP, the Multi-modal Alignment Prompt (Xin et al., AAAI 2024).
-
-    The numbers of prompts, the shape of the source, and the initialisation are choices of this library, made by
-    measurement; the paper leaves them open.
-
-    Args:
-        num_prompts (`int`): b, prompts that a layer of a tower gets.
-        source_shape (`tuple[int, int]`): (m, n), shape of the source prompt. m divides b, and n divides the widths of
-            both towers. A larger source means fewer parameters.
-        init_std (`float`): standard deviation of a prompt's elements at the start.
-    """
-
-    method: ClassVar[Method] = Method(
-        "MMAP",
-        "MmAP",
-        3e-2,
-        "Xin et al., MmAP: Multi-modal Alignment Prompt for Cross-domain Multi-task Learning, AAAI 2024",
-    )
-
-    source_shape: tuple[int, int] = field(
-        default=(2, 2), metadata={"help": "(m, n), shape of the source: m divides num_prompts, n both widths."}
-    )
-    init_std: float = field(default=0.02, metadata={"help": "Standard deviation of a prompt's elements at the start."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = self.method.peft_type
-        self.source_shape = tuple(self.source_shape)  # JSON knows lists only
-        if len(self.source_shape) != 2 or min(self.source_shape) < 1:
-            raise ValueError(
-                f"source_shape={self.source_shape} is no shape of a source prompt; write two whole numbers of 1 or "
-                "more, (m, n)."
-            )
-        rows = self.source_shape[0]
-        if self.num_prompts % rows:
-            raise ValueError(
-                f"source_shape={self.source_shape} has m={rows}, which does not divide num_prompts="
-                f"{self.num_prompts}; write an m that does."
-            )
-        if not self.init_std > 0:
-            raise ValueError(
-                f"init_std={self.init_std} would start all prompts at zero, where they get no gradient; write a "
-                "number above 0."
-            )
-
-    @classmethod
-    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
-        values = super().from_json_file(path_json_file, **kwargs)
-        return {name: tuple(value) if name == "source_shape" else value for name, value in values.items()}
-
-    def check(self, towers: Mapping[str, TowerShape]) -> None:
-        super().check(towers)
-        columns = self.source_shape[1]
-        for name, shape in towers.items():
-            if shape.width % columns:
-                raise ValueError(
-                    f"source_shape={self.source_shape} has n={columns}, which does not divide the {name} tower's "
-                    f"width {shape.width}; write an n that divides "
-                    f"{' and '.join(str(shape.width) for shape in towers.values())}."
-                )
-
-
 class MmAPGenerator(PromptGenerator):
     r"""Makes MmAP prompts: layer k of tower t gets
 
     $$P_t^k = W_t^k \otimes P_s$$
 
     with $P_s$ = `source` (m, n), shared by all layers and towers, and $W_t^k$ = `scale_text[k]` (b/m, d_text/n) or
-    `scale_vision[k]` (b/m, d_vision/n); $\otimes$ is the Kronecker product, so that $P_t^k$ is (b, d_t). Three
-    tensors hold `m * n + b * (K_text * d_text + K_vision * d_vision) / (m * n)` parameters.
-
-    Source: Xin et al., "MmAP: Multi-modal Alignment Prompt for Cross-domain Multi-task Learning", AAAI 2024.
-
-    Args:
-        config (`MmAPConfig`): the adapter's settings.
-        towers (`Mapping[str, TowerShape]`): the towers that get prompts. A bare tower makes two tensors, not three.
+    `scale_vision[k]` (b/m, d_vision/n); $\otimes$ is the Kronecker product, so that $P_t^k$ is (b, d_t). These
+    tensors, three for two towers, hold `m * n + b * (K_text * d_text + K_vision * d_vision) / (m * n)` parameters.
     """
 
     def __init__(self, config: MmAPConfig, towers: Mapping[str, TowerShape]) -> None:
@@ -107,4 +37,56 @@ class MmAPGenerator(PromptGenerator):
         return torch.kron(getattr(self, f"scale_{tower}"), self.source[None])  # of all layers at once
 
 
-MmAPConfig.generator_class = MmAPGenerator
+@dataclass
+class MmAPConfig(PromptConfig):
+    """Settings of MmAP, the Multi-modal Alignment Prompt (Xin et al., AAAI 2024).
+
+    The paper leaves the defaults of these settings open. They are choices of this library, made by measurement.
+
+    Args:
+        num_prompts (`int`): b, prompts of each layer of a tower.
+        source_shape (`tuple[int, int]`): (m, n), shape of the source prompt. m divides b, and n divides the widths of
+            both towers. A larger source means fewer parameters.
+        init_std (`float`): standard deviation of a prompt's elements at the start.
+    """
+
+    method = Method(
+        "MMAP",
+        "MmAP",
+        3e-2,
+        "Xin et al., MmAP: Multi-modal Alignment Prompt for Cross-domain Multi-task Learning, AAAI 2024",
+    )
+    generator_class = MmAPGenerator
+
+    source_shape: tuple[int, int] = (2, 2)
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_positive(
+            init_std="would start all prompts at zero, where they get no gradient; expected a number above 0"
+        )
+        self.source_shape = tuple(self.source_shape)  # JSON knows lists only
+        if len(self.source_shape) != 2 or min(self.source_shape) < 1:
+            raise ValueError(
+                f"Invalid value: source_shape={self.source_shape} is no shape of a source prompt; expected two "
+                "integers of 1 or more, (m, n)."
+            )
+        self._check_divides("m", self.source_shape[0], "num_prompts=", self.num_prompts)
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        values = super().from_json_file(path_json_file, **kwargs)
+        return {name: tuple(value) if name == "source_shape" else value for name, value in values.items()}
+
+    def check(self, towers: Mapping[str, TowerShape]) -> None:
+        super().check(towers)
+        for name, shape in towers.items():
+            self._check_divides("n", self.source_shape[1], f"the {name} tower's width ", shape.width)
+
+    def _check_divides(self, symbol: str, divisor: int, name: str, number: int) -> None:
+        if number % divisor:
+            raise ValueError(
+                f"Invalid value: source_shape={self.source_shape} has {symbol}={divisor}, which does not divide "
+                f"{name}{number}; expected a {symbol} that does."
+            )

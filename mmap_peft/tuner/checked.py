@@ -1,4 +1,4 @@
-"""A PEFT tuner that looks before it changes anything."""
+"""A PEFT tuner that checks an adapter before it changes the model."""
 
 from __future__ import annotations
 
@@ -12,39 +12,28 @@ from torch import nn
 
 
 class CheckedTuner(BaseTuner):
-    """A tuner that leaves a model as it was if an adapter does not fit it.
+    """A tuner that leaves a model as it was if an adapter does not fit it."""
 
-    Attributes:
-        no_rows (`str`): why the rows of a batch cannot have adapters of their own.
-        no_weighted_sum (`str`): why a weighted sum of adapters cannot be made.
-    """
+    target_module_mapping: ClassVar[dict[str, Any]] = {}
+    no_merge: ClassVar[str]  # why adapters cannot be merged into the base
+    no_rows: ClassVar[str]  # why the rows of a batch cannot have adapters of their own
+    no_weighted_sum: ClassVar[str]  # why a weighted sum of adapters cannot be made
 
-    no_rows: ClassVar[str]
-    no_weighted_sum: ClassVar[str]
-
-    def __init__(
-        self, model: nn.Module, peft_config: PeftConfig | dict[str, PeftConfig], adapter_name: str, **kwargs: Any
-    ) -> None:
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
         # PEFT and transformers write both of these before they know whether the adapter can be put in.
         configs = getattr(model, "peft_config", None)
-        before = dict(configs or {})
+        configs_before = dict(configs or {})
         try:
             super().__init__(model, peft_config, adapter_name, **kwargs)
         except Exception:
             if configs is not None:
                 configs.clear()
-                configs.update(before)
-            elif hasattr(model, "_hf_peft_config_loaded"):
+                configs.update(configs_before)
+            else:
                 model.__dict__.pop("_hf_peft_config_loaded", None)
             raise
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Check that the adapter fits before anything is changed, then add it.
-
-        Raises:
-            ValueError: the model holds an adapter of this name, of this method or another, or the adapter does not
-                fit the model.
-        """
         for name, module in model.named_modules():
             if isinstance(module, BaseTunerLayer) and adapter_name in module._all_available_adapter_names():
                 raise ValueError(
@@ -70,10 +59,10 @@ class CheckedTuner(BaseTuner):
             )
         yield
 
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Weighted sums of adapters are not made.
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(self.no_merge)
 
-        Raises:
-            NotImplementedError: always.
-        """
+    merge_and_unload = unmerge_adapter = merge_adapter
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(self.no_weighted_sum)

@@ -144,6 +144,16 @@ def test_accumulated_batches_equal_a_large_one(aggregator, processor, tasks, arg
         assert not torch.allclose(parameter, start[name], atol=1e-4)
 
 
+@pytest.mark.parametrize("setting", [{"torch_empty_cache_steps": 1}, {"auto_find_batch_size": True}])
+def test_settings_of_a_training_step_hold_with_an_aggregator(setting, processor, tasks, arguments, clip_folder):
+    prompts = []
+    for aggregator in (None, "Sum"):
+        clip = CLIPModel.from_pretrained(clip_folder)
+        prompts.append(train(clip, processor, tasks, arguments(aggregator=aggregator, **setting, **STEP))[1])
+    for name, parameter in prompts[0].items():
+        torch.testing.assert_close(prompts[1][name], parameter, atol=1e-5, rtol=0)
+
+
 def test_an_interrupted_step_leaves_nothing_for_the_next_training(processor, tasks, arguments, clip_folder):
     prompts = []
     for interrupted in (False, True):

@@ -34,7 +34,3 @@ class SharedPromptConfig(PromptConfig):
 
     method: ClassVar[Method] = Method("ONE_PROMPT", "Shared prompts", 2e-2, "A. Author, Shared prompts, 2030")
     generator_class: ClassVar[type[PromptGenerator]] = SharedPromptGenerator
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = self.method.peft_type
