@@ -20,7 +20,7 @@ from .prompts.mmap import MmAPConfig
 from .prompts.vpt import VPTConfig
 from .registration import register_method, register_methods, starting_learning_rate
 from .tuner.model import PromptTuner
-from .tuner.routes import use_routes
+from .tuner.routes import make_prompts, use_routes
 from .version import __version__
 
 
@@ -50,6 +50,7 @@ __all__ = [
     "ln_tuning_config",
     "load_processor",
     "lora_config",
+    "make_prompts",
     "plot_grouping",
     "register_method",
     "starting_learning_rate",

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..tuner.assemble import LayerPrompts, Prompts
 from ..tuner.attention import SUPPORTED
-from ..tuner.layer import key_and_value
+from ..tuner.layer import key_and_value, passes_keywords
 from ..tuner.model import find_towers
 
 
@@ -67,7 +67,7 @@ class TaskClassifier(nn.Module):
         for (_, index), here in (prompts or Prompts()).layers.items():
             self._layers[index] = layer = find_towers(self.vision_model)["vision"].encoder.layers[index]
             states = here.states.float().clone()
-            if self._prompts.stays_in_sequence:
+            if self._prompts.stays_in_sequence or not passes_keywords(clip.vision_model):
                 layer.register_buffer("prompt_states", states)
             else:
                 for name, tensor in zip(("prompt_key", "prompt_value"), key_and_value(layer, states)):

@@ -126,7 +126,7 @@ class SequencePromptGenerator(PromptGenerator):
     def start_from_words(self, embedding: nn.Embedding) -> None:
         """Set the first layer's text prompts to the embeddings of `init_ids`, if there are any."""
         if self.init_ids and "text" in self.depths:
-            ids = torch.tensor(self.init_ids, device=embedding.weight.device)
+            ids = torch.tensor(self.init_ids, device=None if embedding.weight.is_meta else embedding.weight.device)
             self("text")[0].copy_(embedding(ids))
 
 

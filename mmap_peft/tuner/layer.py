@@ -14,6 +14,11 @@ from .attention import SUPPORTED, PromptStates, additive, joined_mask
 PASSES_KEYWORDS = ("clip", "metaclip_2", "clipseg")
 
 
+def passes_keywords(tower: nn.Module) -> bool:
+    """Whether prompts can be keys and values in the attention of a tower."""
+    return tower.config.model_type.removesuffix("_model").rpartition("_")[0] in PASSES_KEYWORDS
+
+
 class PromptedLayer:
     """The hooks of an encoder layer: `enter` before its forward, `leave` after it.
 
@@ -35,10 +40,7 @@ class PromptedLayer:
 
     def __init__(self, tower: nn.Module, name: str, index: int) -> None:
         self.tower, self.name, self.index = tower, name, index
-        family = tower.config.model_type.removesuffix(f"_{name}_model")
-        self.passes_keywords = family in PASSES_KEYWORDS
         self.last_of_images = index == len(tower.encoder.layers) - 1 and name == "vision"
-        self.pools_first_token = self.last_of_images and not family.startswith("siglip")  # which pools all tokens
 
     def enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The arguments of the layer with prompts in them."""
@@ -55,7 +57,8 @@ class PromptedLayer:
             states = PromptStates(*(self._of_rows(part, prompts, hidden_states) for part in (key, value, here.real)))
         elif here is not None:
             hidden_states, mask, kwargs = self._widened(layer, here, hidden_states, mask, prompts, kwargs)
-        if prompts.pooled and self.pools_first_token and self._fast(layer, prompts):
+        # All families whose attention takes keys and values pool the first token of an image.
+        if prompts.pooled and self.last_of_images and self._fast(layer, prompts):
             others = PromptStates(*key_and_value(layer, hidden_states[:, 1:]), None)
             states = others if states is None else states.joined(others)
             hidden_states = hidden_states[:, :1]
@@ -76,7 +79,7 @@ class PromptedLayer:
 
     def _fast(self, layer: nn.Module, prompts: Prompts) -> bool:
         checkpointed = layer.training and getattr(layer, "gradient_checkpointing", False)
-        supported = self.passes_keywords and layer.self_attn.config.base._attn_implementation in SUPPORTED
+        supported = passes_keywords(self.tower) and layer.self_attn.config.base._attn_implementation in SUPPORTED
         return supported and not (prompts.as_tokens or checkpointed)
 
     def _of_rows(

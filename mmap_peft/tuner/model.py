@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -74,7 +74,10 @@ class PromptTuner(CheckedTuner):
 
     prefix = "mmap_"
     tuner_layer_cls = PromptContainer
-    target_module_mapping: dict[str, Any] = {}
+    no_merge = (
+        "Prompts are extra tokens, not a change of the weights, so they cannot be merged into the base; keep the "
+        "adapter, or write model.unload() to get the base back."
+    )
     no_weighted_sum = (
         "Weighted sums of prompts are no prompts that anything was trained with; to use several adapters at once, "
         "write use_routes(model, (name, other_name))."
@@ -145,19 +148,19 @@ class PromptTuner(CheckedTuner):
             self.model.mmap = PromptContainer(target.layer_norm1)
             _add_hooks(towers, self.model.mmap)
         container = self.model.mmap
-        if adapter_name in container.mmap_generators:  # PEFT calls this for each target module
-            return
+        if adapter_name in container.mmap_generators:
+            return  # PEFT calls this for each target module
         layers = self._layers(self.model, peft_config)
-        prompted = {tower for tower, _ in layers}
+        prompted = dict(layers)
         shapes = {tower: shape for tower, shape in _shapes(towers).items() if tower in prompted}
         generator = peft_config.generator_class(peft_config, shapes)
         if peft_config.stays_in_sequence and "text" in shapes:
             embedding = towers["text"].embeddings.token_embedding
-            if not embedding.weight.is_meta:
+            if not embedding.weight.is_meta or hasattr(embedding, "_hf_hook"):  # accelerate brings offloaded weights
                 generator.start_from_words(embedding)
         if not any(parameter.is_meta for parameter in generator.parameters()):
-            offloaded = container.weight.is_meta  # to the CPU or to a file
-            generator = generator.to(None if offloaded else container.weight.device, container.weight.dtype)
+            device = None if container.weight.is_meta else container.weight.device  # meta: offloaded
+            generator = generator.to(device, container.weight.dtype)
         container.mmap_generators[adapter_name], container.layers[adapter_name] = generator, layers
         if peft_config.modules_to_save:
             container.with_modules_to_save.add(adapter_name)
@@ -192,19 +195,6 @@ class PromptTuner(CheckedTuner):
             layer.self_attn.config = layer.self_attn.config.base
         del self.model.mmap
         return super().unload()
-
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Prompts cannot be merged.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            "Prompts are extra tokens, not a change of the weights, so they cannot be merged into the base; keep the "
-            "adapter, or write model.unload() to get the base back."
-        )
-
-    merge_adapter = unmerge_adapter = merge_and_unload
 
 
 def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None:

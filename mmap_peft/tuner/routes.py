@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from .assemble import Route
-from .container import overrides, prompt_container
+from .assemble import Prompts, Route, Routing
+from .container import PromptContainer, overrides, prompt_container
+
+
+Rows = Sequence[int] | torch.Tensor  # a number for each row of a batch
 
 
 @contextmanager
@@ -17,9 +20,9 @@ def use_routes(
     model: nn.Module,
     routes: Route | Sequence[Route],
     *,
-    text: Sequence[int] | torch.Tensor | None = None,
-    vision: Sequence[int] | torch.Tensor | None = None,
-    classes: Sequence[int] | torch.Tensor | None = None,
+    text: Rows | None = None,
+    vision: Rows | None = None,
+    classes: Rows | None = None,
     pooled: bool = False,
 ) -> Iterator[None]:
     """Inside the `with` block, rows of a batch use the prompts of the given adapters instead of the active one's.
@@ -50,16 +53,40 @@ def use_routes(
             one has `modules_to_save`.
     """
     container = prompt_container(model)
+    routing = _routing(container, routes, {"text": text, "vision": vision, "classes": classes}, pooled)
+    with overrides.set(container, routing):
+        yield
+
+
+def make_prompts(
+    model: nn.Module, routes: Route | Sequence[Route] | None = None, *, pooled: bool = False, **rows: Rows | None
+) -> Prompts | None:
+    """The prompts that a model has now, as a frozen value. The model, a CLIP in it and its towers take it as the
+    keyword argument `prompts`; routes of `use_routes` and active adapters do not matter then.
+
+    Args:
+        model, routes, pooled: as for `use_routes`. Without routes: the current ones, or else the active adapters.
+        rows: `text`, `vision` and `classes`, as for `use_routes`.
+
+    Raises:
+        ValueError: as for `use_routes`.
+    """
+    container = prompt_container(model)
+    routing = None if routes is None else _routing(container, routes, rows, pooled)
+    return container.prompts(("text", "vision"), routing)
+
+
+def _routing(
+    container: PromptContainer, routes: Route | Sequence[Route], rows: Mapping[str, Rows | None], pooled: bool
+) -> Routing:
     several = not all(isinstance(name, str) for name in routes)
     routes = [tuple(route) for route in routes] if several else [tuple(routes)]
     container.check_modules_to_save(routes)
-    numbers = {"text": text, "vision": vision, "classes": classes}
-    rows = {name: torch.as_tensor(values) for name, values in numbers.items() if values is not None}
+    rows = {name: torch.as_tensor(numbers) for name, numbers in rows.items() if numbers is not None}
     for tower in () if torch.compiler.is_compiling() else ("text", "vision"):  # values would break a graph
-        values = rows[tower].tolist() if tower in rows else []
-        if values and not 0 <= min(values) <= max(values) < len(routes):
+        numbers = rows[tower].tolist() if tower in rows else []
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(routes):
             raise ValueError(
-                f"{tower}={values} names a route that was not given; write numbers from 0 to {len(routes) - 1}."
+                f"{tower}={numbers} names a route that was not given; write numbers from 0 to {len(routes) - 1}."
             )
-    with overrides.set(container, container.routing(routes, pooled=pooled, **rows)):
-        yield
+    return container.routing(routes, pooled=pooled, **rows)

@@ -13,7 +13,7 @@ from torch import nn
 from .assemble import Prompts, take_rows
 from .attention import SUPPORTED, PackedStates, PromptStates
 from .fingerprint import Fingerprint, autocast_dtype
-from .layer import PASSES_KEYWORDS, first_states, key_and_value, replaced
+from .layer import first_states, key_and_value, passes_keywords, replaced
 from .tower import text_ends
 
 
@@ -30,9 +30,8 @@ def can_share(clip: nn.Module, prompts: Prompts | None) -> bool:
             return False
     if tower.training and any(getattr(layer, "gradient_checkpointing", False) for layer in tower.encoder.layers):
         return False
-    # All families whose attention passes keywords on have causal text towers.
-    causal = tower.config.model_type.removesuffix("_text_model") in PASSES_KEYWORDS
-    return causal and tower.config._attn_implementation in SUPPORTED
+    # All families whose attention takes keys and values have causal text towers.
+    return passes_keywords(tower) and tower.config._attn_implementation in SUPPORTED
 
 
 def shared_text_features(
@@ -189,7 +188,7 @@ class _TextPack:
 
 
 def _equally_long(ends: torch.Tensor) -> list[torch.Tensor]:
-    """Numbers of the texts of each length; on a GPU of all texts, since padding costs less there than small batches."""
+    """Numbers of the texts of each length; on a GPU, of all texts: padding costs less there than small batches."""
     if ends.device.type != "cpu":
         return [torch.arange(ends.shape[0], device=ends.device)]
     return [(ends == end).nonzero()[:, 0] for end in ends.unique()]

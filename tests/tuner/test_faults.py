@@ -89,7 +89,12 @@ def test_hidden_states_hold_all_tokens_and_nothing_else(config, pooled, inputs):
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules:UserWarning")
 @pytest.mark.parametrize("name", ["mmap", "coop", "vpt", "maple"])
 def test_prompts_for_a_clip_whose_text_tower_is_offloaded(name, inputs, tmp_path):
-    config = {"mmap": MMAP, "coop": CoOpConfig(num_prompts=2), "vpt": VPTConfig(), "maple": MaPLeConfig(num_prompts=2)}
+    config = {
+        "mmap": MMAP,
+        "coop": CoOpConfig(num_prompts=2, init_ids=[5, 6]),
+        "vpt": VPTConfig(),
+        "maple": MaPLeConfig(num_prompts=2),
+    }
     expected = wrapped(config[name])(**inputs).logits_per_image
     clip = tiny_clip()
     places = {"text_model": "disk", "vision_model": "disk", "text_projection": "cpu", "visual_projection": "cpu"}
