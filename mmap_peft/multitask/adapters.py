@@ -74,16 +74,22 @@ class AdapterSet(nn.Module):
 
     def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
         """The tensors of an adapter's file, by their names there."""
-        return {}
+        return {name: parameter.detach() for name, parameter in self.parameters_of(adapter).items()}
 
+    @torch.no_grad()
     def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """The inverse of `state_of`."""
+        for name, parameter in self.parameters_of(adapter).items():
+            parameter.copy_(tensors[name])
 
     def reset(self, names: Sequence[str], seed: int) -> None:
         """New adapters with these names in place of all others; all of them train."""
 
     def train_only(self, names: Sequence[str]) -> None:
         """Let exactly these adapters train."""
+        for name in self.names:
+            for parameter in self.parameters_of(name).values():
+                parameter.requires_grad_(name in names)
 
     def unload(self) -> PreTrainedModel:
         """Take all adapters out and return the base as it was."""
@@ -145,19 +151,9 @@ class ProbeSet(AdapterSet):
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
         return dict(self.probe(adapter).named_parameters())
 
-    def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
-        return self.probe(adapter).state_dict()
-
-    def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.probe(adapter).load_state_dict(tensors)
-
     def reset(self, names: Sequence[str], seed: int) -> None:
         """Drop all probes: what they start from is not known here."""
         self.probes, self._names = nn.ModuleList(), []
-
-    def train_only(self, names: Sequence[str]) -> None:
-        for name in self._names:
-            self.probe(name).requires_grad_(name in names)
 
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
         if not all(routes):  # zero-shot
@@ -223,10 +219,6 @@ class PeftSet(AdapterSet):
         self.model.train(training)
         self.train_only(names)
 
-    def train_only(self, names: Sequence[str]) -> None:
-        self.model.base_model.set_requires_grad(self.names, requires_grad=False)
-        self.model.base_model.set_requires_grad(list(names), requires_grad=True)
-
     def unload(self) -> PreTrainedModel:
         return self.model.unload()
 
@@ -244,9 +236,7 @@ class PromptSet(PeftSet):
     def container(self) -> PromptContainer:
         return self.clip.mmap
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        yield
+    disabled = AdapterSet.disabled  # an empty route says it
 
     def add(self, name: str, seed: int) -> None:
         """One more adapter."""

@@ -104,8 +104,6 @@ class MultiTaskClassifier(TaskForward):
         self.tasks = {**self.tasks, task.name: task}
         self.routes = {**self.routes, task.name: route}
 
-    # ---- prediction
-
     def check_task(self, task: str) -> None:
         """Raise a `ValueError` if there is no task of this name."""
         if task not in self.tasks:
@@ -142,8 +140,6 @@ class MultiTaskClassifier(TaskForward):
         labels = [names[number] for names, number in zip(classes, probabilities.argmax(-1).tolist())]
         return Prediction(labels, probabilities)
 
-    # ---- files
-
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `tasks.json`, a model card, and a folder for each adapter, which is a PEFT adapter of its own."""
         saving.save(self, Path(folder))
@@ -175,9 +171,8 @@ class MultiTaskClassifier(TaskForward):
             processor (*optional*): the base's processor. `None`: the one that the base's name or path gives.
             subfolder (`str`, *optional*): the classifier's folder inside `name_or_path`.
             text_chunk (`int`, *optional*): as for the class.
-            download: for the Hub, as for `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`,
-                `local_files_only`, `force_download` and others. `token`, `cache_dir` and `local_files_only` are used
-                for the base and its processor, too.
+            download: as for `huggingface_hub.snapshot_download`: `revision`, `force_download` and others; `token`,
+                `cache_dir` and `local_files_only` are used for the base and its processor, too.
 
         Raises:
             TypeError: an unknown keyword.
@@ -233,9 +228,9 @@ class MultiTaskClassifier(TaskForward):
 
         Args:
             repo_id (`str`): for example `"me/clip-mmap-office-home"`; it is created if it does not exist.
-            options: `token`; `private`, for a repository that is created; `revision`, a branch, created if it does
-                not exist; `subfolder`, a folder inside; `parent_commit`, the full id of the commit that the branch
-                must still be at; `commit_message`.
+            options: `token`; `private`, for a new repository; `revision`, a branch, created if it does not exist;
+                `subfolder`, a folder inside; `parent_commit`, the full id of the commit that the branch must still be
+                at; `commit_message`.
 
         Returns:
             `CommitInfo`: its `oid` is the commit's id, its `commit_url` the address.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -74,8 +75,6 @@ class TaskAdapters(nn.Module):
         """Take all adapters out and return the CLIP as it was. The classifier cannot be used after that."""
         return self.adapter_set.unload()
 
-    # ---- which adapters train
-
     def train_adapters(self, adapters: Sequence[str]) -> None:
         """Let exactly these adapters train."""
         self.adapter_set.train_only(adapters)
@@ -101,20 +100,15 @@ class TaskAdapters(nn.Module):
             if parameter.requires_grad
         }
 
-    # ---- which adapters tasks use
-
     def set_grouping(self, grouping: TaskGrouping, seed: int = 0) -> None:
         """Give every group and every task an adapter of its own, in place of those that were there.
 
-        A group's prompts start as a copy of the global ones, if there are any (a choice of this library), a task's at
-        random. All of them train.
-
-        Args:
-            grouping (`TaskGrouping`): a partition of exactly these tasks.
-            seed (`int`): seed of the initial values.
+        A group's prompts start as a copy of the global ones, if there are any (a choice of this library); those of a
+        task start from `seed`. All of them train. `grouping` is a partition of exactly the classifier's tasks.
 
         Raises:
-            ValueError: the grouping is one of other tasks, or the method has no prompts.
+            ValueError: the grouping is one of other tasks, the method has no prompts, or a text is too long with the
+                prompts of two adapters. Nothing has changed then.
         """
         self.check_grouping()
         if sorted(grouping.tasks) != sorted(self.tasks):
@@ -122,18 +116,18 @@ class TaskAdapters(nn.Module):
                 f"The grouping is one of {sorted(grouping.tasks)}, but the classifier has {sorted(self.tasks)}; make "
                 "one of the same tasks."
             )
-        shared = self.adapter_parameters(GLOBAL) if GLOBAL in self.adapters else {}
-        shared = {name: parameter.detach().clone() for name, parameter in shared.items()}
         groups = {f"group_{number}": members for number, members in enumerate(grouping.groups)}
+        group_of = {task: group for group, members in groups.items() for task in members}
+        routes = {name: (group_of[name], task.adapter) for name, task in self.tasks.items()}
+        for name, task in self.tasks.items():
+            self.texts.of(task, routes[name])  # raises if there is no place for two adapters' prompts
+        shared = copy.deepcopy(self.adapter_parameters(GLOBAL)) if GLOBAL in self.adapters else {}
         self.replace_adapters([*groups, *(task.adapter for task in self.tasks.values())], seed)
         with torch.no_grad():
-            for group in groups:
+            for group in groups if shared else ():
                 for name, parameter in self.adapter_parameters(group).items():
-                    if name in shared:
-                        parameter.copy_(shared[name])
-        group_of = {task: group for group, members in groups.items() for task in members}
-        self.routes = {name: (group_of[name], task.adapter) for name, task in self.tasks.items()}
-        self.grouping = grouping
+                    parameter.copy_(shared[name])
+        self.routes, self.grouping = routes, grouping
 
     def check_grouping(self) -> None:
         """Raise a `ValueError` if the method can have no groups, or a task no adapter of its own."""
@@ -166,20 +160,13 @@ class TaskAdapters(nn.Module):
         self.routes, self.grouping = {name: (task.adapter,) for name, task in self.tasks.items()}, None
 
     def replace_adapters(self, names: Sequence[str], seed: int = 0) -> None:
-        """New adapters with these names in place of all that were there; all of them train."""
+        """Put new adapters with these names in place of all others; all of them train."""
         self.adapter_set.reset(names, seed)
         self.trained_adapters = set()
         self.record.prompted = {}
 
     def reset_adapters(self, seed: int = 0) -> None:
-        """Replace all adapters by new ones, as they were when the classifier was made: what they learned is lost.
-
-        Args:
-            seed (`int`): seed of the initial values.
-
-        Raises:
-            ValueError: the classifier has no adapters.
-        """
+        """Replace all adapters by new ones, as they were when the classifier was made: what they learned is lost."""
         if self.adapter_config is None:
             raise ValueError("A classifier without a config has no adapters to reset; give a config.")
         tasks, self.tasks, self.routes, self.grouping = self.tasks, {}, {}, None
@@ -187,8 +174,6 @@ class TaskAdapters(nn.Module):
         self.replace_adapters([GLOBAL] if self.adapters == [GLOBAL] or self.uses_prompts else [], seed)
         for task in tasks.values():
             self._enter(task, self.adapter_set.first_route(task.adapter))
-
-    # ---- tasks
 
     def check_new_task(self, task: Task, route: Route) -> None:
         """Raise a `ValueError` if the classifier cannot have this task besides the others."""
@@ -220,7 +205,7 @@ class TaskAdapters(nn.Module):
             task (`Task`): the task.
             group (`str`, *optional*): the group whose prompts it uses besides its own, or a task of that group.
                 `None`: its own alone.
-            seed (`int`): seed of the initial values.
+            seed (`int`): seed of the new adapter's initial values.
 
         Raises:
             ValueError: no such group, a task without a group, or a task that does not fit: a name that is taken or

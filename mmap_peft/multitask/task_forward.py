@@ -121,8 +121,6 @@ class TaskForward(TaskAdapters):
         routes = self.current_routes
         return {name: (self.tasks[name], routes[name]) for name in names}
 
-    # ---- texts
-
     def class_weights(self, task: str) -> ClassWeights:
         """What classifies unit image features of a task: weight (classes, dim) and bias (classes) or 0."""
         routed = self._routed([task])
@@ -174,8 +172,6 @@ class TaskForward(TaskAdapters):
         features = encode_texts(self.clip, batch, prompts_of, self.device, self.text_chunk, not is_sharded(self))
         parts = dict(zip(distinct, features.split([len(task.class_names) for task in distinct.values()])))
         return [parts[key] for key in keys]
-
-    # ---- contexts
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -23,8 +23,8 @@ class AdapterPrompts(NamedTuple):
     """The prompts of one adapter.
 
     Attributes:
-        towers: for each tower the prompts that the adapter's generator returned: (depth, prompts, width), or (depth,
-            classes, prompts, width) if they are class-specific.
+        towers: for each tower what the generator returned: (depth, prompts, width), or (depth, classes, prompts,
+            width) if prompts are class-specific.
         layers: the layers that get them.
         stays_in_sequence, position: as for `Prompts`.
     """
@@ -43,12 +43,11 @@ class AdapterPrompts(NamedTuple):
 
 def interchangeable(adapters: Collection[AdapterPrompts]) -> bool:
     """Whether `assemble` takes all of these adapters together, so that one graph can serve any of them."""
-    kinds = [
-        (adapter.position, adapter.layers, {tower: prompts.shape for tower, prompts in adapter.towers.items()})
-        if adapter.stays_in_sequence
-        else None  # any of these can be joined
-        for adapter in adapters
-    ]
+    kinds = []
+    for adapter in adapters:
+        shapes = {tower: prompts.shape for tower, prompts in adapter.towers.items()}
+        # Any of those that do not stay in the sequence can be joined.
+        kinds.append((adapter.position, adapter.layers, shapes) if adapter.stays_in_sequence else None)
     return all(kind == kinds[0] for kind in kinds)
 
 
@@ -168,11 +167,10 @@ def assemble(
     """Put the prompts of adapters together for one forward pass. A pure function.
 
     Args:
-        adapters (`Sequence[AdapterPrompts | None]`): the adapters that `routing.index` numbers; `None` for one that
-            no route uses.
-        routing (`Routing`): which row uses which.
-        towers (`Sequence[str]`): the towers that the pass needs.
-        as_tokens (`bool`): as for `Prompts`.
+        adapters: those that `routing.index` numbers; `None` for one that no route uses.
+        routing: which row uses which.
+        towers: the towers that the pass needs.
+        as_tokens: as for `Prompts`.
 
     Raises:
         ValueError: adapters that cannot be used together.

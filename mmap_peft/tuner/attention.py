@@ -143,11 +143,8 @@ for _name in SUPPORTED:
 class PromptAttentionConfig:
     """Stands in for the config of one attention module, which thereby calls the functions above.
 
-    The model's own config stays as it is, so that masks are made for the implementation that the user chose, and
-    `set_attn_implementation` works.
-
-    Args:
-        base: the config that the attention module had.
+    The model's own config, `base`, stays as it is, so that masks are made for the implementation that the user chose,
+    and `set_attn_implementation` works.
     """
 
     def __init__(self, base: Any) -> None:

@@ -201,18 +201,15 @@ def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None
     # Hooks, not another `forward`: whatever wraps a layer's forward (accelerate's device maps and offloading) stays.
     for name, tower in towers.items():
         around = PromptedTower(container, name)
-        container.handles += [
-            tower.register_forward_pre_hook(around.enter, with_kwargs=True),
-            tower.register_forward_hook(around.leave, prepend=True, with_kwargs=True),
-            tower.encoder.register_forward_pre_hook(around.enter, with_kwargs=True),
-        ]
-        for index, layer in enumerate(tower.encoder.layers):
-            around_layer = PromptedLayer(tower, name, index)
+        container.handles.append(tower.encoder.register_forward_pre_hook(around.enter, with_kwargs=True))
+        layers = [(layer, PromptedLayer(tower, name, index)) for index, layer in enumerate(tower.encoder.layers)]
+        for module, hooks in [(tower, around), *layers]:
             container.handles += [
-                layer.register_forward_pre_hook(around_layer.enter, with_kwargs=True),
+                module.register_forward_pre_hook(hooks.enter, with_kwargs=True),
                 # First of all, so that others, which record hidden states, see the tokens alone.
-                layer.register_forward_hook(around_layer.leave, prepend=True, with_kwargs=True),
+                module.register_forward_hook(hooks.leave, prepend=True, with_kwargs=True),
             ]
+        for layer, _ in layers:
             layer.self_attn.config = PromptAttentionConfig(layer.self_attn.config)
 
 

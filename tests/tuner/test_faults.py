@@ -7,7 +7,16 @@ import torch
 from accelerate import dispatch_model
 from peft import get_peft_model
 
-from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, MultiTaskClassifier, VPTConfig, use_routes
+from mmap_peft import (
+    CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    MmAPConfig,
+    MultiTaskClassifier,
+    TaskGrouping,
+    VPTConfig,
+    use_routes,
+)
 from mmap_peft.data.pictograms import draw
 
 from ..conftest import tiny_clip
@@ -141,3 +150,14 @@ def test_target_modules_of_the_other_tower():
     with pytest.raises(ValueError, match="matches no layer of the text tower, which CoOpConfig puts prompts into"):
         get_peft_model(clip, CoOpConfig(num_prompts=2, target_modules=r".*vision_model.*layers\.\d+"))
     assert not hasattr(clip, "mmap")
+
+
+def test_a_grouping_without_room_for_its_prompts_changes_nothing(processor, tasks):
+    clip = tiny_clip()
+    half = clip.config.text_config.max_position_embeddings // 2
+    classifier = MultiTaskClassifier(clip, processor, tasks, CoOpConfig(num_prompts=half))
+    before = [tensor.clone() for tensor in classifier.adapter_parameters("global").values()]
+    with pytest.raises(ValueError, match="positions; write a shorter"):
+        classifier.set_grouping(TaskGrouping.by_mode("all", list(classifier.tasks)))
+    assert classifier.adapters == ["global"] and set(classifier.routes.values()) == {("global",)}
+    assert all(map(torch.equal, classifier.adapter_parameters("global").values(), before))
