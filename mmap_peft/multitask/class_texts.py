@@ -41,10 +41,7 @@ class ClassTexts:
     Where prompts take the places of words (CoOp, IVLP, MaPLe), a text has one word or more for each prompt before the
     class name: those of the task's template, or else placeholders, as in CoOp: `"X X X X cat."`.
 
-    Args:
-        tokenizer: CLIP's tokenizer.
-        config: config of its text tower.
-        prompts (`PromptConfig`, *optional*): the prompts of each adapter.
+    `config` is that of the text tower, `prompts` that of each adapter.
     """
 
     def __init__(self, tokenizer: Any, config: Any, prompts: PromptConfig | None) -> None:
@@ -60,17 +57,15 @@ class ClassTexts:
         return words[:count] if count <= len(words) else []
 
     def of(self, task: Task, route: Route) -> list[list[list[int]]]:
-        """Token ids of the texts of each class; one and the same list for tasks whose texts are the same.
-
-        Raises:
-            ValueError: a text is longer than the tower's positions.
-        """
+        """Token ids of the texts of each class; one and the same list for tasks whose texts are the same. A text that
+        is longer than the tower's positions raises a `ValueError`."""
         count = len(route) * self.placeholders
         texts = tuple((name, as_tuple(texts)) for name, texts in task.class_texts.items())
         key = count, tuple(task.class_names), as_tuple(task.template), texts
         if key not in self._ids:
             ids = [self._tokenize(task, texts) for texts in self._worded(task, count)]
-            self._ids[key] = next((others for others in list(self._ids.values()) if others == ids), ids)
+            # Not replaced if another thread was faster: features are kept by the list's id().
+            self._ids.setdefault(key, next((others for others in list(self._ids.values()) if others == ids), ids))
         return self._ids[key]
 
     def batch(self, tasks: Sequence[Task], routes: Sequence[Route]) -> TextBatch:
