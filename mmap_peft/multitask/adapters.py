@@ -102,14 +102,8 @@ class AdapterSet(nn.Module):
         given: Mapping[str, AdapterPrompts] | None = None,
         **rows: torch.Tensor,
     ) -> Prompts | None:
-        """The prompts of one pass through a tower, or `None` if there are none.
-
-        Args:
-            tower (`str`): `"text"` or `"vision"`.
-            routes (`Sequence[Route]`): the routes of the pass.
-            given (`Mapping[str, AdapterPrompts]`, *optional*): prompts that routes name besides the adapters.
-            rows: for the tower, the route of each row, and under `classes` the class of each text.
-        """
+        """The prompts of one pass through a tower (`"text"` or `"vision"`), or `None` if there are none. Routes may
+        name `given` prompts besides the adapters; `rows` are as in `Routing`."""
         if self.container is None or tower not in self.config.towers:
             return None
         routing = self.container.routing(routes, given or (), pooled=True, **rows)

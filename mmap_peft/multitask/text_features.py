@@ -24,18 +24,9 @@ def encode_texts(
     chunk: int | None = None,
     share: bool = True,
 ) -> torch.Tensor:
-    """Unit features of the classes of a batch's texts: the mean, if a class has several texts.
-
-    Args:
-        clip (`nn.Module`): encodes them.
-        batch (`TextBatch`): the texts.
-        prompts_of: returns the prompts of some rows of the batch; `None` if the method has none.
-        device (`torch.device`): where the text tower computes.
-        chunk (`int`, *optional*): number of texts that are encoded at a time. `None`: all.
-        share (`bool`): whether `shared_text_features` may be used.
-
-    Returns:
-        (classes of all tasks, dim).
+    """Unit features of the classes of a batch's texts, (classes of all tasks, dim): the mean, if a class has several
+    texts. `prompts_of` returns the prompts of some rows of the batch, `device` is where the text tower computes,
+    `chunk` texts are encoded at a time, and `share` allows `shared_text_features`.
     """
     count = batch.ids.shape[0]
     size, learning = chunk or count, torch.is_grad_enabled()
@@ -79,13 +70,8 @@ class TextFeatureCache:
         fingerprint: Fingerprint,
         encode: Callable[[list[str]], Sequence[torch.Tensor]],
     ) -> list[torch.Tensor]:
-        """The features of tasks, by the key of each task's name.
-
-        Args:
-            keys: the tasks.
-            fingerprint (`Fingerprint`): of the parameters that features depend on.
-            encode: makes the features of the tasks that have none yet.
-        """
+        """The features of tasks, of which `keys` has names and keys. `fingerprint` is that of the parameters that
+        features depend on; `encode` makes the features of the tasks that have none yet."""
         before, features = self._kept
         if before != fingerprint:
             features = {}

@@ -34,12 +34,6 @@ class AdapterPrompts(NamedTuple):
     stays_in_sequence: bool = False
     position: str = "end"
 
-    def count(self, tower: str, layer: int) -> int:
-        """Number of prompts that a layer gets."""
-        prompts = self.towers.get(tower)
-        given = prompts is not None and (tower, layer) in self.layers and layer < prompts.shape[0]
-        return prompts.shape[-2] if given else 0
-
 
 def interchangeable(adapters: Collection[AdapterPrompts]) -> bool:
     """Whether `assemble` takes all of these adapters together, so that one graph can serve any of them."""
@@ -164,16 +158,10 @@ def assemble(
     towers: Sequence[str] = ("text", "vision"),
     as_tokens: bool = False,
 ) -> Prompts:
-    """Put the prompts of adapters together for one forward pass. A pure function.
+    """Put the prompts of adapters together for one forward pass through some towers. A pure function.
 
-    Args:
-        adapters: those that `routing.index` numbers; `None` for one that no route uses.
-        routing: which row uses which.
-        towers: the towers that the pass needs.
-        as_tokens: as for `Prompts`.
-
-    Raises:
-        ValueError: adapters that cannot be used together.
+    `adapters` are those that `routing.index` numbers, `None` for one that no route uses. Those that cannot be used
+    together raise a `ValueError`.
     """
     used = [adapter for adapter in adapters if adapter is not None]
     stays = any(adapter.stays_in_sequence for adapter in used)
@@ -223,11 +211,14 @@ def _of_tower(
     states = by_slot.permute(2, 0, 1, 3, 4).flatten(2, 3).unbind()
     layers = {}
     for layer in range(depth):
-        counts = [0 if adapter is None else adapter.count(tower, layer) for adapter in adapters]
+        counts = [0] * len(padded)
+        for number, tensor in tensors.items():
+            if (tower, layer) in adapters[number].layers and layer < tensor.shape[0]:
+                counts[number] = tensor.shape[1]
         fewest = min(count for count, adapter in zip(counts, adapters) if adapter is not None)
         real = None
         if not routing.full or fewest < most:
-            slot_counts = torch.tensor([*counts, 0], device=like.device)[index]
+            slot_counts = torch.tensor(counts, device=like.device)[index]
             real = (torch.arange(most, device=like.device) < slot_counts[..., None]).flatten(1, 2)
         if any(counts):
             layers[tower, layer] = LayerPrompts(states[layer], real)

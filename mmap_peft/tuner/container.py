@@ -20,10 +20,8 @@ overrides: Overrides[Routing] = Overrides("mmap_peft_routes")  # what `use_route
 class PromptContainer(nn.Module, BaseTunerLayer):
     """Child `mmap` of a model with prompts: holds the generators of all adapters.
 
-    PEFT saves, loads, switches and counts what it finds in `mmap_generators`.
-
-    Args:
-        anchor (`nn.Module`): a module of the base with a `weight`, whose device and dtype new prompts get.
+    PEFT saves, loads, switches and counts what it finds in `mmap_generators`. New prompts get the device and dtype of
+    the `weight` of `anchor`, a module of the base.
 
     Attributes:
         layers (`dict[str, frozenset[tuple[str, int]]]`): for each adapter, the towers and layers that get its prompts.
@@ -84,13 +82,8 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         routing: Routing | None = None,
         given: Mapping[str, AdapterPrompts] | None = None,
     ) -> Prompts | None:
-        """The prompts of one forward pass through these towers; `None` if adapters are disabled.
-
-        Args:
-            towers (`Sequence[str]`): names of the towers.
-            routing (`Routing`, *optional*): which rows use which adapters. `None`: the current routing.
-            given (`Mapping[str, AdapterPrompts]`, *optional*): prompts besides those of the adapters.
-        """
+        """The prompts of one forward pass through these towers; `None` if adapters are disabled. Without a routing it
+        is the current one. `given` are prompts besides those of the adapters."""
         if self.disable_adapters:
             return None
         routing = routing or self.current_routing()

@@ -20,10 +20,6 @@ class Fingerprint:
 
     Version counters do not see what is written through `.data` or numpy, so values are compared, too: all of those of
     adapters, and an evenly spread sample of the frozen base, which is too large to be compared at each use.
-
-    Args:
-        frozen (`Iterable[torch.Tensor]`): parameters of the base.
-        adapters (`Iterable[torch.Tensor]`): parameters that may train.
     """
 
     def __init__(self, frozen: Iterable[torch.Tensor], adapters: Iterable[torch.Tensor] = ()) -> None:

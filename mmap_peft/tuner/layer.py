@@ -32,10 +32,7 @@ class PromptedLayer:
       where the attention takes no keys and values (flash attention, SigLIP), and where the layer is checkpointed:
       that may give gradients to positional arguments only.
 
-    Args:
-        tower (`nn.Module`): the text or vision tower.
-        name (`str`): its name, `"text"` or `"vision"`.
-        index (`int`): number of the layer in its tower.
+    `name` is that of the tower, `"text"` or `"vision"`, `index` the number of the layer in it.
     """
 
     def __init__(self, tower: nn.Module, name: str, index: int) -> None:
@@ -177,17 +174,9 @@ def _with_names_moved(tower: nn.Module, hidden_states: torch.Tensor, prompts: Pr
 
 
 def name_order(position: str, ends: torch.Tensor, prompts: int, length: int) -> torch.Tensor:
-    """Which token of `[start, prompts, name, full stop, end, ...]` comes at each place if the name moves to the front
-    of the prompts or into their middle.
-
-    Args:
-        position: `"front"` or `"middle"`.
-        ends: (batch,), place of the end of each text; it does not move.
-        prompts: number of prompts.
-        length: tokens of each text, padding included.
-
-    Returns:
-        (batch, length), numbers of tokens.
+    """Which token of `[start, prompts, name, full stop, end, ...]` comes at each place, (batch, length), if the name
+    moves to the `"front"` of the prompts or into their `"middle"`. `ends` are the places of the ends, (batch,), which
+    do not move.
     """
     before = 0 if position == "front" else prompts // 2  # prompts before the name
     name = (ends - prompts - 2)[:, None]  # tokens of each name: start and full stop are no part of it

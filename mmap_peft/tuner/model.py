@@ -95,8 +95,7 @@ class PromptTuner(CheckedTuner):
         if widened and widened.config.model_type == "siglip2_vision_model":
             raise ValueError(
                 f"{type(config).__name__} adds tokens to images, but a {type(widened).__name__} masks images of any "
-                "size, and its masks fit no added tokens; give a SigLIP 2 of a fixed resolution, which is a "
-                "SiglipModel, or use MmAPConfig."
+                "size and knows no added tokens; give a SigLIP 2 of one resolution, a SiglipModel, or use MmAPConfig."
             )
         self._prepare_adapter_config(config, {})
         _check_modules_to_save(model, config)

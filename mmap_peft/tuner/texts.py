@@ -110,13 +110,7 @@ def _constant_part(
 
 class _TextPack:
     """Texts as one row of tokens: for each route the words that all its texts begin with, then the rest of each text,
-    sorted by length.
-
-    Args:
-        ids (`torch.Tensor`): (texts, tokens), padded behind the end.
-        rows (`torch.Tensor`): (texts,), the route of each text.
-        routes (`int`): number of routes.
-        ends (`torch.Tensor`): (texts,), place of each text's end.
+    sorted by length. `rows` are the route of each text, `ends` the place of its end.
     """
 
     def __init__(self, ids: torch.Tensor, rows: torch.Tensor, routes: int, ends: torch.Tensor) -> None:

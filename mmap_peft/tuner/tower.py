@@ -16,12 +16,8 @@ from .layer import without_prompts
 class PromptedTower:
     """The hooks of a tower and its encoder: `enter` before their forward, `leave` after that of the tower.
 
-    `enter` fills in the keyword argument `prompts`, if it was not passed, with the prompts of the active adapters, so
-    that a model with prompts is called like the model itself.
-
-    Args:
-        container (`PromptContainer`): holds the adapters.
-        name (`str`): of the tower, `"text"` or `"vision"`.
+    If the keyword argument `prompts` was not passed, `enter` fills it in from the active adapters, so that a model
+    with prompts is called like the model itself. `name` is that of the tower, `"text"` or `"vision"`.
     """
 
     def __init__(self, container: PromptContainer, name: str) -> None:
