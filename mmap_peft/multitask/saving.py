@@ -62,7 +62,7 @@ def _save_adapter(classifier: Any, adapter: str, folder: Path, base_model: str |
     clip = classifier.clip
     # PEFT completes the settings where it puts an adapter into a model, for example with the modules it goes to.
     config = copy.deepcopy(getattr(clip, "peft_config", {}).get(adapter, classifier.adapter_config))
-    config.base_model_name_or_path, config.inference_mode = base_model, True
+    config.base_model_name_or_path, config.inference_mode = base_model or None, True
     auto_mapping = {"base_model_class": type(clip).__name__, "parent_library": type(clip).__module__}
     config.save_pretrained(folder, auto_mapping_dict=auto_mapping)
     tensors = {name: tensor.contiguous() for name, tensor in classifier.adapter_state(adapter).items()}

@@ -182,7 +182,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         if eval_dataset is None:
             keys = {name: f"{metric_key_prefix}_{task.adapter}_accuracy" for name, task in self.model.tasks.items()}
             by_task = {name: metrics[key] for name, key in keys.items() if key in metrics}
-            prompted = any(route for route, _ in self.model.text_keys(list(keys)))  # not inside of zero_shot()
+            prompted = any(self.model.current_routes.values())
             setattr(self.model.record, "prompted" if prompted else "zero_shot", by_task)
         return metrics
 

@@ -54,7 +54,7 @@ BAD_EXPERIMENTS = [
     ({"method": "mmap", "training": {"seed": 1}}, "'seed' in training .* is set by the benchmark"),
     ({"method": "mmap", "training": {"load_best_model_at_end": True}}, "is set by the benchmark"),
     ({"method": "mmap", "training": {"grouping": "best"}}, "cannot be run: grouping='best' is no choice"),
-    ({"method": "mmap", "config": {"num_prompts": 3}}, "cannot be run: source_shape"),
+    ({"method": "mmap", "config": {"num_prompts": 3}}, "cannot be run: Invalid value: source_shape"),
     ({"method": "mmap", "config": {"prompts": 3}}, "cannot be run: .*unexpected keyword argument 'prompts'"),
     ({"method": "zero_shot", "config": {"num_prompts": 3}}, "zero_shot has no settings"),
     ({"method": "mmap", "config": [1]}, "config of experiment 'bad' is \\[1\\]; write fields"),
