@@ -161,8 +161,6 @@ class PeftSet(AdapterSet):
 
     def __init__(self, clip: PreTrainedModel, config: PeftConfig, seed: int) -> None:
         super().__init__(clip, config)
-        # A model that was made from a config has the name "", and PEFT would warn that it was renamed.
-        self.config.base_model_name_or_path = self.config.base_model_name_or_path or None
         self._wrap(clip, [GLOBAL], seed)
 
     def _wrap(self, clip: PreTrainedModel, names: Sequence[str], seed: int) -> None:

@@ -66,16 +66,7 @@ class TaskForward(TaskAdapters):
         Raises:
             ValueError: `task_ids` holds a number that no task has.
         """
-        present = torch.unique(task_ids).tolist()
-        names = [name for number, name in enumerate(self.tasks) if number in present]
-        if len(names) < len(present):
-            raise ValueError(
-                f"task_ids={present} holds a number that no task has; write numbers from 0 to {len(self.tasks) - 1}."
-            )
-        place = torch.full((len(self.tasks),), -1, device=task_ids.device)
-        place[present] = torch.arange(len(present), device=task_ids.device)
-        rows = place[task_ids]  # number of each image's task among those present
-
+        names, rows = self._present(task_ids)
         routed = self._routed(names)
         routes = [route for _, route in routed.values()]
         weight, bias = self.adapter_set.class_weights(
@@ -93,6 +84,18 @@ class TaskForward(TaskAdapters):
         if labels is None:
             return MultiTaskOutput(logits=logits)
         return MultiTaskOutput(loss=task_losses(logits, labels, task_ids, len(self.tasks)).sum(), logits=logits)
+
+    def _present(self, task_ids: torch.Tensor) -> tuple[list[str], torch.Tensor]:
+        """Names of the tasks of a batch, and for each row the number of its task among them."""
+        present = torch.unique(task_ids).tolist()
+        names = [name for number, name in enumerate(self.tasks) if number in present]
+        if len(names) < len(present):
+            raise ValueError(
+                f"task_ids={present} holds a number that no task has; write numbers from 0 to {len(self.tasks) - 1}."
+            )
+        place = torch.full((len(self.tasks),), -1, device=task_ids.device)
+        place[present] = torch.arange(len(present), device=task_ids.device)
+        return names, place[task_ids]
 
     def _of_own_task(self, logits: torch.Tensor, sizes: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
         """The logits of each image for its own task's classes, where `rows` numbers tasks with `sizes` classes."""

@@ -64,12 +64,6 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         """The routing of these routes of adapters, and of prompts that are given to `prompts` under other names."""
         return Routing.of([*self.mmap_generators, *given], routes, **options)
 
-    def current_routing(self) -> Routing:
-        """What `use_routes` set, or else a route of the active adapters."""
-        # Adapters of other methods may be active besides these.
-        active = tuple(name for name in self.active_adapters if name in self.mmap_generators)
-        return overrides.get(self) or self.routing([active])
-
     def adapter_prompts(self, adapter: str, towers: Sequence[str]) -> AdapterPrompts:
         """The prompts of one adapter for these towers, made by its generator."""
         generator = self.mmap_generators[adapter]
@@ -82,11 +76,13 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         routing: Routing | None = None,
         given: Mapping[str, AdapterPrompts] | None = None,
     ) -> Prompts | None:
-        """The prompts of one forward pass through these towers; `None` if adapters are disabled. Without a routing it
-        is the current one. `given` are prompts besides those of the adapters."""
+        """The prompts of one forward pass through these towers; `None` if adapters are disabled. Without a routing
+        they are those of `use_routes`, or else of the active adapters. `given` are prompts besides the adapters'."""
         if self.disable_adapters:
             return None
-        routing = routing or self.current_routing()
+        # Adapters of other methods may be active besides these.
+        active = tuple(name for name in self.active_adapters if name in self.mmap_generators)
+        routing = routing or overrides.get(self) or self.routing([active])
         # A compiled graph serves all routes, so it makes the prompts of all adapters, if they can be taken together.
         compiled = torch.compiler.is_compiling() and bool(routing.index.shape[1])
         adapters = {

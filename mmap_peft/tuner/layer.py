@@ -48,7 +48,7 @@ class PromptedLayer:
         mask = rest.pop(0) if rest else kwargs.pop("attention_mask", None)
         here, states = prompts.layers.get((self.name, self.index)), None
         if here is not None and prompts.stays_in_sequence:
-            hidden_states = with_prompts(self.tower, self.name, self.index, hidden_states, prompts)
+            hidden_states = self._in_sequence(here, hidden_states, prompts)
         elif here is not None and self._fast(layer, prompts):
             key, value = here.key_and_value or key_and_value(layer, here.states.to(hidden_states))
             states = PromptStates(*(self._of_rows(part, prompts, hidden_states) for part in (key, value, here.real)))
@@ -104,6 +104,39 @@ class PromptedLayer:
                 mask = additive(mask, hidden_states.dtype)
         return torch.cat([hidden_states[:, :1], states, hidden_states[:, 1:]], dim=1), mask, kwargs
 
+    def _in_sequence(self, here: LayerPrompts, hidden_states: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+        """The tokens with the prompts of this layer, (batch, tokens, width), where prompts stay in the sequence.
+
+        At the first prompted layer, prompts are added after the first token of an image; in a text they replace the
+        tokens after the first. At deeper layers they replace the prompts of the layer before, which stay where a route
+        has none.
+        """
+        first, batch = self.index == prompts.first_layer(self.name), hidden_states.shape[0]
+        states = here.states.to(hidden_states)
+        if first and self.index == 0:
+            states = first_states(self.tower, self.name, states)
+        if here.per_row and states.shape[0] != batch:
+            raise wrong_classes(batch, states.shape[0])
+        states = states if here.per_row else self._of_rows(states, prompts, hidden_states)
+        if first and self.name == "vision":
+            return torch.cat([hidden_states[:, :1], states, hidden_states[:, 1:]], dim=1)
+        hidden_states = replaced(hidden_states, states, self._of_rows(here.real, prompts, hidden_states))
+        if first and prompts.position != "end":
+            return self._with_names_moved(hidden_states, prompts, states.shape[1])
+        return hidden_states
+
+    def _with_names_moved(self, hidden_states: torch.Tensor, prompts: Prompts, count: int) -> torch.Tensor:
+        if prompts.text_ends is None:
+            raise ValueError(
+                f"Class names at position={prompts.position!r} move by the end of each text, which is not known where "
+                "the encoder is called by itself; call the model or its text tower."
+            )
+        length, device = hidden_states.shape[1], hidden_states.device
+        positions = self.tower.embeddings.position_embedding(torch.arange(length, device=device)).to(hidden_states)
+        order = name_order(prompts.position, prompts.text_ends.to(device), count, length)
+        words = hidden_states - positions
+        return words.gather(1, order[..., None].expand_as(words)) + positions
+
 
 def key_and_value(layer: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The keys and values of tokens in the attention of an encoder layer: two tensors of their shape."""
@@ -114,32 +147,6 @@ def key_and_value(layer: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.
 def without_prompts(hidden_states: torch.Tensor, count: int) -> torch.Tensor:
     """Tokens without the prompts that stand after the first of them."""
     return torch.cat([hidden_states[:, :1], hidden_states[:, 1 + count :]], dim=1)
-
-
-def with_prompts(
-    tower: nn.Module, name: str, index: int, hidden_states: torch.Tensor, prompts: Prompts
-) -> torch.Tensor:
-    """The tokens that enter a layer, (batch, tokens, width), with the prompts of that layer among them.
-
-    At the first prompted layer, prompts are added after the first token of an image; in a text they replace the tokens
-    after the first. At deeper layers they replace the prompts of the layer before, which stay where a route has none.
-    """
-    here, batch = prompts.layers[name, index], hidden_states.shape[0]
-    first = index == prompts.first_layer(name)
-    states = here.states.to(hidden_states)
-    count = states.shape[1]
-    if first and index == 0:
-        states = first_states(tower, name, states)
-    if here.per_row and states.shape[0] != batch:
-        raise wrong_classes(batch, states.shape[0])
-    states = states if here.per_row else prompts.spread(name, states, batch)
-    if first and name == "vision":
-        return torch.cat([hidden_states[:, :1], states, hidden_states[:, 1:]], dim=1)
-    real = None if here.real is None else prompts.spread(name, here.real, batch)
-    hidden_states = replaced(hidden_states, states, real)
-    if first and prompts.position != "end":
-        return _with_names_moved(tower, hidden_states, prompts, count)
-    return hidden_states
 
 
 def replaced(hidden_states: torch.Tensor, states: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
@@ -157,20 +164,6 @@ def first_states(tower: nn.Module, name: str, states: torch.Tensor) -> torch.Ten
         return states + tower.embeddings.position_embedding(places).to(states)
     norm = getattr(tower, "pre_layrnorm", None)  # SigLIP has none
     return states if norm is None else norm(states)
-
-
-def _with_names_moved(tower: nn.Module, hidden_states: torch.Tensor, prompts: Prompts, count: int) -> torch.Tensor:
-    if prompts.text_ends is None:
-        raise ValueError(
-            f"Class names at position={prompts.position!r} move by the end of each text, which is not known where the "
-            "encoder is called by itself; call the model or its text tower."
-        )
-    length = hidden_states.shape[1]
-    places = torch.arange(length, device=hidden_states.device)
-    positions = tower.embeddings.position_embedding(places).to(hidden_states)
-    order = name_order(prompts.position, prompts.text_ends.to(hidden_states.device), count, length)
-    words = hidden_states - positions
-    return words.gather(1, order[..., None].expand_as(words)) + positions
 
 
 def name_order(position: str, ends: torch.Tensor, prompts: int, length: int) -> torch.Tensor:
