@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from ..tuner.assemble import AdapterPrompts, Route
 from .classifier import MultiTaskClassifier
 from .images import IGNORE_INDEX
 from .processes import is_sharded
@@ -32,21 +33,10 @@ def task_gradients(
     Returns:
         (tasks, elements of the adapter's parameters), float64; zero for a task without images.
     """
-    container, names = classifier.adapter_set.container, list(classifier.tasks)
-    parameters = list(classifier.adapter_parameters(adapter).values())
-    copy_names = [f"{adapter}/{number}" for number in range(len(names))]  # no adapter may be called so
+    names = list(classifier.tasks)
     # No dropout, so that no random number is drawn.
     with torch.enable_grad(), classifier.evaluating():
-        prompts = container.adapter_prompts(adapter, list(container.mmap_generators[adapter].depths))
-        copies = [torch.stack([part.detach()] * len(names)).requires_grad_() for part in prompts.towers.values()]
-        given = {
-            name: prompts._replace(towers=dict(zip(prompts.towers, parts)))
-            for name, *parts in zip(copy_names, *copies)
-        }
-        routes = {
-            task: tuple(name if part == adapter else part for part in classifier.current_routes[task])
-            for task, name in zip(names, copy_names)
-        }
+        prompts, copies, given, routes = _copies(classifier, adapter)
         # A sharded tower runs within a whole forward pass only: there it does so for each batch.
         keys = [] if is_sharded(classifier) else classifier.text_keys(names)
         owners = [keys.index(key) for key in keys]  # whose copy tasks of the same texts use for them
@@ -67,7 +57,27 @@ def task_gradients(
         by_texts, by_copies = sums[: len(features)], sums[len(features) :]
         if features and features[0].requires_grad:
             _back_through_texts(features, by_texts, owners, copies, by_copies)
-        return _pull_back(list(prompts.towers.values()), parameters, by_copies)
+        return _pull_back(prompts, list(classifier.adapter_parameters(adapter).values()), by_copies)
+
+
+def _copies(
+    classifier: MultiTaskClassifier, adapter: str
+) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, AdapterPrompts], dict[str, Route]]:
+    """The prompts of an adapter by tower, leaves that hold a copy of them for each task, the copies as prompts by
+    name, and the route of each task with its copy in the adapter's place."""
+    container = classifier.adapter_set.container
+    names = {task: f"{adapter}/{number}" for number, task in enumerate(classifier.tasks)}  # no adapter is called so
+    prompts = container.adapter_prompts(adapter, list(container.mmap_generators[adapter].depths))
+    copies = [torch.stack([part.detach()] * len(names)).requires_grad_() for part in prompts.towers.values()]
+    given = {
+        name: prompts._replace(towers=dict(zip(prompts.towers, parts)))
+        for name, *parts in zip(names.values(), *copies)
+    }
+    routes = {
+        task: tuple(name if part == adapter else part for part in classifier.current_routes[task])
+        for task, name in names.items()
+    }
+    return list(prompts.towers.values()), copies, given, routes
 
 
 def _back_through_texts(

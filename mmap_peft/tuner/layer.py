@@ -44,7 +44,7 @@ class PromptedLayer:
         prompts: Prompts | None = kwargs.get("prompts")
         if prompts is None:
             return None
-        hidden_states, *rest = args
+        hidden_states, *rest = args or (kwargs.pop("hidden_states"),)
         mask = rest.pop(0) if rest else kwargs.pop("attention_mask", None)
         here, states = prompts.layers.get((self.name, self.index)), None
         if here is not None and prompts.stays_in_sequence:

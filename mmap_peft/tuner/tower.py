@@ -31,7 +31,7 @@ class PromptedTower:
         if prompts is not None and prompts.stays_in_sequence and self.name == "text" and prompts.text_ends is None:
             ids = kwargs.get("input_ids", args[0] if args else None)
             if ids is not None and not ids.is_floating_point():
-                prompts = _with_ends(prompts, ids, module.config.eos_token_id)
+                prompts = _with_ends(prompts, ids.view(-1, ids.shape[-1]), module.config.eos_token_id)
         return args, {**kwargs, "prompts": prompts}
 
     def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:

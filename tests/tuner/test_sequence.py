@@ -46,6 +46,13 @@ def test_each_text_has_a_word_for_each_prompt(count, texts, fits, method, proces
                 model.get_text_features(ids[order])
 
 
+@pytest.mark.parametrize("method", TEXT_METHODS)
+def test_a_text_without_a_batch(method, inputs):
+    model = model_of(TEXT_METHODS[method](num_prompts=2, init_std=0.5)).get_base_model()
+    found = model.get_text_features(inputs["input_ids"][0]).pooler_output
+    torch.testing.assert_close(found, model.get_text_features(inputs["input_ids"][:1]).pooler_output)
+
+
 @pytest.mark.parametrize("depth", [1, None])
 @pytest.mark.parametrize("start", [0, 1, 2])
 def test_vpt_in_later_layers_adds_prompts_and_replaces_no_patch(start, depth, inputs):
