@@ -1,4 +1,4 @@
-"""MmAP for CLIP: one frozen CLIP, many visual tasks, a few thousand learned numbers a task."""
+"""MmAP for CLIP: one frozen model, many visual tasks, and a few thousand trained parameters per task."""
 
 from .methods.bottleneck import BottleneckAdapterConfig
 from .methods.linear_probe import LinearProbeConfig

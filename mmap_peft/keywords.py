@@ -1,4 +1,4 @@
-"""Refuse keywords that nothing would read."""
+"""An error for unknown keyword arguments."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 
 def check_keywords(*receivers: Callable, without: Collection[str] = ()) -> Callable[[Callable], Callable]:
-    """A decorator: a call with a keyword that neither the function nor a receiver knows raises a `TypeError`.
+    """Decorator of a function that raises a `TypeError` for keyword arguments which neither it nor a receiver has.
 
     Args:
-        receivers (`Callable`): what the function hands its `**kwargs` on to.
-        without (`Collection[str]`): keywords of the receivers that the function sets itself.
+        receivers (`Callable`): the functions that get the `**kwargs` of the decorated function.
+        without (`Collection[str]`): arguments of the receivers that the decorated function sets itself.
     """
 
     def decorate(function: Callable) -> Callable:

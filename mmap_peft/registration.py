@@ -1,6 +1,6 @@
-"""Makes PEFT know the methods of this library. The only file that touches PEFT's registries.
+"""Registers the methods of this library with PEFT. No other file changes PEFT's registries.
 
-PEFT's own `register_peft_method` takes names of its own enum only. Here the three mappings that it fills are filled.
+PEFT's own `register_peft_method` accepts members of its enum only, so its three mappings are filled here.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Config = TypeVar("Config", bound=type[PeftConfig])
 
 
 def register_method(config_class: Config) -> Config:
-    """Enter a method into PEFT's registries, so that PEFT and transformers load its adapters; returns its config.
+    """Register a method with PEFT, so that PEFT and transformers load its adapters. Returns `config_class`.
 
-    The methods of this library are registered when it is imported. For one of your own, use this function, which may
-    be a decorator of its config, in a file that is imported before an adapter of it is loaded.
+    The methods of this library are registered on import. Use this function, for example as a class decorator, to
+    register a method of your own. Its file must be imported before its adapters are loaded.
 
     Args:
-        config_class (`type[PeftConfig]`): the method's config, with a class attribute `method`, a [`Method`]. One that
-            is no `PromptConfig` also has `tuner_class`, the `BaseTuner` that puts the method into a model.
+        config_class (`type[PeftConfig]`): the method's config, with a class attribute `method`, a [`Method`]. A config
+            that is not a `PromptConfig` also needs `tuner_class`, the `BaseTuner` that adds the method to a model.
 
     Raises:
-        ValueError: the config has no `method`, or its `peft_type` is that of another method.
+        ValueError: the config has no `method`, or another method has the same `peft_type`.
     """
     method = getattr(config_class, "method", None)
     if not isinstance(method, Method):
@@ -70,13 +70,13 @@ def known_methods() -> dict[str, Method]:
 
 
 def starting_learning_rate(config: PeftConfig) -> float:
-    """The learning rate to try first with a method: its usual order of magnitude. Choose yours on validation images.
+    """A first learning rate for a method, of the usual order of magnitude. Tune it on validation images.
 
     Args:
-        config (`PeftConfig`): the method's settings.
+        config (`PeftConfig`): the method's config.
 
     Raises:
-        ValueError: this library has no rate for the method.
+        ValueError: this library has no learning rate for the method.
     """
     known = known_methods()
     if config.peft_type not in known:

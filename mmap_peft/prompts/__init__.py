@@ -1,1 +1,1 @@
-"""What is learned: parameters in, prompts out."""
+"""Prompt methods: their configs, and the modules that compute prompts from parameters."""

@@ -1,4 +1,4 @@
-"""What every prompt method has: a config that is saved, and a generator that turns its parameters into prompts."""
+"""Base classes of the prompt methods: the config, and the generator that computes prompts from its parameters."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class PromptConfig(MethodConfig):
     """Settings that all prompt methods share.
 
     Args:
-        num_prompts (`int`): prompts of each layer of a tower.
-        depth (`int`, *optional*): how many layers, counted from the first, get prompts. `None`: all of them.
+        num_prompts (`int`): number of prompts in each layer of a tower.
+        depth (`int`, *optional*): number of layers, counted from the first, that get prompts. `None`: all of them.
         target_modules (`str`, *optional*): regular expression of the encoder layers that may get prompts. `None`: all
             encoder layers of all towers.
         exclude_modules (`list[str]`, *optional*): modules that `target_modules` matches but that stay as they are.
@@ -82,7 +82,7 @@ class PromptConfig(MethodConfig):
 
 
 class PromptGenerator(nn.Module, ABC):
-    """Holds the parameters of one adapter and makes its prompts. Knows nothing of CLIP or of tasks.
+    """Computes the prompts of one adapter from its parameters. It does not depend on CLIP or on tasks.
 
     The prompts of layer l are added to the tokens that enter layer l, after the first token. After the layer they are
     removed, or, if the config says `stays_in_sequence`, they stay until those of the next prompted layer replace them.
@@ -107,7 +107,7 @@ class PromptGenerator(nn.Module, ABC):
 
 
 class SequencePromptGenerator(PromptGenerator):
-    """Makes prompts of independent parameters: `text_prompts` and `vision_prompts`, (depth, prompts, width) each."""
+    """Prompts that are parameters themselves: `text_prompts` and `vision_prompts`, (depth, prompts, width) each."""
 
     def __init__(self, config: SequencePromptConfig, towers: Mapping[str, TowerShape]) -> None:
         super().__init__(config, towers)
@@ -134,16 +134,16 @@ class SequencePromptGenerator(PromptGenerator):
 class SequencePromptConfig(PromptConfig):
     """Settings of prompts that stay in the sequence.
 
-    In a text, the first layer's prompts replace the tokens after the first one and get their positions. So a text
-    needs as many words before the class name: `"X X X X cat."` or `"a photo of a cat."` for four prompts. In an image,
-    prompts are added after the first token and have no position. A deeper layer's prompts replace the outputs that
-    the layer before has at the prompts' places.
+    In a text, the prompts of the first layer replace the tokens after the first one and take their position
+    embeddings. So a text needs one word for each prompt before the class name: `"X X X X cat."` or
+    `"a photo of a cat."` for four prompts. In an image, prompts are added after the first token, without position
+    embeddings. The prompts of a deeper layer replace the outputs of the prompts of the layer before it.
 
     Args:
-        init_std (`float`): standard deviation of a prompt's elements at the start.
-        init_ids (`list[int]`, *optional*): token ids of words, one for each prompt, whose embeddings are the first
-            layer's text prompts at the start; `[]`: a random start. With `None`, `MultiTaskClassifier` takes the words
-            "a photo of a" for up to four prompts.
+        init_std (`float`): standard deviation of the initial values of the prompts.
+        init_ids (`list[int]`, *optional*): token ids, one for each prompt, whose embeddings initialize the text
+            prompts of the first layer. `[]`: random values. `None`: random values, but `MultiTaskClassifier` uses the
+            words "a photo of a" for up to four prompts.
     """
 
     generator_class = SequencePromptGenerator

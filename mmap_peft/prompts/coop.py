@@ -1,4 +1,4 @@
-"""CoOp: context words of the text are learned."""
+"""CoOp: learned context words in the text."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ class CoOpConfig(SequencePromptConfig):
 
     Args:
         depth (`int`): 1, since CoOp's prompts enter before the first layer only.
-        position (`str`): where the class name stands: at the `"end"`, in the `"middle"` (with half of the context
-            before it), or in `"front"`. The last two need texts like `"X X X X cat."`: as many placeholders as
-            prompts, the name, and one token, the full stop.
-        num_classes (`int`, *optional*): gives each of so many classes a context of its own. Row i of a text batch
-            uses the i-th, unless `use_routes(..., classes=[...])` says otherwise. `None`: one context for all classes.
+        position (`str`): position of the class name: at the `"end"` of the prompts, in their `"middle"`, or in
+            `"front"` of them. The last two need texts like `"X X X X cat."`: a placeholder for each prompt, the name,
+            and a full stop.
+        num_classes (`int`, *optional*): number of classes, each of which gets prompts of its own. Row i of a text
+            batch uses those of class i, unless `use_routes(..., classes=[...])` is used. `None`: all classes share
+            the prompts.
     """
 
     method = Method("COOP", "CoOp", 3e-2, "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022")

@@ -1,4 +1,4 @@
-"""MaPLe: linear maps make the vision prompts from the text prompts."""
+"""MaPLe: the vision prompts are linear projections of the text prompts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class MaPLeConfig(SequencePromptConfig):
     """Settings of MaPLe, Multi-modal Prompt Learning (Khattak et al., CVPR 2023).
 
     Args:
-        depth (`int`, *optional*): layers of each tower that get prompts. `None`: as many as the shallower tower has.
+        depth (`int`, *optional*): number of layers of each tower, counted from the first, that get prompts. `None`:
+            all layers of the tower with fewer layers.
     """
 
     method = Method("MAPLE", "MaPLe", 3e-3, "Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023")

@@ -1,4 +1,4 @@
-"""What every method, of prompts or not, says of itself: its type, name and paper."""
+"""Type, name and source of a method, and the base class of all configs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class MethodType(str):
     name = value = property(str.__str__)
 
     def __str__(self) -> str:
-        # PEFT's status of a model shows what follows the dot.
+        # PEFT's model status shows the part after the dot.
         return f"{type(self).__name__}.{self.value}"
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is known of a method, for PEFT, for model cards, and for a first run.
+    """Describes a method.
 
     Attributes:
-        peft_type (`str`): the method in `adapter_config.json`, such as `"VPT"`. No other method may have it.
-        name (`str`): as its paper writes it.
-        learning_rate (`float`): the learning rate of AdamW to try first.
+        peft_type (`str`): the method's `peft_type` in `adapter_config.json`, such as `"VPT"`. It must be unique.
+        name (`str`): name as written in the paper.
+        learning_rate (`float`): a first learning rate for AdamW.
         source (`str`): authors, title, conference and year of the paper.
     """
 

@@ -1,4 +1,4 @@
-"""MmAP: the prompts of all layers of both towers are made from one source prompt."""
+"""MmAP: the prompts of all layers of both towers are computed from one source prompt."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class MmAPGenerator(PromptGenerator):
     def __init__(self, config: MmAPConfig, towers: Mapping[str, TowerShape]) -> None:
         super().__init__(config, towers)
         rows, columns = config.source_shape
-        # An element of a prompt is a product of two factors of this spread.
-        spread = config.init_std**0.5
-        self.source = nn.Parameter(torch.empty(rows, columns).normal_(std=spread))
+        # An element of a prompt is the product of two factors with this standard deviation.
+        std = config.init_std**0.5
+        self.source = nn.Parameter(torch.empty(rows, columns).normal_(std=std))
         for name, shape in towers.items():
             scale = torch.empty(self.depths[name], config.num_prompts // rows, shape.width // columns)
-            self.register_parameter(f"scale_{name}", nn.Parameter(scale.normal_(std=spread)))
+            self.register_parameter(f"scale_{name}", nn.Parameter(scale.normal_(std=std)))
 
     def forward(self, tower: str) -> torch.Tensor:
         return torch.kron(getattr(self, f"scale_{tower}"), self.source[None])  # of all layers at once
@@ -41,13 +41,13 @@ class MmAPGenerator(PromptGenerator):
 class MmAPConfig(PromptConfig):
     """Settings of MmAP, the Multi-modal Alignment Prompt (Xin et al., AAAI 2024).
 
-    The paper leaves the defaults of these settings open. They are choices of this library, made by measurement.
+    The paper does not give values for these settings. The defaults are choices of this library, made by measurement.
 
     Args:
-        num_prompts (`int`): b, prompts of each layer of a tower.
-        source_shape (`tuple[int, int]`): (m, n), shape of the source prompt. m divides b, and n divides the widths of
-            both towers. A larger source means fewer parameters.
-        init_std (`float`): standard deviation of a prompt's elements at the start.
+        num_prompts (`int`): b, the number of prompts in each layer of a tower.
+        source_shape (`tuple[int, int]`): (m, n), shape of the source prompt. m must divide b, and n the widths of both
+            towers. A larger source means fewer parameters.
+        init_std (`float`): standard deviation of the initial values of the prompts.
     """
 
     method = Method(
@@ -66,7 +66,7 @@ class MmAPConfig(PromptConfig):
         self._check_positive(
             init_std="would start all prompts at zero, where they get no gradient; expected a number above 0"
         )
-        self.source_shape = tuple(self.source_shape)  # JSON knows lists only
+        self.source_shape = tuple(self.source_shape)  # a list if read from JSON
         if len(self.source_shape) != 2 or min(self.source_shape) < 1:
             raise ValueError(
                 f"Invalid value: source_shape={self.source_shape} is no shape of a source prompt; expected two "

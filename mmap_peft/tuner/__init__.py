@@ -1,1 +1,1 @@
-"""Where prompts enter a frozen model."""
+"""The PEFT tuner that adds prompts to a frozen model."""

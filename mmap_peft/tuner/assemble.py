@@ -1,4 +1,4 @@
-"""From the prompts of adapters to the value that one forward pass is given."""
+"""Combines the prompts of adapters into the value that is passed to one forward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Place = tuple[str, int]  # a tower and the number of one of its layers
 
 
 def take_rows(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """`tensor[rows]`, whose backward pass is slow on a CPU; that of `index_select` is not deterministic on a GPU."""
+    """`tensor[rows]`: its backward pass is slow on a CPU; that of `index_select` is not deterministic on a GPU."""
     return tensor.index_select(0, rows) if tensor.device.type == "cpu" else tensor[rows]
 
 
@@ -23,8 +23,8 @@ class AdapterPrompts(NamedTuple):
     """The prompts of one adapter.
 
     Attributes:
-        towers: for each tower what the generator returned: (depth, prompts, width), or (depth, classes, prompts,
-            width) if prompts are class-specific.
+        towers: the generator's output for each tower: (depth, prompts, width), or (depth, classes, prompts, width) if
+            prompts are class-specific.
         layers: the layers that get them.
         stays_in_sequence, position: as for `Prompts`.
     """
@@ -36,11 +36,11 @@ class AdapterPrompts(NamedTuple):
 
 
 def interchangeable(adapters: Collection[AdapterPrompts]) -> bool:
-    """Whether `assemble` takes all of these adapters together, so that one graph can serve any of them."""
+    """Whether `assemble` can combine all of these adapters, so that one compiled graph serves any of them."""
     kinds = []
     for adapter in adapters:
         shapes = {tower: prompts.shape for tower, prompts in adapter.towers.items()}
-        # Any of those that do not stay in the sequence can be joined.
+        # Prompts that do not stay in the sequence can always be combined.
         kinds.append((adapter.position, adapter.layers, shapes) if adapter.stays_in_sequence else None)
     return all(kind == kinds[0] for kind in kinds)
 
@@ -51,8 +51,8 @@ class LayerPrompts(NamedTuple):
     Attributes:
         states: (routes, prompts, width); routes with fewer prompts are padded with zeros.
         real: (routes, prompts), false for padding; `None` if there is none.
-        per_row: whether the first dimension stands for the rows of the text batch instead of for routes.
-        key_and_value: what the layer's attention makes of them, if that is known already.
+        per_row: whether the first dimension is the rows of the text batch instead of routes.
+        key_and_value: keys and values of the prompts in the layer's attention, if they were computed before.
     """
 
     states: torch.Tensor
@@ -63,13 +63,15 @@ class LayerPrompts(NamedTuple):
 
 @dataclass(frozen=True)
 class Routing:
-    """Which row of a batch uses the prompts of which adapters, as tensors, so that a compiled model serves all routes.
+    """The adapters whose prompts each row of a batch uses, as tensors, so that one compiled graph serves all routes.
 
     Attributes:
-        used: names of the adapters of all routes; the prompts of others are not needed.
-        index: (routes, slots), number of each adapter of a route among the model's; the number of adapters for none.
+        used: names of all adapters that a route uses.
+        index: (routes, slots), for each route the numbers of its adapters among those of the model; the slots that a
+            shorter route leaves empty hold the number of adapters.
         full: whether every slot holds an adapter.
-        rows: for each tower, the route of each row; under `"classes"`, the class of each row of the text batch.
+        rows: for each tower, the route of each row, (batch,); under `"classes"`, the class of each row of the text
+            batch.
         pooled: as for `Prompts`.
     """
 
@@ -81,10 +83,10 @@ class Routing:
 
     @classmethod
     def of(cls, names: Sequence[str], routes: Sequence[Route], pooled: bool = False, **rows: torch.Tensor) -> Routing:
-        """The routing of these routes in a model whose adapters are called `names`.
+        """The routing of these routes in a model with adapters of these names.
 
         Raises:
-            ValueError: a route has an adapter that is none of the model's.
+            ValueError: a route names an adapter that the model does not have.
         """
         used = frozenset(name for route in routes for name in route)
         for name in used.difference(names):
@@ -100,15 +102,15 @@ class Prompts:
     """All prompts of one forward pass. Passed as the keyword argument `prompts` to a model or to one of its towers.
 
     Attributes:
-        layers: prompts by tower and layer; a layer that is not in it gets none.
+        layers: prompts by tower and layer, for all layers that get prompts.
         routes: number of routes.
-        rows: for each tower the route of each row, (batch,); all rows use the only route of a tower that is not in it.
+        rows: for each tower the route of each row, (batch,). Not needed if there is one route.
         stays_in_sequence: whether prompts stay in the sequence for later layers.
-        position: where class names stand among text prompts that replace words: `"end"`, `"middle"`, or `"front"`.
-        pooled: whether nothing but pooled features is used.
+        position: position of class names among text prompts that replace words: `"end"`, `"middle"`, or `"front"`.
+        pooled: whether only pooled features are used.
         as_tokens: whether prompts that do not stay in the sequence are added to it as tokens and removed after each
-            layer, instead of being keys and values of its attention. Both give the same.
-        text_ends: (batch,), place of the end of each text, if it is known.
+            layer, instead of being keys and values of its attention. The results are the same.
+        text_ends: (batch,), position of the end of each text, if it is known.
     """
 
     layers: Mapping[Place, LayerPrompts] = field(default_factory=dict)
@@ -131,7 +133,7 @@ class Prompts:
         return 0 if first is None else self.layers[tower, first].states.shape[1]
 
     def spread(self, tower: str, tensor: torch.Tensor, batch: int) -> torch.Tensor:
-        """A tensor of routes, (routes, ...), for the rows of a batch: (batch, ...).
+        """Expand a tensor with an entry for each route, (routes, ...), to the rows of a batch, (batch, ...).
 
         Raises:
             ValueError: the rows are missing, or are those of a batch of another size.
@@ -158,10 +160,10 @@ def assemble(
     towers: Sequence[str] = ("text", "vision"),
     as_tokens: bool = False,
 ) -> Prompts:
-    """Put the prompts of adapters together for one forward pass through some towers. A pure function.
+    """Combine the prompts of adapters for one forward pass through these towers. A function without side effects.
 
-    `adapters` are those that `routing.index` numbers, `None` for one that no route uses. Those that cannot be used
-    together raise a `ValueError`.
+    `adapters` are numbered as in `routing.index`, with `None` for those that no route uses. Adapters that cannot be
+    combined raise a `ValueError`.
     """
     used = [adapter for adapter in adapters if adapter is not None]
     stays = any(adapter.stays_in_sequence for adapter in used)
@@ -172,7 +174,7 @@ def assemble(
         )
     positions = {adapter.position for adapter in used if "text" in towers} or {"end"}
     if len(positions) > 1:
-        raise ValueError(f"Adapters with names at {', '.join(sorted(positions))} are active together; use one alone.")
+        raise ValueError(f"Adapters with position={', '.join(sorted(positions))} are active together; activate only one.")
     layers: dict[Place, LayerPrompts] = {}
     for tower in towers if routing.index.shape[1] else ():
         tensors = {
@@ -237,7 +239,7 @@ def _of_classes(used: int, tensors: Mapping[int, torch.Tensor], routing: Routing
     rows, classes = routing.rows.get("text"), routing.rows.get("classes")
     if classes is None:  # row i is of class i
         classes = torch.arange(like.shape[1] if rows is None else rows.shape[0])
-    unchecked = torch.compiler.is_compiling()  # a look at the values would break the graph
+    unchecked = torch.compiler.is_compiling()  # reading values would break the graph
     if not unchecked and classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < like.shape[1]:
         raise wrong_classes(classes.shape[0], like.shape[1])
     index, classes = routing.index.to(like.device), classes.to(like.device)

@@ -1,7 +1,7 @@
-"""Attention whose keys and values are joined by prompts.
+"""Attention with the keys and values of prompts.
 
-A prompt whose output is dropped is nothing but one more key and value: it asks nothing itself. So instead of carrying
-prompt rows through a layer, its attention gets their keys and values.
+A prompt whose output is dropped only acts as one more key and value. So the attention of a layer gets the keys and
+values of the prompts, and the prompts need not pass through the rest of the layer.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class PromptStates(NamedTuple):
     Attributes:
         key, value: (batch, prompts, width).
         valid: (batch, prompts), false where a row has fewer prompts; `None` if all are real.
-        before_all: whether they stand before the first token of a causal sequence, so that it sees them, too;
-            otherwise they stand after it.
+        before_all: whether they come before the first token of a causal sequence, which then attends to them, too;
+            otherwise they come after it.
     """
 
     key: torch.Tensor
@@ -35,7 +35,7 @@ class PromptStates(NamedTuple):
     before_all: bool = False
 
     def joined(self, other: PromptStates) -> PromptStates:
-        """These and others that stand behind them."""
+        """These, followed by others."""
         key, value = torch.cat([self.key, other.key], dim=1), torch.cat([self.value, other.value], dim=1)
         if self.valid is None and other.valid is None:
             return PromptStates(key, value, None, self.before_all)
@@ -47,32 +47,34 @@ class PromptStates(NamedTuple):
 
 
 class PackedStates(NamedTuple):
-    """What the prompts add to the attention of several batches of sequences, which stand behind one another as one row
-    of tokens: all but attention runs on all of them at once.
+    """What the prompts add to the attention of several batches of sequences that are packed into one row of tokens.
+    Attention runs on each batch by itself, everything else on the whole row.
 
     Attributes:
         sizes: (sequences, tokens) of each batch.
-        joining: makes what joins each batch from the keys and the values of all, (sequences, tokens, width) each.
+        joining: returns the `PromptStates` of each batch, given the keys and the values of all batches, (sequences,
+            tokens, width) each.
     """
 
     sizes: Sequence[tuple[int, int]]
     joining: Callable[[list[torch.Tensor], list[torch.Tensor]], Sequence[PromptStates]]
 
     def parts(self, packed: torch.Tensor) -> list[torch.Tensor]:
-        """Each batch of (1, tokens, ...): (sequences, tokens, ...)."""
+        """Split a packed tensor, (1, tokens, ...), into its batches, (sequences, tokens, ...) each."""
         parts = packed[0].split([sequences * tokens for sequences, tokens in self.sizes])
         return [part.unflatten(0, size) for part, size in zip(parts, self.sizes)]
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean mask as one that is added to the scores, as eager attention needs it."""
+    """Convert a boolean mask to one that eager attention adds to its scores."""
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def joined_mask(
     mask: torch.Tensor | None, query: torch.Tensor, tokens: int, prompts: PromptStates, causal: bool
 ) -> torch.Tensor | None:
-    """The mask for queries, (batch, heads, length, size), and keys [tokens, prompts]; `None` if all see all."""
+    """The mask for queries, (batch, heads, length, size), over keys of tokens and then of prompts; `None` if every
+    query attends to every key."""
     if mask is None and not causal and prompts.valid is None:
         return None
     length, count = query.shape[2], prompts.key.shape[1]
@@ -98,10 +100,10 @@ def _with_prompts(name: str) -> Callable:
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         prompt_states: PromptStates | PackedStates | None = None,
-        prompts: Any = None,  # the layer's own keyword, which its attention is called with, too
+        prompts: Any = None,  # the layer passes on its keyword arguments
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Every modelling file has an eager function of its own; only the others stand in the registry.
+        # Each modeling file has its own eager function; the registry holds the other functions.
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         base = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
         if prompt_states is None:
@@ -126,12 +128,12 @@ def _with_prompts(name: str) -> Callable:
 def _packed(
     attention: Callable, module: nn.Module, states: Sequence[torch.Tensor], packed: PackedStates, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """Attention of each batch for itself; `states`: query, key and value of all, (1, heads, tokens, size)."""
+    """Attention of each batch by itself; `states`: query, key and value of all batches, (1, heads, tokens, size)."""
     query, key, value = (packed.parts(part.transpose(1, 2)) for part in states)
     joining = packed.joining([part.flatten(2) for part in key], [part.flatten(2) for part in value])
     outputs = []
-    for *one, prompts in zip(query, key, value, joining):
-        parts = (part.transpose(1, 2) for part in one)
+    for *of_batch, prompts in zip(query, key, value, joining):
+        parts = (part.transpose(1, 2) for part in of_batch)
         outputs.append(attention(module, *parts, None, prompt_states=prompts, **kwargs)[0].flatten(0, 1))
     return torch.cat(outputs)[None], None
 
@@ -141,10 +143,10 @@ for _name in SUPPORTED:
 
 
 class PromptAttentionConfig:
-    """Stands in for the config of one attention module, which thereby calls the functions above.
+    """Replaces the config of an attention module, so that the module calls the functions above.
 
-    The model's own config, `base`, stays as it is, so that masks are made for the implementation that the user chose,
-    and `set_attn_implementation` works.
+    The model's own config, `base`, does not change, so masks are made for the implementation that the user chose, and
+    `set_attn_implementation` works.
     """
 
     def __init__(self, base: Any) -> None:

@@ -38,8 +38,8 @@ class CheckedTuner(BaseTuner):
             if isinstance(module, BaseTunerLayer) and adapter_name in module._all_available_adapter_names():
                 raise ValueError(
                     f"The model already holds an adapter with the name {adapter_name!r}: {type(module).__name__} "
-                    f"{name!r} has it, and would keep its old parameters. Write another `adapter_name`, or take the "
-                    f"old adapter out before, by `unload()` or `delete_adapter({adapter_name!r})`."
+                    f"{name!r} has it, and would keep its old parameters. Write another `adapter_name`, or remove the "
+                    f"old adapter first, by `unload()` or `delete_adapter({adapter_name!r})`."
                 )
         self._check(model, adapter_name, self.peft_config[adapter_name])
         kwargs.pop("state_dict", None)  # its keys name the container, never the modules that are changed

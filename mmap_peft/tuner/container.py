@@ -25,9 +25,9 @@ class PromptContainer(nn.Module, BaseTunerLayer):
 
     Attributes:
         layers (`dict[str, frozenset[tuple[str, int]]]`): for each adapter, the towers and layers that get its prompts.
-        with_modules_to_save (`set[str]`): the adapters that have trained copies of modules besides.
-        as_tokens (`bool`): as for `Prompts`; a setting for all forward passes.
-        handles (`list[RemovableHandle]`): of the hooks that bring the prompts into the model.
+        with_modules_to_save (`set[str]`): the adapters that have `modules_to_save`.
+        as_tokens (`bool`): as for `Prompts`, for all forward passes.
+        handles (`list[RemovableHandle]`): handles of the hooks that pass prompts to the layers of the model.
     """
 
     adapter_layer_names = ("mmap_generators",)
@@ -52,16 +52,15 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         self.with_modules_to_save.discard(adapter_name)
 
     def check_modules_to_save(self, routes: Sequence[Route]) -> None:
-        """Raise a `ValueError` if routes need other copies of modules than the active adapter's, which always run."""
+        """Raise a `ValueError` if an adapter has `modules_to_save` and a route is not that of the active adapters."""
         if self.with_modules_to_save and any(list(route) != list(self.active_adapters) for route in routes):
             raise ValueError(
-                f"Adapters {', '.join(sorted(self.with_modules_to_save))} have modules_to_save, of which only the "
-                "active adapter's run, whatever the route; leave modules_to_save out, or switch adapters with "
-                "set_adapter."
+                f"Adapters {', '.join(sorted(self.with_modules_to_save))} have modules_to_save, but PEFT runs those "
+                "of the active adapter on every row; leave modules_to_save out, or switch adapters with set_adapter."
             )
 
     def routing(self, routes: Sequence[Route], given: Iterable[str] = (), **options: Any) -> Routing:
-        """The routing of these routes of adapters, and of prompts that are given to `prompts` under other names."""
+        """The routing of routes that name adapters, or prompts that are `given` to `prompts`."""
         return Routing.of([*self.mmap_generators, *given], routes, **options)
 
     def adapter_prompts(self, adapter: str, towers: Sequence[str]) -> AdapterPrompts:
@@ -76,14 +75,14 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         routing: Routing | None = None,
         given: Mapping[str, AdapterPrompts] | None = None,
     ) -> Prompts | None:
-        """The prompts of one forward pass through these towers; `None` if adapters are disabled. Without a routing
-        they are those of `use_routes`, or else of the active adapters. `given` are prompts besides the adapters'."""
+        """The prompts of one forward pass through these towers; `None` if adapters are disabled. The default routing
+        is that of `use_routes`, or else the active adapters. `given` are additional prompts by name."""
         if self.disable_adapters:
             return None
         # Adapters of other methods may be active besides these.
         active = tuple(name for name in self.active_adapters if name in self.mmap_generators)
         routing = routing or overrides.get(self) or self.routing([active])
-        # A compiled graph serves all routes, so it makes the prompts of all adapters, if they can be taken together.
+        # A compiled graph serves all routes, so it computes the prompts of all adapters, if they can be combined.
         compiled = torch.compiler.is_compiling() and bool(routing.index.shape[1])
         adapters = {
             name: self.adapter_prompts(name, towers)

@@ -1,4 +1,4 @@
-"""Values that belong to the thread and task which set them."""
+"""Values that only the thread and `asyncio` task which set them can read."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class _Thread(threading.local):
 
 
 class Overrides(Generic[T]):
-    """Values of objects that only the code inside a `with overrides.set(...)` block sees, in its thread and `asyncio`
-    task. A model that `torch.compile` compiled sees those of the block that its thread entered last.
+    """Values of objects inside of `with overrides.set(...)` blocks, for the thread and `asyncio` task that runs the
+    block. A model compiled by `torch.compile` reads those of the block that its thread entered last.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,8 +30,9 @@ class Overrides(Generic[T]):
 
     def get(self, owner: object) -> T | None:
         """The value that the innermost block sets for an object; `None` if no block does."""
-        for other, value in reversed(self._thread.pairs if torch.compiler.is_compiling() else self._pairs.get()):
-            if other is owner:
+        pairs = self._thread.pairs if torch.compiler.is_compiling() else self._pairs.get()
+        for candidate, value in reversed(pairs):
+            if candidate is owner:
                 return value
         return None
 

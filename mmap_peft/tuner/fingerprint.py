@@ -1,4 +1,4 @@
-"""Whether parameters still have the values that something was computed from."""
+"""Detects whether parameters have changed since something was computed from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 
-SAMPLE = 64  # values of a frozen parameter that are compared
+SAMPLE = 64  # number of values of a frozen parameter that are compared
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -18,8 +18,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 class Fingerprint:
     """Remembers the values of some parameters. Two fingerprints are equal if nothing has changed in between.
 
-    Version counters do not see what is written through `.data` or numpy, so values are compared, too: all of those of
-    adapters, and an evenly spread sample of the frozen base, which is too large to be compared at each use.
+    Version counters miss what is written through `.data` or numpy, so values are compared, too: all values of
+    adapters, and an evenly spaced sample of the frozen base, which is too large to be compared at each use.
     """
 
     def __init__(self, frozen: Iterable[torch.Tensor], adapters: Iterable[torch.Tensor] = ()) -> None:
@@ -39,6 +39,6 @@ class Fingerprint:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Fingerprint) or self._marks != other._marks:
             return False
-        return all(torch.equal(one, another) for one, another in zip(self._values, other._values))
+        return all(map(torch.equal, self._values, other._values))
 
     __hash__ = None
