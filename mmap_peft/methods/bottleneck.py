@@ -1,4 +1,4 @@
-"""The bottleneck adapter: a small network behind the attention and the MLP of each layer."""
+"""The bottleneck adapter: a small network after the attention and the MLP of each layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUBLAYER_OUTPUTS = ENCODER_LAYERS + r"\.(self_attn\.out_proj|mlp\.fc2)"
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    r"""A linear layer with adapters behind it (section 2.1 and figure 2 of the paper):
+    r"""A linear layer followed by adapters (section 2.1 and figure 2 of the paper):
 
     $$h = W_0 x + b_0, \quad A(h) = h + W_u \, \sigma(W_d h + b_d) + b_u$$
 
@@ -57,7 +57,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
 
 class BottleneckTuner(CheckedTuner):
-    """Puts bottleneck adapters behind linear layers. Made by `get_peft_model(clip, BottleneckAdapterConfig())`."""
+    """PEFT tuner that adds bottleneck adapters after linear layers, created by `get_peft_model`."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
@@ -95,11 +95,11 @@ class BottleneckAdapterConfig(MethodConfig):
 
     Args:
         bottleneck_size (`int`): m, width of the bottleneck; the paper tries 8, 64 and 256.
-        init_std (`float`): standard deviation of the weights at the start, which are cut off at twice its value. It is
+        init_std (`float`): standard deviation of the initial weights, which are truncated at twice its value. It is
             small, as in the paper, so that an adapter starts near the identity.
-        target_modules (`str`, *optional*): regular expression of the linear layers that adapters stand behind. `None`:
-            the last of the attention and the last of the MLP in all encoder layers of all towers, as in the paper.
-            `r".*encoder\\.layers\\.\\d+\\.mlp\\.fc2"`: behind the MLP alone.
+        target_modules (`str`, *optional*): regular expression of the linear layers that adapters are added after.
+            `None`: the last linear layers of the attention and of the MLP, in all encoder layers of all towers, as in
+            the paper. `r".*encoder\\.layers\\.\\d+\\.mlp\\.fc2"`: after the MLP only.
         exclude_modules (`str`, *optional*): modules that `target_modules` matches but that stay as they are.
     """
 

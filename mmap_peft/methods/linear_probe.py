@@ -22,7 +22,7 @@ def start_probe(features: torch.Tensor) -> nn.Linear:
 
 
 class LinearProbeTuner:
-    """What PEFT finds as the tuner of the linear probe: it always raises a `ValueError`, since a probe is no tuner."""
+    """Registered with PEFT for the linear probe. It raises a `ValueError`, since a probe does not change the CLIP."""
 
     prefix = "linear_probe_"
 
@@ -41,7 +41,7 @@ class LinearProbeConfig(MethodConfig):
 
     with $W_t$ (classes, dim), which starts as the unit text features of the task's classes, $b_t$ (classes), which
     starts at zero, and CLIP's own temperature $\tau$ = exp(`logit_scale`), which is frozen like both towers. So it
-    starts as the zero-shot classifier exactly. Each task has a probe of its own, `classes * (dim + 1)` parameters.
+    starts exactly as the zero-shot classifier. Each task has its own probe, with `classes * (dim + 1)` parameters.
 
     Source: Radford et al., ICML 2021, section 3.2 for the probe; Wortsman et al., "Robust fine-tuning of zero-shot
     models", CVPR 2022, section 2 for its start.

@@ -1,4 +1,4 @@
-"""Full fine-tuning and BitFit: copies of the base's own parameters train in their place."""
+"""Full fine-tuning and BitFit: they train copies of the base's parameters."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ..tuner.checked import CheckedTuner
 class TunedParameters(nn.ParameterDict):
     """One adapter's copies of parameters. `forward` returns them, so that hooks which move parameters run before."""
 
-    __call__ = nn.Module.__call__  # which that of a ParameterDict refuses
+    __call__ = nn.Module.__call__  # a ParameterDict refuses to be called
 
     def forward(self) -> dict[str, nn.Parameter]:
         return {name.replace("/", "."): parameter for name, parameter in self.items()}
 
 
 class ParameterContainer(nn.Module, BaseTunerLayer):
-    """Child `tuned` of a model: holds each adapter's copies of parameters; modules use the active one's.
+    """Child `tuned` of a model: holds each adapter's copies of parameters. Modules use those of the active adapter.
 
-    An attribute of an instance is found before a parameter of the same name. So the copies are set as attributes of
-    modules, whose parameters, and with them the base's state, stay what they were. This is done when an adapter is
-    activated, disabled or deleted. A forward pass only checks it and writes nothing, so threads may share a model.
+    Python finds an attribute of an instance before a parameter of the same name. So the copies are set as attributes
+    of the modules, and the base's parameters and state dict do not change. They are set when an adapter is activated,
+    disabled or deleted. A forward pass only checks them, so threads may share a model.
     """
 
     adapter_layer_names = ("tuned_parameters",)
@@ -37,14 +37,14 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.tuned_parameters = nn.ModuleDict()
-        self.places: dict[str, tuple[nn.Module, str]] = {}  # modules, and parameters' names there, by whole names
+        self.places: dict[str, tuple[nn.Module, str]] = {}  # by full name: the module, and the name in it
         self._active_adapter = []
         self._base = (model,)  # a tuple: as a child it would be saved a second time
         # Copies may be replaced (by loading, by moving), and a CLIP's towers may be run without the CLIP.
         self.hooks = [module.register_forward_pre_hook(self.refresh) for module in (model, *model.children())]
 
     def get_base_layer(self) -> nn.Module:
-        """The base, which has no `weight` whose device and type all copies would have to take."""
+        """The base. It has no `weight`, so PEFT does not move all copies to one device and dtype."""
         return self._base[0]
 
     def add(self, adapter_name: str, places: dict[str, tuple[nn.Module, str]]) -> None:
@@ -58,7 +58,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
         self.places.update(places)
 
     def copies(self, adapter_names: Sequence[str]) -> dict[str, nn.Parameter]:
-        """The copies, by name, of the one of these adapters that is of this method, or no copies if there is none."""
+        """The copies, by name, of the one adapter of this method among these; none if there is no such adapter."""
         names = [name for name in adapter_names if name in self.tuned_parameters]
         if len(names) > 1:
             raise ValueError(
@@ -67,7 +67,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
         return self.tuned_parameters[names[0]]() if names else {}
 
     def refresh(self, *_: Any) -> None:
-        """Let the modules use the active adapter's parameters, or their own. Write only what has changed."""
+        """Make the modules use the active adapter's parameters, or the base's. Sets only what has changed."""
         copies = {} if self.disable_adapters else self.copies(self.active_adapters)
         for name, (module, attribute) in self.places.items():
             if name not in copies:
@@ -93,9 +93,9 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
 
 
 class ParameterTuner(CheckedTuner):
-    """Puts copies of parameters into a frozen base, which keeps its keys and values, as child `tuned`.
+    """PEFT tuner that trains copies of a base's parameters, created by `get_peft_model`.
 
-    Made by `get_peft_model(clip, FullFineTuningConfig())` or `BitFitConfig()`.
+    The copies are the base's child `tuned`. The base is frozen, and keeps its state dict keys and values.
     """
 
     prefix = "tuned_"
@@ -142,7 +142,7 @@ class ParameterTuner(CheckedTuner):
             self.model.tuned.add(adapter_name, self._check(self.model, adapter_name, config))
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """What takes a parameter's place must have its type."""
+        """Do nothing: a copy keeps the dtype of its parameter."""
 
     def unload(self) -> nn.Module:
         """Take the adapters out and return the base, unchanged to the bit."""
@@ -156,7 +156,7 @@ class ParameterTuner(CheckedTuner):
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """Return the base with one adapter's parameters for its own. As PEFT's, but `progressbar` has no effect.
+        """Copy one adapter's parameters into the base and return it. As in PEFT, but `progressbar` has no effect.
 
         Raises:
             ValueError: there is no such adapter, there are several, or `safe_merge` finds values that are not finite.
@@ -186,7 +186,7 @@ class ParameterConfig(MethodConfig):
     """Settings that full fine-tuning and BitFit share.
 
     Args:
-        parameters (`str`): regular expression that matches the whole names of the base's parameters that are tuned.
+        parameters (`str`): regular expression of the full names of the base's parameters that are tuned.
     """
 
     target_modules = ".*"  # PEFT asks for it; `parameters` says what is tuned
@@ -197,11 +197,11 @@ class ParameterConfig(MethodConfig):
 
 @dataclass
 class FullFineTuningConfig(ParameterConfig):
-    r"""Settings of full fine-tuning: all of $\theta$ trains, from its pretrained value on.
+    r"""Settings of full fine-tuning: all of $\theta$ trains, starting from its pretrained value.
 
     These are all parameters of the model: both towers with their embeddings, both projections and `logit_scale`. The
-    frozen base stays beside its tuned copy, so that weights take twice the memory, and an adapter's file is as large
-    as the base's.
+    frozen base stays in memory with its tuned copy, so weights take twice the memory, and an adapter's file is as
+    large as the base's.
 
     Args:
         parameters (`str`): `r"vision_model\..*"` tunes the vision tower alone.
@@ -217,7 +217,7 @@ class FullFineTuningConfig(ParameterConfig):
 
 @dataclass
 class BitFitConfig(ParameterConfig):
-    r"""Settings of BitFit: of $W x + b$ and $g \odot z + b$ only the $b$ train (section 3 of the paper).
+    r"""Settings of BitFit: in $W x + b$ and $g \odot z + b$, only $b$ trains (section 3 of the paper).
 
     These are all biases of both towers: of queries, keys, values and attention's output, of both layers of the MLP,
     and of all layer norms. Projections and the patch embedding have none.

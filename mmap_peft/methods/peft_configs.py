@@ -1,4 +1,4 @@
-"""PEFT's own methods, told which modules of a CLIP they are for."""
+"""Configs of PEFT's own methods, for the modules of a CLIP."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def lora_config(**fields: Any) -> LoraConfig:
     r"""LoRA of queries and values in all layers (Hu et al., ICLR 2022, section 4.2): $W + \frac{\alpha}{r} B A$.
 
     Args:
-        fields: for `peft.LoraConfig`, `target_modules` too: `r` (8 there), `lora_alpha`, `lora_dropout`, `use_dora`...
+        fields: as for `peft.LoraConfig`, such as `r` (default 8), `lora_alpha` and `target_modules`.
     """
     return LoraConfig(**{"target_modules": QUERIES_AND_VALUES, **fields})
 
@@ -49,7 +49,7 @@ def ln_tuning_config(**fields: Any) -> LNTuningConfig:
     """Weights and biases of all layer norms (Zhao et al., ICLR 2024).
 
     Args:
-        fields: for `peft.LNTuningConfig`, `target_modules` too.
+        fields: as for `peft.LNTuningConfig`.
     """
     return LNTuningConfig(**{"target_modules": LAYER_NORMS, **fields})
 
@@ -60,6 +60,6 @@ def ia3_config(**fields: Any) -> IA3Config:
     of the input of the MLP's second layer, $l_k \odot K$, $l_v \odot V$ and $l_{ff} \odot \gamma(W_1 x)$.
 
     Args:
-        fields: for `peft.IA3Config`, `target_modules` and `feedforward_modules` too.
+        fields: as for `peft.IA3Config`.
     """
     return IA3Config(**{"target_modules": KEYS_VALUES_AND_FEEDFORWARD, "feedforward_modules": FEEDFORWARD, **fields})

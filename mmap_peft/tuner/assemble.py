@@ -174,7 +174,7 @@ def assemble(
         )
     positions = {adapter.position for adapter in used if "text" in towers} or {"end"}
     if len(positions) > 1:
-        raise ValueError(f"Adapters with position={', '.join(sorted(positions))} are active together; activate only one.")
+        raise ValueError(f"Adapters with position={', '.join(sorted(positions))} are active together; use one alone.")
     layers: dict[Place, LayerPrompts] = {}
     for tower in towers if routing.index.shape[1] else ():
         tensors = {

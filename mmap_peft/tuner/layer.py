@@ -9,8 +9,8 @@ from .assemble import LayerPrompts, Prompts, wrong_classes
 from .attention import SUPPORTED, PromptStates, additive, joined_mask
 
 
-# Families, by their towers' `model_type` less its ending, whose layers pass keyword arguments on to the attention, so
-# that prompts can be keys and values of it. SigLIP's do not.
+# Families (`model_type` of the towers without its ending) whose layers pass keyword arguments on to the attention, so
+# that prompts can be keys and values of it. SigLIP's layers do not.
 PASSES_KEYWORDS = ("clip", "metaclip_2", "clipseg")
 
 
@@ -22,17 +22,17 @@ def passes_keywords(tower: nn.Module) -> bool:
 class PromptedLayer:
     """The hooks of an encoder layer: `enter` before its forward, `leave` after it.
 
-    What they do depends on the keyword argument `prompts` of the layer alone. Prompts that stay in the sequence are
-    tokens: they enter at the first prompted layer, and those of a deeper layer replace them. For other prompts there
-    are two ways with the same result:
+    They depend only on the layer's keyword argument `prompts`. Prompts that stay in the sequence are tokens: they
+    enter at the first prompted layer, and those of a deeper layer replace them. For other prompts there are two ways
+    with the same result:
 
-    * The fast one passes the prompts to the attention as keys and values. If nothing but the first token of the last
-      layer is used, that one alone is computed, and the other tokens are keys and values, too.
-    * The plain one adds the prompts as tokens after the first and removes what comes out at their places. It is taken
-      where the attention takes no keys and values (flash attention, SigLIP), and where the layer is checkpointed:
-      that may give gradients to positional arguments only.
+    * The fast way passes the prompts to the attention as keys and values. If only the first token of the last layer
+      is used, the last layer computes only this token, and the other tokens are keys and values, too.
+    * The plain way adds the prompts as tokens after the first one and removes their outputs. It is used where the
+      attention accepts no further keys and values (flash attention, SigLIP), and where the layer is checkpointed,
+      since checkpointing may pass gradients to positional arguments only.
 
-    `name` is that of the tower, `"text"` or `"vision"`, `index` the number of the layer in it.
+    `name` is the name of the tower, `"text"` or `"vision"`, and `index` the number of the layer in it.
     """
 
     def __init__(self, tower: nn.Module, name: str, index: int) -> None:
@@ -82,7 +82,7 @@ class PromptedLayer:
     def _of_rows(
         self, part: torch.Tensor | None, prompts: Prompts, hidden_states: torch.Tensor
     ) -> torch.Tensor | None:
-        """A tensor of routes as one of the rows of a batch, on their device."""
+        """Expand a tensor of routes to the rows of a batch, on the device of `hidden_states`."""
         batch, device = hidden_states.shape[0], hidden_states.device
         return None if part is None else prompts.spread(self.name, part, batch).to(device)
 
@@ -108,8 +108,8 @@ class PromptedLayer:
         """The tokens with the prompts of this layer, (batch, tokens, width), where prompts stay in the sequence.
 
         At the first prompted layer, prompts are added after the first token of an image; in a text they replace the
-        tokens after the first. At deeper layers they replace the prompts of the layer before, which stay where a route
-        has none.
+        tokens after the first. At deeper layers they replace the prompts of the layer before, except where a route
+        has no prompts for this layer.
         """
         first, batch = self.index == prompts.first_layer(self.name), hidden_states.shape[0]
         states = here.states.to(hidden_states)
@@ -128,8 +128,8 @@ class PromptedLayer:
     def _with_names_moved(self, hidden_states: torch.Tensor, prompts: Prompts, count: int) -> torch.Tensor:
         if prompts.text_ends is None:
             raise ValueError(
-                f"Class names at position={prompts.position!r} move by the end of each text, which is not known where "
-                "the encoder is called by itself; call the model or its text tower."
+                f"position={prompts.position!r} needs to know where each text ends, which the encoder by itself does "
+                "not; call the model or its text tower."
             )
         length, device = hidden_states.shape[1], hidden_states.device
         positions = self.tower.embeddings.position_embedding(torch.arange(length, device=device)).to(hidden_states)
@@ -150,7 +150,7 @@ def without_prompts(hidden_states: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def replaced(hidden_states: torch.Tensor, states: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """Tokens of which those after the first are replaced by states, where these are real."""
+    """Tokens with those after the first replaced by `states`, except where `real` is false."""
     count = states.shape[1]
     if real is not None:
         states = torch.where(real.to(states.device)[..., None], states, hidden_states[:, 1 : count + 1])
@@ -158,7 +158,7 @@ def replaced(hidden_states: torch.Tensor, states: torch.Tensor, real: torch.Tens
 
 
 def first_states(tower: nn.Module, name: str, states: torch.Tensor) -> torch.Tensor:
-    """Prompts as they enter layer 0: those of text get positions, those of images pass the norm before the encoder."""
+    """Prompts as inputs of layer 0: text prompts get position embeddings, vision prompts pass the norm before it."""
     if name == "text":
         places = torch.arange(1, states.shape[1] + 1, device=states.device)
         return states + tower.embeddings.position_embedding(places).to(states)
@@ -168,8 +168,8 @@ def first_states(tower: nn.Module, name: str, states: torch.Tensor) -> torch.Ten
 
 def name_order(position: str, ends: torch.Tensor, prompts: int, length: int) -> torch.Tensor:
     """Which token of `[start, prompts, name, full stop, end, ...]` comes at each place, (batch, length), if the name
-    moves to the `"front"` of the prompts or into their `"middle"`. `ends` are the places of the ends, (batch,), which
-    do not move.
+    moves to the `"front"` of the prompts or into their `"middle"`. `ends` are the positions of the end tokens,
+    (batch,), which do not move.
     """
     before = 0 if position == "front" else prompts // 2  # prompts before the name
     name = (ends - prompts - 2)[:, None]  # tokens of each name: start and full stop are no part of it
@@ -193,7 +193,7 @@ def _widened_mask(
         seen = mask.new_ones(states.shape[:2]) if real is None else real.to(mask.dtype)
         return torch.cat([mask[:, :1], seen, mask[:, 1:]], dim=1)
     mask = joined_mask(mask, hidden_states[:, None], length, PromptStates(states, states, real), causal)
-    # What comes out at the places of prompts is dropped, so they may see what the first token sees.
+    # The outputs of prompts are dropped, so they may attend to what the first token attends to.
     rows = (torch.arange(length + count, device=device) - count).clamp(min=0)
     keys = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(length, length + count), torch.arange(1, length)])
     return mask[:, :, rows][..., keys.to(device)]

@@ -19,7 +19,7 @@ from .tower import PromptedTower
 
 
 RESERVED = ("base_model", "mmap", "model")
-FAMILIES = {  # by the towers' `model_type`, less its ending
+FAMILIES = {  # by the `model_type` of the towers without its ending
     "clip": "CLIP",
     "siglip": "SigLIP",
     "siglip2": "SigLIP 2",
@@ -66,10 +66,10 @@ def check_adapter_name(name: str) -> None:
 
 
 class PromptTuner(CheckedTuner):
-    """Puts the prompts of any method's generators into the encoder layers of a CLIP.
+    """PEFT tuner that adds the prompts of any prompt method to the encoder layers of a CLIP.
 
-    Made by `get_peft_model(clip, MmAPConfig(...))`. The base is frozen and keeps its keys; its towers and their
-    encoder layers get hooks, and one `PromptContainer` is added to the model as child `mmap`.
+    Created by `get_peft_model(clip, MmAPConfig(...))`. The base is frozen and keeps its state dict keys. Its towers
+    and their encoder layers get hooks, and one `PromptContainer` is added to the model as child `mmap`.
     """
 
     prefix = "mmap_"
@@ -79,8 +79,8 @@ class PromptTuner(CheckedTuner):
         "adapter, or write model.unload() to get the base back."
     )
     no_weighted_sum = (
-        "Weighted sums of prompts are no prompts that anything was trained with; to use several adapters at once, "
-        "write use_routes(model, (name, other_name))."
+        "A weighted sum of prompts is not a prompt that was trained; to use several adapters at once, write "
+        "use_routes(model, (name, other_name))."
     )
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
@@ -95,7 +95,7 @@ class PromptTuner(CheckedTuner):
         if widened and widened.config.model_type == "siglip2_vision_model":
             raise ValueError(
                 f"{type(config).__name__} adds tokens to images, but a {type(widened).__name__} masks images of any "
-                "size and knows no added tokens; give a SigLIP 2 of one resolution, a SiglipModel, or use MmAPConfig."
+                "size without added tokens; give a SigLIP 2 of one resolution (a SiglipModel), or use MmAPConfig."
             )
         self._prepare_adapter_config(config, {})
         _check_modules_to_save(model, config)
@@ -197,7 +197,7 @@ class PromptTuner(CheckedTuner):
 
 
 def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None:
-    # Hooks, not another `forward`: whatever wraps a layer's forward (accelerate's device maps and offloading) stays.
+    # Hooks instead of another `forward` keep what wraps a layer's forward (accelerate's device maps and offloading).
     for name, tower in towers.items():
         around = PromptedTower(container, name)
         container.handles.append(tower.encoder.register_forward_pre_hook(around.enter, with_kwargs=True))
@@ -205,7 +205,7 @@ def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None
         for module, hooks in [(tower, around), *layers]:
             container.handles += [
                 module.register_forward_pre_hook(hooks.enter, with_kwargs=True),
-                # First of all, so that others, which record hidden states, see the tokens alone.
+                # Before other hooks, so that those which record hidden states see the tokens only.
                 module.register_forward_hook(hooks.leave, prepend=True, with_kwargs=True),
             ]
         for layer, _ in layers:
@@ -213,7 +213,7 @@ def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None
 
 
 def _check_modules_to_save(model: nn.Module, config: PromptConfig) -> None:
-    """Raise a `ValueError` if PEFT would copy a module that has hooks of ours, since a copy would have them twice."""
+    """Raise a `ValueError` if PEFT would copy a module with prompt hooks, since the copy would run the hooks again."""
     towers = find_towers(model).values()
     hooked = {module for tower in towers for module in (tower, tower.encoder, *tower.encoder.layers)}
     for name, module in model.named_modules():
@@ -228,10 +228,10 @@ def _check_modules_to_save(model: nn.Module, config: PromptConfig) -> None:
 
 
 class _Configs(dict):
-    """Settings by adapter.
+    """Configs by adapter name.
 
-    When the first of three or more active adapters is deleted, `PeftModel` goes on asking for its settings until
-    another one is activated. Those of the next one stand in for them until then.
+    When the first of three or more active adapters is deleted, `PeftModel` still reads its config until another
+    adapter is activated. Until then, it gets the config of the next adapter.
     """
 
     stand_in: dict[str, str] = {}

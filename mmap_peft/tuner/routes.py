@@ -1,4 +1,4 @@
-"""Which adapters' prompts a `with` block uses."""
+"""Choosing the adapters whose prompts are used."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def use_routes(
 ) -> Iterator[None]:
     """Inside the `with` block, rows of a batch use the prompts of the given adapters instead of the active one's.
 
-    Only the thread (and `asyncio` task) that runs the block is concerned. What trains stays the same: unlike
-    `set_adapter`, this changes no `requires_grad` flag.
+    It affects only the thread (and `asyncio` task) that runs the block. Unlike `set_adapter`, it changes no
+    `requires_grad` flag.
 
     ```python
     with use_routes(model, ("group_0", "art")):  # every row uses both adapters, in this order
@@ -38,19 +38,19 @@ def use_routes(
     ```
 
     Args:
-        model (`nn.Module`): a `PeftModel`, or a transformers model with an adapter in it. If `torch.compile` compiled
-            it, `asyncio` tasks of one thread share its routes: let none of them pause inside a block.
+        model (`nn.Module`): a `PeftModel`, or a transformers model with an adapter in it. If it was compiled by
+            `torch.compile`, all `asyncio` tasks of a thread share its routes, so do not `await` inside a block.
         routes (`tuple[str, ...]` or a sequence of them): one route, or several. An empty route means no prompts.
-        text, vision (`Sequence[int]`, *optional*): for each row of the text or image batch, which of the routes it
-            uses, counted from 0.
-        classes (`Sequence[int]`, *optional*): for each row of the text batch, its class, for prompts that are
-            class-specific. `None`: row i is of class i.
-        pooled (`bool`): nothing but pooled features is used, so that a last layer may leave out other tokens; the
-            `last_hidden_state` of a vision tower then holds the first one alone.
+        text, vision (`Sequence[int]`, *optional*): for each row of the text or image batch, the number of its route,
+            counted from 0. Not needed for one route.
+        classes (`Sequence[int]`, *optional*): for each row of the text batch, its class, for class-specific prompts.
+            `None`: row i is of class i.
+        pooled (`bool`): whether only pooled features are used. The last vision layer then may compute only its first
+            token, and `last_hidden_state` holds no other.
 
     Raises:
-        ValueError: an adapter is unknown, a row's number is not one of a route, or an adapter that is not the active
-            one has `modules_to_save`.
+        ValueError: an adapter is unknown, a row has a number that no route has, or an adapter has `modules_to_save`
+            and a route is not that of the active adapters.
     """
     container = prompt_container(model)
     routing = _routing(container, routes, {"text": text, "vision": vision, "classes": classes}, pooled)
@@ -61,12 +61,18 @@ def use_routes(
 def make_prompts(
     model: nn.Module, routes: Route | Sequence[Route] | None = None, *, pooled: bool = False, **rows: Rows | None
 ) -> Prompts | None:
-    """The prompts that a model has now, as a frozen value. The model, a CLIP in it and its towers take it as the
-    keyword argument `prompts`; routes of `use_routes` and active adapters do not matter then.
+    """Compute the prompts of one forward pass from the adapters as they are now.
+
+    Pass them as the keyword argument `prompts` to the model, its CLIP or a tower. `use_routes` and the active adapters
+    then have no effect.
 
     Args:
-        model, routes, pooled: as for `use_routes`. Without routes: the current ones, or else the active adapters.
+        model, pooled: as for `use_routes`.
+        routes (*optional*): as for `use_routes`. `None`: those of the current `use_routes`, or the active adapters.
         rows: `text`, `vision` and `classes`, as for `use_routes`.
+
+    Returns:
+        `Prompts`, which cannot be changed, or `None` if adapters are disabled.
 
     Raises:
         ValueError: as for `use_routes`.

@@ -39,17 +39,17 @@ def shared_text_features(
 ) -> torch.Tensor:
     """The same as `clip.get_text_features(ids, prompts=prompts).pooler_output`, but faster.
 
-    In a causal tower, the words that all texts of a route begin with have the same states in each text. They run once
-    a route, and the rest of each text gets their keys and values, beside those of the prompts. All tokens stand in one
-    row without padding, except in attention. In the last layer only the end of each text is computed, since nothing
-    else is used. What enters the first prompted layer is kept from call to call.
+    In a causal tower, the words that all texts of a route begin with have the same hidden states in each text. They
+    are computed once for each route, and the rest of each text attends to their keys and values. Except in attention,
+    all tokens are packed into one row without padding. The last layer computes only the end of each text. The input of
+    the first prompted layer is kept from call to call.
 
     Args:
-        clip (`nn.Module`): a model that `can_share`.
-        ids (`torch.Tensor`): (texts, tokens), padded behind the end.
+        clip (`nn.Module`): a model for which `can_share` is true.
+        ids (`torch.Tensor`): (texts, tokens), padded after the end.
         prompts (`Prompts`): the prompts, with the route of each text.
-        constants (`dict`, *optional*): holds what does not depend on the prompts. Give the same one as long as the ids
-            are the same and the same rows have a common route.
+        constants (`dict`, *optional*): keeps what does not depend on the prompts. Pass the same dict in each call with
+            the same ids, as long as the same rows share a route.
 
     Returns:
         (texts, dim).
@@ -102,7 +102,7 @@ def _constant_part(
     kept: tuple | None = constants.get("hidden")
     state = start, autocast_dtype(pack.device), Fingerprint(tower.parameters())
     if kept is None or kept[0] != state:
-        # No inference tensor, which a later training step could not use.
+        # A later training step could not use a tensor that was made in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             kept = constants["hidden"] = state, run()
     return kept[1]
@@ -147,10 +147,10 @@ class _TextPack:
         """Shared words see the prompts of their route, and a text's rest both; `prompts`: (routes, ...)."""
 
         def joining(keys: list[torch.Tensor], values: list[torch.Tensor]) -> list[PromptStates]:
-            nothing = PromptStates(keys[0][:, :0], values[0][:, :0], None)
-            beside = nothing if prompts is None else prompts
-            before = beside.joined(PromptStates(keys[0], values[0], None))
-            return [beside, *(self._of_texts(before, number) for number in range(len(self.order)))]
+            empty = PromptStates(keys[0][:, :0], values[0][:, :0], None)
+            of_routes = empty if prompts is None else prompts
+            before = of_routes.joined(PromptStates(keys[0], values[0], None))
+            return [of_routes, *(self._of_texts(before, number) for number in range(len(self.order)))]
 
         return PackedStates(self.sizes, joining)
 
