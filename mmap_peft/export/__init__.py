@@ -1,1 +1,1 @@
-"""One task as a module and as a file. Knows no classifier: it is given a model, prompts and class weights."""
+"""Exports one task as a module or a file, from a model, prompts and class weights."""

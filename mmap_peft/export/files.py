@@ -20,15 +20,15 @@ SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 def export(
     make: Callable[[], TaskClassifier], adapter: str, format: str = "torch", path: str | os.PathLike | None = None
 ) -> TaskClassifier | Path:
-    """Make the classifier of a task, and write it to a file if that is wanted.
+    """Make the classifier of a task, and write it to a file if `path` or `format` ask for one.
 
     Args:
-        make: makes it, after the other arguments are checked.
-        adapter (`str`): name of the task's adapter, for the file.
+        make: returns the classifier; called after the other arguments are checked.
+        adapter (`str`): name of the task's adapter, which the file gets if `path` is a folder.
         format, path: as for `MultiTaskClassifier.export`.
     """
     if format not in SUFFIXES:
-        raise ValueError(f"format={format!r} is none that a task can be exported to; write 'torch' or 'onnx'.")
+        raise ValueError(f"Invalid value {format!r} for `format`: expected 'torch' or 'onnx'.")
     if format == "onnx":
         missing = " and ".join(name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None)
         if missing:
@@ -42,7 +42,7 @@ def export(
     target = target / f"{adapter}{suffix}" if target.is_dir() else target
     if target.suffix != suffix:
         raise ValueError(
-            f"path={str(target)!r} is no folder that is there, and no file for {format}; let it end in {suffix!r}."
+            f"Invalid value {str(target)!r} for `path`: expected an existing folder, or a file ending in {suffix!r}."
         )
     exported = make()
     _write(exported, target)
@@ -51,13 +51,13 @@ def export(
 
 def _write(exported: TaskClassifier, target: Path) -> None:
     on_cpu = copy.deepcopy(exported).cpu()  # a file needs no accelerator; the caller's module stays where it is
-    pixels = torch.zeros(2, 3, exported.image_size, exported.image_size)  # one image: torch would fix the batch size
+    pixels = torch.zeros(2, 3, exported.image_size, exported.image_size)  # with one, torch would fix the batch size
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as folder:
-        beside = Path(folder) / target.name
-        (_write_onnx if target.suffix == SUFFIXES["onnx"] else _write_torch)(on_cpu, pixels, beside)
-        # ONNX keeps weights of 2 GB and more in a file of their own; the model, which names it, comes last.
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == beside):
+        new_file = Path(folder) / target.name
+        (_write_onnx if target.suffix == SUFFIXES["onnx"] else _write_torch)(on_cpu, pixels, new_file)
+        # ONNX keeps weights of 2 GB and more in a second file; the model, which names this file, is moved last.
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == new_file):
             os.replace(file, target.parent / file.name)
 
 

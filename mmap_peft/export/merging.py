@@ -14,7 +14,7 @@ def merged(model: nn.Module, used: bool) -> nn.Module:
 
     Args:
         model (`nn.Module`): a CLIP, or a `PeftModel` of a method without prompts.
-        used (`bool`): whether the adapter is to be used; without it the base is returned as it is under the adapter.
+        used (`bool`): whether the adapter is used; if not, the plain base is returned.
     """
     if not isinstance(model, PeftModel):
         return model
@@ -23,7 +23,7 @@ def merged(model: nn.Module, used: bool) -> nn.Module:
         return model.unload()
     try:
         return model.merge_and_unload()
-    except NotImplementedError:  # a nonlinearity cannot be merged: its layers stay
+    except NotImplementedError:  # bottleneck adapters have a nonlinearity: their layers stay
         pass
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):

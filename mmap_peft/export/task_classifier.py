@@ -21,21 +21,21 @@ from ..tuner.model import find_towers
 class TaskClassifier(nn.Module):
     """The image classifier of one task, in float32: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
 
-    It holds copies of the vision tower, the task's prompts and the features of its classes. Nothing of it trains, and
-    nothing is left of the text tower, of PEFT or of other tasks. Made by `MultiTaskClassifier.export`.
+    It holds copies of the vision tower, of the task's prompts and of the features of its classes, but not the text
+    tower, PEFT's modules or other tasks. None of it trains. Created by `MultiTaskClassifier.export`.
 
     Args:
-        clip (`nn.Module`): the CLIP to copy the vision tower from; it stays as it is.
+        clip (`nn.Module`): the CLIP to copy the vision tower from; it is not changed.
         prompts (`Prompts`, *optional*): the task's prompts for the vision tower.
-        class_weight (`torch.Tensor`): (classes, dim), what unit image features are multiplied by.
+        class_weight (`torch.Tensor`): (classes, dim), the weight that unit image features are multiplied by.
         class_bias (`torch.Tensor`, *optional*): (classes).
         task (`str`), class_names (`Sequence[str]`): name of the task, and names of its classes.
         image_processor: prepares the pixels.
 
     Attributes:
-        class_names (`list[str]`): what the columns of the output stand for.
-        metadata (`dict[str, str]`): what it takes to prepare pixels and to read the output: `task`, and as JSON
-            `class_names`, `image_size`, `image_mean`, `image_std` and `image_processor` (all settings of it).
+        class_names (`list[str]`): the class of each column of the output.
+        metadata (`dict[str, str]`): what is needed to prepare pixels and to read the output: `task`, and as JSON
+            `class_names`, `image_size`, `image_mean`, `image_std` and `image_processor` (all its settings).
 
     Raises:
         ValueError: the base is quantised.
@@ -59,7 +59,7 @@ class TaskClassifier(nn.Module):
                 "example MultiTaskClassifier.from_pretrained(folder, model=base.dequantize()), and export that."
             )
         self.vision_model = _copy_of_tower(clip).float()
-        # A CLIP has it; a SigLIP's tower makes the features itself.
+        # SigLIP has no projection: its tower computes the features itself.
         projection = getattr(clip, "visual_projection", None)
         self.visual_projection = nn.Identity() if projection is None else copy.deepcopy(projection).float()
         self._prompts = replace(prompts or Prompts(), layers={}, rows={}, pooled=False)  # the rest is in the buffers
@@ -97,23 +97,23 @@ class TaskClassifier(nn.Module):
 def _layer_prompts(layer: nn.Module) -> LayerPrompts:
     if hasattr(layer, "prompt_states"):
         return LayerPrompts(layer.prompt_states, None)
-    # Where keys and values are known, nothing but the number of the prompts is used.
+    # With keys and values, only the number of the prompts is read from `states`.
     return LayerPrompts(layer.prompt_key, None, key_and_value=(layer.prompt_key, layer.prompt_value))
 
 
 def _is_float(parameter: torch.Tensor) -> bool:
-    # Quantised weights are whole numbers, or a tensor class of their own that calls itself float.
+    # Quantised weights are integers, or of a tensor class of their own that reports a float dtype.
     return parameter.is_floating_point() and type(parameter.data) is torch.Tensor
 
 
 def _copy_of_tower(clip: nn.Module) -> nn.Module:
-    """A copy of the vision tower whose layers take prompts, and which asks no adapters for them."""
+    """A copy of the vision tower whose layers accept prompts, without the hooks that compute prompts from adapters."""
     tower, container = clip.vision_model, getattr(clip, "mmap", None)
     vision = find_towers(tower)["vision"]
-    asking = [hooks for part in (vision, vision.encoder) for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+    in_tower = [hooks for part in (vision, vision.encoder) for hooks in (part._forward_hooks, part._forward_pre_hooks)]
     handles = [] if container is None else container.handles
-    handles = [handle for handle in handles if any(handle.hooks_dict_ref() is hooks for hooks in asking)]
-    # With the tower a copy of the handles is made, which remove the hooks of the copy. The container is not copied.
+    handles = [handle for handle in handles if any(handle.hooks_dict_ref() is hooks for hooks in in_tower)]
+    # The handles are copied with the tower, and then remove the hooks of the copy. The container is not copied.
     tower, handles = copy.deepcopy((tower, handles), {id(container): container})
     for handle in handles:
         handle.remove()

@@ -31,11 +31,11 @@ def model_card(
     """A card that says what the adapters are for, how good they are, how they were trained, and how to load them.
 
     Args:
-        description (`dict`): the content of `tasks.json`; besides `base_class`, the name of the base's class, which is
-            shown if the base has no name; and `adapter_parameters` and `base_parameters`, the numbers of parameters
-            of all adapters together and of the base.
+        description (`dict`): the content of `tasks.json`; and `base_class`, the name of the base's class, which is
+            shown if the base has no name, `adapter_parameters` and `base_parameters`, the numbers of parameters of all
+            adapters together and of the base.
         config (`PeftConfig`): the method and its settings.
-        repo_id, subfolder (`str`, *optional*): where the card will stand, for the lines that load the classifier.
+        repo_id, subfolder (`str`, *optional*): where the classifier will be, for the code example that loads it.
     """
     tasks, training, base_model = (description[name] for name in ("tasks", "training", "base_model"))
     base_id, prompted = hub_id(base_model), isinstance(config, PromptConfig)
@@ -107,7 +107,7 @@ def _metadata(description: dict[str, Any], prompted: bool, name: str) -> ModelCa
 
 
 def _of_tasks(accuracies: dict[str, dict[str, float]], names: list[str]) -> dict[str, dict[str, float]]:
-    """The columns of accuracies with no other than these tasks, and without columns that have none of them."""
+    """The accuracies of these tasks only, without columns that are empty then."""
     columns = {
         head: {name: by_name[name] for name in names if name in by_name} for head, by_name in accuracies.items()
     }

@@ -12,7 +12,7 @@ from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id
 
 
-# What to say of an error of this class, or of an answer with this status: the first entry that fits.
+# Error messages by class of the error or by HTTP status; the first entry that matches is used.
 SENTENCES = {
     errors.RevisionNotFoundError: "{repo} has no revision {branch!r}; write a branch, tag or commit that it has.",
     errors.RepositoryNotFoundError: "The Hub has no repository {repo!r} that you may see; correct the name, or give "
@@ -31,7 +31,7 @@ SENTENCES = {
 
 
 def hub_id(name_or_path: str | os.PathLike | None) -> str | None:
-    """The name, if a repository on the Hub can have it, else `None`: a path says nothing on another machine."""
+    """The name if a repository on the Hub can have it, else `None`: a path has no meaning on another machine."""
     if not name_or_path or os.path.isdir(name_or_path):
         return None
     try:

@@ -61,11 +61,11 @@ class AdapterSet(nn.Module):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Inside the `with` block the model is the plain base, where an empty route does not say so."""
+        """Inside the `with` block the model is the plain base; for prompts, an empty route has this effect."""
         yield
 
     def first_route(self, task_adapter: str) -> Route:
-        """The route of a task, whose own adapter would have this name, before tasks are grouped."""
+        """The route of a task before tasks are grouped; `task_adapter` is the name of the task's own adapter."""
         return ()
 
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
@@ -103,7 +103,7 @@ class AdapterSet(nn.Module):
         **rows: torch.Tensor,
     ) -> Prompts | None:
         """The prompts of one pass through a tower (`"text"` or `"vision"`), or `None` if there are none. Routes may
-        name `given` prompts besides the adapters; `rows` are as in `Routing`."""
+        name adapters and the prompts in `given`; `rows` are as in `Routing`."""
         if self.container is None or tower not in self.config.towers:
             return None
         routing = self.container.routing(routes, given or (), pooled=True, **rows)
@@ -146,7 +146,7 @@ class ProbeSet(AdapterSet):
         return dict(self.probe(adapter).named_parameters())
 
     def reset(self, names: Sequence[str], seed: int) -> None:
-        """Drop all probes: what they start from is not known here."""
+        """Remove all probes; `add` makes new ones, from text features."""
         self.probes, self._names = nn.ModuleList(), []
 
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
@@ -157,14 +157,14 @@ class ProbeSet(AdapterSet):
 
 
 class PeftSet(AdapterSet):
-    """One adapter of a PEFT method for all tasks, since those of most methods cannot be joined."""
+    """One adapter of a PEFT method for all tasks, since adapters of most methods cannot be combined."""
 
     def __init__(self, clip: PreTrainedModel, config: PeftConfig, seed: int) -> None:
         super().__init__(clip, config)
         self._wrap(clip, [GLOBAL], seed)
 
     def _wrap(self, clip: PreTrainedModel, names: Sequence[str], seed: int) -> None:
-        with torch.inference_mode(False), seeded(seed):  # what is made in inference mode could never train
+        with torch.inference_mode(False), seeded(seed):  # parameters that are made in inference mode cannot train
             self.model = get_peft_model(clip, copy.deepcopy(self.config), adapter_name=names[0])
             for name in names[1:]:
                 self.model.add_adapter(name, copy.deepcopy(self.config))
@@ -189,7 +189,7 @@ class PeftSet(AdapterSet):
             with self.model.disable_adapter():
                 yield
         finally:
-            for parameter, flag in flags.items():  # PEFT lets the active adapter train again, whatever was set before
+            for parameter, flag in flags.items():  # PEFT sets the active adapter to train again
                 parameter.requires_grad_(flag)
 
     def first_route(self, task_adapter: str) -> Route:
@@ -215,23 +215,23 @@ class PeftSet(AdapterSet):
         return self.model.unload()
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        ours = {id(parameter) for name in self.names for parameter in self.parameters_of(name).values()}
+        of_adapters = {id(parameter) for name in self.names for parameter in self.parameters_of(name).values()}
         parameters = list(self.clip.parameters())
-        frozen = [parameter for parameter in parameters if id(parameter) not in ours]
-        return frozen, [parameter for parameter in parameters if id(parameter) in ours]
+        frozen = [parameter for parameter in parameters if id(parameter) not in of_adapters]
+        return frozen, [parameter for parameter in parameters if id(parameter) in of_adapters]
 
 
 class PromptSet(PeftSet):
-    """Prompts, of which a task can use several adapters' at once: its group's and its own."""
+    """Adapters that are prompts; a task can use those of several adapters at once: of its group and its own."""
 
     @property
     def container(self) -> PromptContainer:
         return self.clip.mmap
 
-    disabled = AdapterSet.disabled  # an empty route says it
+    disabled = AdapterSet.disabled  # an empty route disables prompts
 
     def add(self, name: str, seed: int) -> None:
-        """One more adapter."""
+        """Add an adapter with new parameters."""
         with torch.inference_mode(False), seeded(seed):
             self.model.add_adapter(name, copy.deepcopy(self.config))
 
@@ -244,10 +244,10 @@ class PromptSet(PeftSet):
 
 
 def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -> AdapterSet:
-    """The adapters that a method's settings ask for; `None`: none.
+    """The adapters of a method, added to a CLIP; with `None`, no adapters.
 
     Raises:
-        ValueError: the settings do not fit the model, or their adapters cannot be routed.
+        ValueError: the config does not fit the model, or has `modules_to_save` with prompts.
     """
     if config is None:
         return AdapterSet(clip)
@@ -265,7 +265,7 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers come from a seed inside of the `with` block, and are those of before outside of it."""
+    """Seed torch's random numbers inside the `with` block, and restore their state after it."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

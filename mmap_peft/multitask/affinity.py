@@ -18,17 +18,17 @@ def task_gradients(
 ) -> torch.Tensor:
     """Gradient of each task's summed loss with respect to an adapter that tasks share.
 
-    It equals a backward pass a task. Each task gets a copy of the prompts. So one forward and one backward pass a
-    batch give the gradients of all tasks by their copies, and one small backward pass in the end, through what makes
-    the prompts, those by the adapter's parameters. The texts pass the text tower once, whatever the number of batches;
-    tasks of the same texts share that pass, and go back through it one by one.
+    The result equals that of a backward pass for each task. Each task uses its own copy of the prompts, so one forward
+    and one backward pass over a batch give the gradients of all tasks with respect to their copies. At the end, one
+    small backward pass through the generator gives those with respect to the adapter's parameters. The texts are
+    encoded once for all batches. Tasks with the same texts share this forward pass, but not its backward pass.
 
-    Nothing is left behind: no `.grad`, no changed mode or route, no drawn random number.
+    The classifier is not changed (`.grad`, training mode, routes), and no random number is drawn.
 
     Args:
-        classifier (`MultiTaskClassifier`): whose adapters are prompts.
+        classifier (`MultiTaskClassifier`): a classifier whose adapters are prompts.
         adapter (`str`): name of the adapter.
-        batches: batches of `TaskImages`, of any tasks.
+        batches: batches of `TaskImages`, with images of any tasks.
 
     Returns:
         (tasks, elements of the adapter's parameters), float64; zero for a task without images.
@@ -37,9 +37,9 @@ def task_gradients(
     # No dropout, so that no random number is drawn.
     with torch.enable_grad(), classifier.evaluating():
         prompts, copies, given, routes = _copies(classifier, adapter)
-        # A sharded tower runs within a whole forward pass only: there it does so for each batch.
+        # A sharded tower must run inside the whole forward pass, so there it encodes the texts for each batch.
         keys = [] if is_sharded(classifier) else classifier.text_keys(names)
-        owners = [keys.index(key) for key in keys]  # whose copy tasks of the same texts use for them
+        owners = [keys.index(key) for key in keys]  # for each task, the first task with the same texts
         features: list[torch.Tensor] = []
         if owners:
             with classifier.override_routes({task: routes[names[owner]] for task, owner in zip(names, owners)}):
@@ -63,10 +63,13 @@ def task_gradients(
 def _copies(
     classifier: MultiTaskClassifier, adapter: str
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, AdapterPrompts], dict[str, Route]]:
-    """The prompts of an adapter by tower, leaves that hold a copy of them for each task, the copies as prompts by
-    name, and the route of each task with its copy in the adapter's place."""
+    """Copies of an adapter's prompts for each task.
+
+    Returns the prompts of each tower, their copies as leaves, (tasks, ...), the copies as `given` prompts by name, and
+    for each task its route with its copy in place of the adapter.
+    """
     container = classifier.adapter_set.container
-    names = {task: f"{adapter}/{number}" for number, task in enumerate(classifier.tasks)}  # no adapter is called so
+    names = {task: f"{adapter}/{number}" for number, task in enumerate(classifier.tasks)}  # no adapter's name
     prompts = container.adapter_prompts(adapter, list(container.mmap_generators[adapter].depths))
     copies = [torch.stack([part.detach()] * len(names)).requires_grad_() for part in prompts.towers.values()]
     given = {
@@ -87,13 +90,13 @@ def _back_through_texts(
     copies: Sequence[torch.Tensor],
     by_copies: Sequence[torch.Tensor],
 ) -> None:
-    """Add to the gradients by each task's copy, (tasks, ...), what comes by way of its text features.
+    """Add to `by_copies`, the gradients with respect to the copies, (tasks, ...), the part through the text features.
 
-    `by_texts` are the gradients by the features of each task, `owners` says with whose copy they were made.
+    `by_texts` are the gradients with respect to each task's features; `owners` are the tasks whose copies made them.
     """
     turns = [owners[:number].count(owner) for number, owner in enumerate(owners)]
-    for turn in range(max(turns) + 1):  # in each, one task of each kind of texts
-        tasks = [number for number, other in enumerate(turns) if other == turn]
+    for turn in range(max(turns) + 1):  # a turn has at most one of the tasks with the same texts
+        tasks = [number for number, task_turn in enumerate(turns) if task_turn == turn]
         ends, back = zip(*((features[task], by_texts[task].to(features[task].dtype)) for task in tasks))
         parts = torch.autograd.grad(ends, copies, back, retain_graph=turn < max(turns), materialize_grads=True)
         for total, part in zip(by_copies, parts):
@@ -103,9 +106,9 @@ def _back_through_texts(
 def _pull_back(
     prompts: list[torch.Tensor], parameters: list[torch.Tensor], by_copies: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """From gradients by the copies to those by the adapter's parameters, through what makes the prompts alone."""
+    """Gradients with respect to the adapter's parameters, from those with respect to the copies of its prompts."""
     by_copies = [part.to(prompt.dtype) for part, prompt in zip(by_copies, prompts)]
-    # All tasks in one backward pass, which the first dimension makes many of.
+    # One batched backward pass for all tasks, which are the first dimension.
     parts = torch.autograd.grad(prompts, parameters, by_copies, is_grads_batched=True, allow_unused=True)
     tasks = len(by_copies[0])
     parts = [each.new_zeros(tasks, *each.shape) if part is None else part for part, each in zip(parts, parameters)]

@@ -14,14 +14,14 @@ def find_aggregator(text: str, smallest: int = 1) -> nn.Module:
     """An aggregator of `torchjd.aggregation`, with the settings that are written with it.
 
     Args:
-        text (`str`): its name, such as `"PCGrad"`, `"MGDA"` or `"UPGrad"`, and settings as in `"CAGrad(c=0.5)"`,
+        text (`str`): its name, such as `"PCGrad"`, `"MGDA"` or `"UPGrad"`, with settings as in `"CAGrad(c=0.5)"`,
             `"Krum(n_byzantine=1)"` or `"Constant(weights=[0.7, 0.2, 0.1])"`. A list becomes a tensor.
-        smallest (`int`): the smallest number of tasks whose gradients it is to aggregate; of one task, it is not used.
+        smallest (`int`): smallest number of tasks whose gradients it must aggregate; with 1, this is not checked.
 
     Raises:
         ImportError: torchjd, or a package that this aggregator needs, is not installed.
         ValueError: torchjd has no such aggregator, its settings are wrong, it keeps a state that checkpoints do not
-            hold, or it cannot aggregate the gradients of as few tasks.
+            hold, or it cannot aggregate the gradients of so few tasks.
     """
     try:
         from torchjd import aggregation
@@ -70,10 +70,10 @@ def _make(kind: Callable[..., nn.Module], text: str) -> nn.Module:
 
 
 def add_task_gradients(losses: torch.Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Add each task's gradient to the `.jac` of parameters: row i is that of task i's loss, of `losses` (tasks,).
+    """Add the gradient of each loss in `losses`, (tasks,), to the `.jac` of each parameter: row i is that of task i.
 
-    A row takes one backward pass, so that what a batch keeps for it is in memory once. Tasks that do not use a
-    parameter have a row, too.
+    Each row takes one backward pass, so memory does not grow with the tasks. Tasks that do not use a parameter have a
+    row, too.
     """
     from torchjd import autojac
 
@@ -85,19 +85,19 @@ def aggregate_task_gradients(
     aggregator: nn.Module,
     reduce: Callable[[torch.Tensor], torch.Tensor] = lambda matrix: matrix,
 ) -> None:
-    r"""Add to each parameter's `.grad` what an aggregator makes of its tasks' gradients, and drop its `.jac`.
+    r"""Aggregate the task gradients in each parameter's `.jac` into its `.grad`, and delete the `.jac`.
 
     With $g_i$ the gradient of task $i$'s loss by the parameters that the same tasks share, flattened to the rows of a
     Jacobian $J$, their gradient is $\mathcal A(J)$; with the sum, $\sum_i g_i$, that of `losses.sum().backward()`. A
-    parameter of one task gets the gradient of that task. An aggregator is not linear: it is called once an optimizer
-    step, with the gradients of all accumulated batches and all processes.
+    parameter of one task gets the gradient of that task. Since an aggregator is not linear, it is called once for each
+    optimizer step, with the gradients of all accumulated batches and all processes.
 
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, and `torchjd`.
 
     Args:
         tasks_by_parameter: for each parameter the numbers of the tasks that use it.
         aggregator: of `torchjd`: a matrix (tasks, elements) in, a vector (elements) out.
-        reduce: the mean of a tensor over all processes.
+        reduce: returns the mean of a tensor over all processes.
     """
     from torchjd import aggregation, autojac
 
@@ -112,6 +112,6 @@ def aggregate_task_gradients(
 
 
 def drop_task_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Forget gradients that were added and never aggregated, as after a training that was interrupted."""
+    """Delete the `.jac` of parameters, such as one that an interrupted training left."""
     for parameter in parameters:
         vars(parameter).pop("jac", None)

@@ -1,4 +1,4 @@
-"""Writing files so that a crash loses nothing."""
+"""Writing files so that a crash does not damage them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_json(fields: dict[str, Any], path: str | os.PathLike) -> None:
-    """Write fields to a JSON file: beside it first, then in its place."""
-    beside = Path(f"{path}.part")
-    beside.write_text(json.dumps(fields, indent=1))
-    beside.replace(path)
+    """Write fields to a JSON file, by a temporary file that then replaces it."""
+    temporary = Path(f"{path}.part")
+    temporary.write_text(json.dumps(fields, indent=1))
+    temporary.replace(path)
