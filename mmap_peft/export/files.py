@@ -28,7 +28,7 @@ def export(
         format, path: as for `MultiTaskClassifier.export`.
     """
     if format not in SUFFIXES:
-        raise ValueError(f"Invalid value {format!r} for `format`: expected 'torch' or 'onnx'.")
+        raise ValueError(f"format={format!r} is none of the export formats; write 'torch' or 'onnx'.")
     if format == "onnx":
         missing = " and ".join(name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None)
         if missing:
@@ -42,7 +42,7 @@ def export(
     target = target / f"{adapter}{suffix}" if target.is_dir() else target
     if target.suffix != suffix:
         raise ValueError(
-            f"Invalid value {str(target)!r} for `path`: expected an existing folder, or a file ending in {suffix!r}."
+            f"path={str(target)!r} is no folder that exists and no file for {format}; let it end in {suffix!r}."
         )
     exported = make()
     _write(exported, target)

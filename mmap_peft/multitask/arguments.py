@@ -34,9 +34,9 @@ _FIXED = {
     "bf16_full_eval": (False, "it would round the trained adapters for good; write bf16=True instead"),
     "fp16_full_eval": (False, "it would round the trained adapters for good; write fp16=True or bf16=True instead"),
     "label_names": (["labels", "task_ids"], "the accuracies need both"),
-    "parallelism_config": (None, "adapters are kept whole on each process; use DDP or FSDP (fsdp_version: 2)"),
+    "parallelism_config": (None, "each process holds all adapters; use DDP or FSDP (fsdp_version: 2)"),
 }
-# Optimizers that take a model's linear layers apart, or step in the middle of the backward pass.
+# Optimizers that change a model's linear layers, or take a step during the backward pass.
 _REFUSED_OPTIMIZERS = ("galore", "apollo", "lomo", "layerwise")
 
 
@@ -54,23 +54,23 @@ class MultiTaskTrainingArguments(TrainingArguments):
             tasks, such as `label_smoothing_factor` or `neftune_noise_alpha`.
     """
 
-    output_dir: str = HfArg(default="out", help="Where checkpoints and results go.")
+    output_dir: str = HfArg(default="out", help="Folder of checkpoints and results.")
     learning_rate: float = HfArg(default=3e-2, help="The initial learning rate.")
-    per_device_train_batch_size: int = HfArg(default=32, help="Images of all tasks on one device.")
-    per_device_eval_batch_size: int = HfArg(default=128, help="Images of all tasks on one device.")
+    per_device_train_batch_size: int = HfArg(default=32, help="Images in a batch on one device, of all tasks.")
+    per_device_eval_batch_size: int = HfArg(default=128, help="Images in a batch on one device, of all tasks.")
     lr_scheduler_type: str = HfArg(default="cosine", help="The scheduler type to use.")
     num_train_epochs: float = HfArg(default=6.0, help="Epochs of stage 2, unless max_steps is given.")
-    remove_unused_columns: bool = HfArg(default=False, help="Must be False: images come as they are.")
+    remove_unused_columns: bool = HfArg(default=False, help="Must be False: the columns are fixed.")
     sharing: str = HfArg(
         default="groups",
-        help="The adapters of a task. 'groups': that of its group, found in stage 1, and its own; 'all': one for all "
-        "tasks (-MT in the paper); 'none': its own.",
+        help="The adapters of a task. 'groups': one of its group (see grouping) and its own; 'all': one for all "
+        "tasks (-MT in the paper); 'none': only its own.",
         metadata={"choices": ["groups", "all", "none"]},
     )
     aggregator: str | None = HfArg(
         default=None,
-        help="An aggregator of torchjd, such as 'PCGrad' or 'CAGrad(c=0.5)': it makes one gradient of those of the "
-        "tasks that share a parameter. None: their sum.",
+        help="An aggregator of torchjd, such as 'PCGrad' or 'CAGrad(c=0.5)', which combines the gradients of tasks "
+        "that share a parameter. None: their sum.",
     )
     grouping: str = HfArg(
         default="gradient",
@@ -80,10 +80,11 @@ class MultiTaskTrainingArguments(TrainingArguments):
     )
     grouping_steps: int = HfArg(
         default=100,
-        help="Steps of stage 1, which trains one adapter on all tasks. 0: none, so no gradients to group by.",
+        help="Steps of stage 1, which trains one adapter on all tasks. 0: no stage 1, so `grouping` cannot be "
+        "'gradient'.",
     )
     grouping_snapshots: int = HfArg(
-        default=5, help="How often stage 1 takes gradients: at evenly spread steps, the last time at its end."
+        default=5, help="How often stage 1 compares gradients, at evenly spaced steps; the last time is at its end."
     )
     snapshot_images: int = HfArg(
         default=128,
@@ -94,8 +95,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
         default="mean",
         help="Similarity above which two tasks gain from sharing a group: a number, or 'mean' (all pairs).",
     )
-    max_groups: int | None = HfArg(default=None, help="The most groups; with 'random', their number (None: 2).")
-    given_groups: str | None = HfArg(default=None, help="The groups of 'given', as in 'art+clipart,product'.")
+    max_groups: int | None = HfArg(default=None, help="Largest number of groups; for 'random' their number (None: 2).")
+    given_groups: str | None = HfArg(default=None, help="The groups for 'given', such as 'art+clipart,product'.")
     sampling: str = HfArg(
         default="uniform",
         help="Share of each task in a batch: the same for all, or proportional to its number of images.",
@@ -111,13 +112,13 @@ class MultiTaskTrainingArguments(TrainingArguments):
     )
     image_cache_gb: float = HfArg(
         default=4.0,
-        help="GB (1e9 bytes) of disk in TMPDIR for resized images, which later epochs read again: for each process so "
-        "much for training, and as much for evaluation. 0: none.",
+        help="GB (1e9 bytes) of disk space in TMPDIR to keep resized images for later epochs: for each process, this "
+        "much for training and as much for evaluation. 0: images are not kept.",
     )
     dataloader_num_workers: int | None = HfArg(
         default=None,
-        help="Processes that read images; 0: the one that trains does. None: one a core, at most 8, if there is an "
-        "accelerator, workers are forked, and /dev/shm has room for their batches; otherwise 0.",
+        help="Processes that read images; 0: the training process reads them. None: one for each core, at most 8, if "
+        "there is an accelerator, workers are forked, and /dev/shm has space for their batches; otherwise 0.",
     )
     dataloader_persistent_workers: bool | None = HfArg(
         default=None,
@@ -143,14 +144,14 @@ class MultiTaskTrainingArguments(TrainingArguments):
         self.grouping_threshold = str(self.grouping_threshold)
         self.threshold  # noqa: B018, raises early
         self._check_values()
-        for error, is_made in self._errors().items():
-            if is_made:
+        for error, applies in self._errors().items():
+            if applies:
                 raise ValueError(error)
         if self.aggregator is not None:
             find_aggregator(self.aggregator, 2 if self.sharing == "groups" else 1)
 
     def _check_values(self) -> None:
-        """Refuse values that are none of the choices, too small, or would fail later or do nothing."""
+        """Raise a `ValueError` for values that are not allowed, too small, or would fail later or have no effect."""
         for name, (expected, reason) in _FIXED.items():
             value = getattr(self, name, expected)  # older versions of transformers lack some
             if value != expected:
@@ -166,7 +167,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 raise ValueError(f"Invalid value {value} for `{name}`: expected an integer of at least {least}.")
 
     def _errors(self) -> dict[str, Any]:
-        """Errors of settings that cannot be used, or not together; each has a true value if it is made."""
+        """Errors for settings that cannot be used, or not together, each with a value that is true if it applies."""
         snapshots, steps = self.grouping_snapshots, self.grouping_steps
         takes_model_apart = any(part in self.optim for part in _REFUSED_OPTIMIZERS)
         uploads_pickles = self.push_to_hub and "checkpoint" in self.hub_strategy
@@ -180,7 +181,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
             f"hub_strategy={self.hub_strategy.value!r} would upload the optimizer's state, which is a pickle; write "
             "'every_save' or 'end'.": uploads_pickles,
             f"image_cache_gb={self.image_cache_gb} is no size; write 0 to keep no images.": self.image_cache_gb < 0,
-            "An aggregator sees gradients as fp16 scales them; write bf16=True.": self.aggregator and self.fp16,
+            "An aggregator would get gradients scaled for fp16; write bf16=True.": self.aggregator and self.fp16,
             "grouping='given' needs the groups; write given_groups='art+clipart,product', say.": lacks_groups,
             f"grouping='gradient' takes {snapshots} snapshots in {steps} steps; write grouping_steps and "
             "grouping_snapshots of 1 or more, no more snapshots than steps.": lacks_steps,

@@ -38,7 +38,7 @@ class ClassifierTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what `MultiTaskClassifier.save_pretrained` writes, the settings, and `checkpoint_state`."""
-        if self.args.should_save:  # on every process the adapters are whole
+        if self.args.should_save:  # every process holds all adapters
             folder = Path(output_dir or self.args.output_dir)
             self.model.save_pretrained(folder)
             (folder / STATE_FILE).write_text(json.dumps(self.checkpoint_state()))

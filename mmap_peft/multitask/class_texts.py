@@ -25,7 +25,7 @@ class TextBatch(NamedTuple):
         tasks: for each row, number of its task.
         classes: for each row, number of its class.
         counts: for each class of each task, how many rows it has.
-        constants: for each chunk of rows, by its bounds, what `shared_text_features` keeps.
+        constants: for each chunk of rows, by its start and end, the `constants` of `shared_text_features`.
     """
 
     ids: torch.Tensor
@@ -38,10 +38,10 @@ class TextBatch(NamedTuple):
 class ClassTexts:
     """Tokenizes the texts of each task's classes once.
 
-    Where prompts take the places of words (CoOp, IVLP, MaPLe), a text has one word or more for each prompt before the
-    class name: those of the task's template, or else placeholders, as in CoOp: `"X X X X cat."`.
+    Where prompts replace words (CoOp, IVLP, MaPLe), a text has a word or more for each prompt before the class name:
+    those of the task's template, or else placeholders, as in CoOp: `"X X X X cat."`.
 
-    `config` is that of the text tower, `prompts` that of each adapter.
+    `config` is the config of the text tower, `prompts` that of the adapters.
     """
 
     def __init__(self, tokenizer: Any, config: Any, prompts: PromptConfig | None) -> None:
@@ -57,15 +57,15 @@ class ClassTexts:
         return words[:count] if count <= len(words) else []
 
     def of(self, task: Task, route: Route) -> list[list[list[int]]]:
-        """Token ids of the texts of each class; one and the same list for tasks whose texts are the same. A text that
-        is longer than the tower's positions raises a `ValueError`."""
+        """Token ids of the texts of each class. Tasks with the same texts get the same list object. A text with more
+        tokens than the tower has positions raises a `ValueError`."""
         count = len(route) * self.placeholders
         texts = tuple((name, as_tuple(texts)) for name, texts in task.class_texts.items())
         key = count, tuple(task.class_names), as_tuple(task.template), texts
         if key not in self._ids:
             ids = [self._tokenize(task, texts) for texts in self._worded(task, count)]
-            # Not replaced if another thread was faster: features are kept by the list's id().
-            self._ids.setdefault(key, next((others for others in list(self._ids.values()) if others == ids), ids))
+            # A list that another thread has set stays, since features are cached by the list's id().
+            self._ids.setdefault(key, next((known for known in list(self._ids.values()) if known == ids), ids))
         return self._ids[key]
 
     def batch(self, tasks: Sequence[Task], routes: Sequence[Route]) -> TextBatch:
@@ -73,7 +73,7 @@ class ClassTexts:
         ids = [self.of(task, route) for task, route in zip(tasks, routes)]
         last = self._batch
         if last is None or last[0] != ids:
-            last = self._batch = ids, self._padded(ids)  # from step to step it is the same one
+            last = self._batch = ids, self._padded(ids)  # usually that of the next step, too
         return last[1]
 
     def _padded(self, by_task: list[list[list[list[int]]]]) -> TextBatch:

@@ -41,22 +41,23 @@ class MultiTaskClassifier(TaskForward):
     Several threads may predict at once.
 
     Args:
-        model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Adapters are put into it,
-            so that it can be the base of one classifier only.
+        model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Adapters are added to it,
+            so it can be the base of only one classifier.
         processor: its processor, with `tokenizer` and `image_processor`.
         tasks (`Sequence[Task]`): the tasks.
         config (`PeftConfig`, *optional*): the method: prompts (`MmAPConfig()`), one of PEFT's (`lora_config()`), or
             another of this library (`BitFitConfig()`). Without it there are no adapters: zero-shot.
         seed (`int`): seed of the adapters' initial values.
-        text_chunk (`int`, *optional*): number of texts that are encoded at a time, and in training once more in the
-            backward pass. Memory then does not grow with the number of classes; results are the same. `None`: all.
+        text_chunk (`int`, *optional*): number of texts that are encoded at a time, so that memory does not grow with
+            the number of classes. Training then encodes texts again in the backward pass. Results are the same.
+            `None`: all texts at once.
 
     Raises:
         ValueError: no task, two tasks of the same name, a text that is too long for the text tower, settings that do
             not fit the model, or a model that has adapters already. The model is left as it was.
     """
 
-    main_input_name = "pixel_values"  # which a Trainer hands to compute_metrics, if include_for_metrics asks for it
+    main_input_name = "pixel_values"  # a Trainer passes it to compute_metrics if include_for_metrics says so
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class MultiTaskClassifier(TaskForward):
         self._text_cache = TextFeatureCache()
         flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:
-            with torch.inference_mode(False):  # adapters that are made inside it could never train
+            with torch.inference_mode(False):  # parameters that are made in inference mode cannot train
                 self.adapter_set = make_adapters(model.requires_grad_(False), config, seed)
                 for task in tasks:
                     route = self.adapter_set.first_route(task.adapter)
@@ -185,8 +186,8 @@ class MultiTaskClassifier(TaskForward):
     def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
         """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
 
-        It is a copy in float32 that needs no text tower and no other task: prompts and text features become constants,
-        and what other methods learned becomes part of the weights. Only bottleneck adapters stay layers of their own.
+        It is a copy in float32, without the text tower and other tasks: prompts and text features become constants,
+        and adapters of other methods are merged into the weights, except bottleneck adapters, which stay layers.
 
         ```python
         served = classifier.export("print")  # a module that torch alone runs

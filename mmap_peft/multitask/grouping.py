@@ -39,7 +39,7 @@ def correlation_clustering(gains: np.ndarray, max_groups: int | None = None) -> 
     count = len(gains)
     first, second = np.triu_indices(count, 1)
     pairs, size = len(first), len(first) + count  # variables: x of each pair, then r of each task
-    # Without a price, a pair with a gain of 0 could be together or apart.
+    # With this small price, a pair with a gain of 0 stays apart.
     price = 1e-9 * max(1.0, float(np.abs(gains).max()))
     cost = np.concatenate([price - gains[first, second], np.zeros(count)])
     constraints = [LinearConstraint(_triangles(count, size), ub=1)] if count > 2 else []
@@ -72,7 +72,7 @@ def _triangles(count: int, size: int) -> Any:
 
 @dataclass
 class TaskGrouping:
-    """Which tasks share a group's prompts, and the similarities that it was decided by.
+    """A partition of the tasks into groups that share prompts, and the similarities that it was made from.
 
     Args:
         tasks (`Sequence[str]`): names of the tasks.
@@ -145,6 +145,9 @@ class TaskGrouping:
             mode: `"all"` (one group), `"none"` (a group for each task), `"random"` (`max_groups` groups, 2 if not
                 given, of about the same size, drawn with `seed`) or `"given"` (`groups`).
             tasks: names of the tasks.
+
+        Raises:
+            ValueError: the mode is unknown, or `"given"` has no groups or groups that are not a partition.
         """
         if mode == "all":
             groups = [tasks]
@@ -161,7 +164,7 @@ class TaskGrouping:
         return cls(tasks, groups, mode=mode)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON knows them, without loss of digits: `TaskGrouping(**fields)` is the inverse."""
+        """All fields as JSON values, without loss of precision: `TaskGrouping(**fields)` is the inverse."""
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
 
     def save(self, path: str | os.PathLike) -> None:

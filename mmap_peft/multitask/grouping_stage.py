@@ -1,4 +1,4 @@
-"""Stage 1: one adapter that all tasks share, and how alike their gradients with respect to it are."""
+"""Stage 1: training one adapter that all tasks share, and comparing their gradients with respect to it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SNAPSHOTS_KEY = "snapshots"  # in `saved_state` of checkpoints of stage 1 only
 
 
 class SharedAdapterTrainer(TaskTrainer):
-    """Trains the adapter that all tasks share, and takes snapshots of how alike the tasks' gradients are, at evenly
-    spread steps, the last one at the end.
+    """Trains the adapter that all tasks share, and measures the similarity of the tasks' gradients (a snapshot) at
+    evenly spaced steps, the last time at the end.
 
-    What it trains is only the start of the groups' adapters, so the classifier does not count it as trained.
+    The adapter only initializes those of the groups, so the classifier does not count it as trained.
 
     Args:
         args, kwargs: as for `TaskTrainer`.
 
     Attributes:
-        similarities (`dict[int, np.ndarray]`): for each step with a snapshot, what `snapshot` returned.
+        similarities (`dict[int, np.ndarray]`): the result of `snapshot` by training step.
     """
 
     keeps_adapters = False
@@ -60,7 +60,7 @@ class SharedAdapterTrainer(TaskTrainer):
         shards = shard_rows(np.array(chosen), self._train_batch_size, self.args.process_index, self.args.world_size)
         for rows in shards:
             batch = self.data_collator([data[int(row)] for row in (rows if len(rows) else chosen[:1])])
-            if not len(rows):  # fewer images than processes: this one takes part and counts for nothing
+            if not len(rows):  # fewer images than processes: an image that does not count
                 batch["labels"].fill_(IGNORE_INDEX)
             yield batch
 

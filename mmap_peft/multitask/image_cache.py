@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class ImageCache:
-    """`count` arrays of bytes of one shape, by number, in a file in the folder for temporary files (`TMPDIR`).
+    """Keeps `count` byte arrays of one shape, by number, in a file in the folder for temporary files (`TMPDIR`).
 
-    Every process opens the file by its path, so that workers of a `DataLoader`, forked or spawned, see what others
-    have kept, in later epochs as well. The file is deleted with the object that created it, or when its process ends.
-    It takes disk space for what is kept only, at most `most_bytes` and a quarter of what is free; if that is not
-    enough for all arrays, those with the smallest numbers are kept.
+    Every process opens the file by its path, so workers of a `DataLoader`, forked or spawned, read what others have
+    written, in later epochs as well. The file is deleted with the object that created it, or when its process ends.
+    It takes disk space only for arrays that are written, at most `most_bytes` and a quarter of the free space. If that
+    is not enough for all arrays, those with the smallest numbers are kept.
     """
 
     def __init__(self, count: int, shape: Sequence[int], most_bytes: float) -> None:

@@ -36,8 +36,8 @@ class TaskImages(Dataset):
         unreadable (`str`): what to do with a file that is no image: `"refuse"` raises a `ValueError` with its name,
             `"skip"` names it in a warning and leaves it out of loss and accuracy.
         only (`Collection[str]`, *optional*): names of the tasks whose images are used. All tasks keep their numbers.
-        cache_bytes (`float`): largest size of the `ImageCache` of resized images. Nothing is kept if the processor's
-            resizing cannot be run by itself (`Preprocessing`).
+        cache_bytes (`float`): largest size of the `ImageCache` of resized images. No images are kept if the processor
+            cannot run in two steps (see `Preprocessing`).
     """
 
     def __init__(

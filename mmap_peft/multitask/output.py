@@ -39,8 +39,8 @@ class Prediction(NamedTuple):
 
 
 def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, tasks: int) -> torch.Tensor:
-    """What each task adds to the loss of a batch, which is the mean over its images: (tasks,)."""
+    """The part of each task in the mean loss of a batch, (tasks,): they add up to the loss."""
     losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
     sums = losses.new_zeros(tasks).index_add(0, task_ids, losses)
-    # Over at least one: a batch of unreadable images only has the loss 0, not NaN.
+    # The minimum of 1 makes the loss 0, not NaN, if no image of the batch could be read.
     return sums / (labels != IGNORE_INDEX).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""An image processor in two steps, of which the result of the first can be kept."""
+"""Running an image processor in two steps, so that resized images can be kept."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image
 class Preprocessing:
     """Runs an image processor in one call, or in two steps with exactly the same result.
 
-    `resize` resizes and crops to bytes, which need a quarter of the memory of `pixel_values`. `normalise` looks each
-    byte up in a table of what the processor makes of it, which is faster than the processor. Both ways are compared on
-    two images; if they differ, there are no steps.
+    `resize` resizes and crops to bytes, which need a quarter of the memory of `pixel_values`. `normalise` looks up the
+    processor's output for each byte in a table, which is faster than the processor. Both ways are compared on two
+    images; if they differ, images cannot be processed in two steps.
 
     Attributes:
         shape (`tuple[int, ...]` or `None`): shape of what `resize` returns, (channels, height, width); `None` if the

@@ -19,8 +19,8 @@ def set_up(trainer: Trainer) -> None:
     all of them, and checkpoints are those of an unsharded run.
 
     Raises:
-        ValueError: processes that know nothing of each other, FSDP of the first version, ZeRO of the third stage, or
-            DeepSpeed together with an aggregator.
+        ValueError: processes that are not connected, version 1 of FSDP, stage 3 of ZeRO, or DeepSpeed together with an
+            aggregator.
     """
     state, model, args = trainer.accelerator.state, trainer.model, trainer.args
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -69,9 +69,9 @@ def average_gradients(trainer: Trainer) -> None:
 
 
 def shard_rows(rows: np.ndarray, size: int, rank: int, world: int) -> list[np.ndarray]:
-    """Rows of process `rank` of `world`, in batches of at most `size`: on every process as many batches.
+    """Rows of process `rank` of `world`, in batches of at most `size`. All processes have the same number of batches.
 
-    A process that gets no rows has one empty batch.
+    A process without rows has one empty batch.
     """
     most = -(-len(rows) // world)
     return np.array_split(rows[rank::world], -(-most // size))

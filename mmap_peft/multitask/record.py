@@ -1,4 +1,4 @@
-"""How a classifier was trained and how well it does: saved in `tasks.json`, and shown by its model card."""
+"""Training settings and accuracies of a classifier, which are saved in `tasks.json` and shown in its model card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from ..version import __version__
 
 
-# Arguments that say where files are, what is printed and saved, or what only the machine decides.
+# Arguments about paths, logging, saving and the machine, which do not change what is learned.
 _NOT_OF_THE_METHOD = re.compile(
     "(output_dir|run_name|project|report_to|resume_from|restore_|logging|log_|save_|hub_|push_to|trackio|dataloader_|"
     "image_cache|ddp_|fsdp|deepspeed|parallelism|accelerator|label_names|remove_unused|do_|disable_tqdm|use_cpu|"
@@ -24,7 +24,7 @@ _NOT_OF_THE_METHOD = re.compile(
 
 @dataclass
 class TrainingRecord:
-    """How a classifier was trained, and how well it does. All of it is empty until a trainer fills it.
+    """Training settings and accuracies of a classifier. All fields are empty until a trainer fills them.
 
     Args:
         settings (`dict`): the seed, and training arguments that differ from the defaults of

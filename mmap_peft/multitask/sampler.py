@@ -1,4 +1,4 @@
-"""In which order the images of all tasks are seen."""
+"""The order of the training images of all tasks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.utils.data import Sampler
 
 
 def interleave(shares: np.ndarray, rows: int) -> np.ndarray:
-    """Numbers of tasks, (rows,): after any number of rows each task has had its share of them to within two rows.
+    """Task numbers, (rows,), such that among the first n rows, for any n, each task has its share to within two rows.
 
     Args:
-        shares (`np.ndarray`): (tasks,), the share of each; they add up to 1.
-        rows (`int`): how many rows.
+        shares (`np.ndarray`): (tasks,), the share of each task; they add up to 1.
+        rows (`int`): number of rows.
     """
     seen, order = np.zeros(len(shares)), np.empty(rows, dtype=np.int64)
     for row in range(rows):
@@ -33,8 +33,8 @@ class TaskSampler(Sampler[int]):
         sizes (`Sequence[int]`): number of images of each task. Images are numbered task by task.
         batch_size (`int`): images of one batch on one process.
         batches_per_step (`int`): batches of one optimizer step, counted over all processes and accumulated batches.
-        sampling (`str`): share of each task in a batch: `"uniform"`, the same for each that has images, so that those
-            of small tasks come more often, or `"proportional"` to its number of images.
+        sampling (`str`): share of each task in a batch: `"uniform"`, the same for each task that has images, so that
+            images of small tasks are repeated, or `"proportional"` to its number of images.
         seed (`int`): seed of the order.
 
     Attributes:

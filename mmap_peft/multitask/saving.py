@@ -1,6 +1,6 @@
-"""A classifier's folder, on disk and on the Hub: `tasks.json`, a model card, and a PEFT adapter a folder.
+"""A classifier's folder, on disk and on the Hub: `tasks.json`, a model card, and a folder for each PEFT adapter.
 
-A `classifier` is a `MultiTaskClassifier`; its class is not imported here, since it imports this file.
+A `classifier` is a `MultiTaskClassifier`, which cannot be imported here, since it imports this file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset")  # i
 
 
 def save(classifier: Any, folder: Path, public: bool = False) -> None:
-    """Write a classifier to a folder; other files in it stay. If public, no path of this machine is written."""
+    """Write a classifier to a folder; other files in it stay. With `public`, no path of this machine is written."""
     if not classifier.adapters:
         raise ValueError("A zero-shot classifier has no adapter to save; give the MultiTaskClassifier a config.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def save(classifier: Any, folder: Path, public: bool = False) -> None:
             plot_grouping(classifier.grouping, new / "grouping.png")
         model_card(classifier).save(new / "README.md")
         (new / TASKS_FILE).write_text(json.dumps(description, indent=1))
-        # Each file is whole at any time; tasks.json names the others, so it comes last.
+        # Each file is replaced at once; tasks.json names the others, so it is moved last.
         files = [path for path in new.rglob("*") if path.is_file()]
         for path in sorted(files, key=lambda path: path.name == TASKS_FILE):
             target = folder / path.relative_to(new)
