@@ -1,1 +1,1 @@
-"""From files, from the Hub, or from nothing, to tasks."""
+"""Data sets from files, from the Hub or drawn, and tasks made from them."""

@@ -17,7 +17,7 @@ from ..multitask.task import clean_name
 def read_folder(
     path: str | os.PathLike, domains: Sequence[str] | None = None, classes: Sequence[str] | None = None
 ) -> dict[str, Dataset]:
-    """Domains from a folder of images `path/domain/class/image`, such as `path/Art/Alarm_Clock/00001.jpg`.
+    """Read domains from a folder of images `path/domain/class/image`, such as `path/Art/Alarm_Clock/00001.jpg`.
 
     Args:
         path: the folder.
@@ -29,7 +29,7 @@ def read_folder(
         folder). All domains have the same classes: those asked for, or those of all of them in alphabetical order.
 
     Raises:
-        ValueError: the folder has no images in such places, or lacks a domain or class that is asked for.
+        ValueError: the folder has no such images, or lacks a domain or class that is asked for.
     """
     root, endings = Path(path), PILImage.registered_extensions()
     folders = sorted(root.glob("*/*"))
@@ -63,7 +63,7 @@ def read_hub(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> dict[str, Dataset]:
-    """Domains from a data set on the Hub with the columns `image`, `domain` and `label`, all splits together.
+    """Read domains from all splits of a data set on the Hub with the columns `image`, `domain` and `label`.
 
     Args:
         name: for example `"flwrlabs/office-home"`.
@@ -84,7 +84,7 @@ def read_hub(
         class_of = _match(set(names), classes, name)
         number_of = np.array([classes.index(class_of[name]) if name in class_of else -1 for name in names])
         labels = number_of[data.with_format("numpy")["label"][:]]
-        # The column is added before rows are selected: afterwards all images would be written once more.
+        # The column is added before rows are selected: if added later, all images would be written again.
         data = data.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=list(classes)))
         wanted = labels >= 0
     feature, values = data.features["domain"], data.with_format("numpy")["domain"]
@@ -95,7 +95,7 @@ def read_hub(
 
 
 def _with_files(data: Dataset, name: str) -> Dataset:
-    """The data with the column `file`, if they have what `read_hub` needs."""
+    """The data with the column `file`, or a `ValueError` if a column that `read_hub` needs is missing."""
     for column in ("image", "domain", "label"):
         if column not in data.column_names:
             raise ValueError(
@@ -113,7 +113,7 @@ def _with_files(data: Dataset, name: str) -> Dataset:
 def read_domains(
     data: str, domains: Sequence[str] | None = None, classes: Sequence[str] | None = None
 ) -> dict[str, Dataset]:
-    """Domains from a folder, if there is one of this name, or else from the Hub: `read_folder`, `read_hub`."""
+    """Read domains by `read_folder` if `data` is a folder, or else by `read_hub`."""
     return (read_folder if os.path.isdir(data) else read_hub)(data, domains, classes)
 
 

@@ -22,7 +22,7 @@ CLASS_NAMES = Path(__file__).with_name("mini_domainnet_classes.txt").read_text()
 
 
 def read_mini_domainnet(data: str) -> dict[str, Dataset]:
-    """MiniDomainNet's domains and classes of DomainNet, as `read_domains` returns them. Labels number `CLASS_NAMES`.
+    """Read MiniDomainNet's domains and classes from DomainNet, as `read_domains` does. Labels count `CLASS_NAMES`.
 
     Args:
         data: DomainNet's folder as downloaded (`data/clipart/aircraft_carrier/clipart_001_000001.jpg`), or the name
@@ -35,8 +35,8 @@ def read_mini_domainnet(data: str) -> dict[str, Dataset]:
 
 
 def read_mini_lists(folder: str | os.PathLike) -> Split:
-    """The lists that come with MiniDomainNet: `clipart_train.txt`, `clipart_test.txt` and so on for each domain, with
-    lines `clipart/aircraft_carrier/clipart_001_000001.jpg 0`, read as by `split_of_lists`.
+    """Read the lists that come with MiniDomainNet, by `split_of_lists`: `clipart_train.txt`, `clipart_test.txt` and so
+    on for each domain, with lines `clipart/aircraft_carrier/clipart_001_000001.jpg 0`.
 
     Args:
         folder: `splits_mini` as the Dassl toolbox ships it.

@@ -17,7 +17,7 @@ _LINES = Path(__file__).with_name("pictogram_glyphs.txt").read_text("utf-8").spl
 GLYPHS = {name: glyph for glyph, name in (line.split(" ", 1) for line in _LINES)}
 CLASS_NAMES = list(GLYPHS)
 PER_CLASS = 30  # pictures of one class in one style
-DRAWING = "1"  # to be changed whenever pictures change: data sets that were drawn before are then not used again
+DRAWING = "1"  # change this whenever pictures change, so that data sets that were drawn before are not used
 
 
 def draw(style: str, class_name: str, index: int, seed: int = 0) -> PIL.Image.Image:
@@ -26,7 +26,7 @@ def draw(style: str, class_name: str, index: int, seed: int = 0) -> PIL.Image.Im
     Args:
         style: `"print"`, `"clipart"`, `"sketch"` or `"photo"`.
         class_name: a key of `GLYPHS`.
-        index: which of the pictures.
+        index: number of the picture.
         seed: seed of the whole data set.
 
     Returns:
@@ -52,7 +52,7 @@ def pictograms(style: str, per_class: int = PER_CLASS, seed: int = 0) -> Dataset
     if style not in STYLES:
         raise ValueError(f"{style!r} is not a style of Pictograms; write one of {', '.join(STYLES)}.")
     features = {"image": Image(), "label": ClassLabel(names=CLASS_NAMES), "index": Value("int64")}
-    # `datasets` finds what it has kept by these arguments, so they hold all that a picture depends on.
+    # `datasets` caches by these arguments, so they hold everything that a picture depends on.
     drawn_with = {"drawing": DRAWING, **{name: version(name) for name in ("numpy", "pillow", "matplotlib")}}
     arguments = {"style": style, "per_class": per_class, "seed": seed, "drawn_with": drawn_with}
     return Dataset.from_generator(_pictures, Features({**features, "file": Value("string")}), gen_kwargs=arguments)

@@ -1,4 +1,4 @@
-"""Which images train and which evaluate."""
+"""Splits of images into those for training and those for evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..multitask.task import DEFAULT_TEMPLATE, Task
 
 @dataclass
 class Split:
-    """The images of each domain that train and that evaluate, by their names in the column `file`.
+    """The images of each domain for training and for evaluation, by their names in the column `file`.
 
     Args:
         train, eval (`dict[str, list[str]]`): files by domain.
@@ -42,7 +42,7 @@ class Split:
 def _choose(
     files: Sequence[str], labels: np.ndarray, fraction: float | None, shots: int | None, seed: Sequence[int]
 ) -> list[list[str]]:
-    """A fraction or so many random files of each class, and the others, both in the order of `files`."""
+    """Random files of each class (a fraction of them, or `shots`), and the other files, in the order of `files`."""
     if (fraction is None) == (shots is None):
         raise ValueError(f"Give either fraction or shots, not fraction={fraction} and shots={shots}.")
     if fraction is not None and not 0 < fraction < 1:
@@ -63,12 +63,12 @@ def split_at_random(
     seed: int = 0,
     at_most: int | None = None,
 ) -> Split:
-    """Take some images of each class of each domain to train on, and evaluate on all the others.
+    """Choose random images of each class of each domain for training, and all others for evaluation.
 
     Args:
         domains: data sets with the columns `label` and `file`.
-        fraction: share of each class's images that train, between 0 and 1; at least one image.
-        shots: number of each class's images that train, instead of `fraction`.
+        fraction: share of each class's images for training, between 0 and 1; at least one image.
+        shots: number of images of each class for training, instead of `fraction`.
         seed: seed of the choice.
         at_most (`int`, *optional*): use only a subset, the same for every seed: of each class of each domain the
             `at_most` images whose `file` has the smallest SHA-256.
@@ -93,7 +93,7 @@ def split_at_random(
 
 
 def draw(split: Split, fraction: float | None = None, shots: int | None = None, seed: int = 0) -> Split:
-    """Train on some of a split's training images of each class, and evaluate on the same images as the split.
+    """Choose some of a split's training images of each class, and evaluate on the same images as the split.
 
     The split's files have the form `domain/class/image`. Other arguments and errors are as for `split_at_random`.
     """
@@ -124,7 +124,7 @@ def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
 def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: dict) -> Split:
     """Read the lists of each domain, with lines `Art/Alarm_Clock/00001.jpg 0`.
 
-    The classes come from the paths. How the labels number them does not matter, as long as all lists agree.
+    The classes are read from the paths. The numbers at the ends of lines only have to be the same in all lists.
 
     Args:
         train, test: path of the list, by domain.

@@ -35,15 +35,15 @@ class Task:
     """One visual task for the frozen CLIP.
 
     Args:
-        name (`str`): for example `"art"`. The task's adapter has the same name, in lower case and with `_` in place of
-            all that is neither a letter nor a digit.
+        name (`str`): for example `"art"`. The task's adapter has the same name, in lower case and with `_` for all
+            other characters than letters and digits.
         class_names (`Sequence[str]`): names of the classes, in the order of the labels. They are cleaned:
             `"Alarm_Clock"` becomes `"alarm clock"`.
         train, eval (`datasets.Dataset`, *optional*): images with the columns `image` (an image, a path, or the
             undecoded image of `datasets`) and `label` (number of the class), or any sequence of such rows.
-        template (`str` or a sequence of them): text of a class, with `{}` for its name. Several are averaged.
-        class_texts (`Mapping[str, str | Sequence[str]]`, *optional*): texts of single classes that take the place of
-            the template.
+        template (`str` or a sequence of them): text of a class, with `{}` for its name. Features of several texts are
+            averaged.
+        class_texts (`Mapping[str, str | Sequence[str]]`, *optional*): texts of single classes, instead of the template.
         dataset (`str`, *optional*): id on the Hub of the data set that the images come from, or its name, for the
             model card.
 
@@ -62,7 +62,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if not adapter_name(self.name):
-            raise ValueError(f"A task is named {self.name!r}, of which no adapter name is left; write letters.")
+            raise ValueError(f"Invalid task name {self.name!r}, of which no adapter name is left; write letters.")
         raw, self.class_names = list(self.class_names), [clean_name(name) for name in self.class_names]
         if len(raw) < 2:
             raise ValueError(f"Task {self.name!r} has {len(raw)} class; give two or more.")

@@ -1,4 +1,4 @@
-"""Which adapters the tasks of a classifier use, and which of them train."""
+"""The adapters that the tasks of a classifier use, and those that train."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ class TaskAdapters(nn.Module):
         tasks (`dict[str, Task]`): the tasks by name.
         routes (`dict[str, tuple[str, ...]]`): for each task, the adapters that it uses, in order.
         grouping (`TaskGrouping`, *optional*): the groups, if there are any.
-        trained_adapters (`set[str]`): names of the adapters that hold what was learned: those that were loaded, or
-            that a training run has begun to train. Only `reset_adapters`, `set_grouping`, `share_one_adapter` and
-            `separate_adapters` replace them.
-        record (`TrainingRecord`): how the adapters were trained and how well they do, filled by a trainer.
+        trained_adapters (`set[str]`): names of the adapters that were loaded, or that a training run has begun to
+            train. Only `reset_adapters`, `set_grouping`, `share_one_adapter` and `separate_adapters` replace them.
+        record (`TrainingRecord`): training settings and accuracies, filled by a trainer.
     """
 
     tasks: dict[str, Task]
@@ -72,11 +71,11 @@ class TaskAdapters(nn.Module):
         self.adapter_set.load_state(adapter, tensors)
 
     def unload(self) -> PreTrainedModel:
-        """Take all adapters out and return the CLIP as it was. The classifier cannot be used after that."""
+        """Remove all adapters and return the CLIP as it was. The classifier cannot be used after that."""
         return self.adapter_set.unload()
 
     def train_adapters(self, adapters: Sequence[str]) -> None:
-        """Let exactly these adapters train."""
+        """Set exactly these adapters to train."""
         self.adapter_set.train_only(adapters)
 
     @property
@@ -101,14 +100,14 @@ class TaskAdapters(nn.Module):
         }
 
     def set_grouping(self, grouping: TaskGrouping, seed: int = 0) -> None:
-        """Give every group and every task an adapter of its own, in place of those that were there.
+        """Replace all adapters by one for each group and one for each task; all of them train.
 
-        A group's prompts start as a copy of the global ones, if there are any (a choice of this library); those of a
-        task start from `seed`. All of them train. `grouping` is a partition of exactly the classifier's tasks.
+        The prompts of a group start as a copy of the global ones, if there are any (a choice of this library); those
+        of a task are initialized from `seed`. `grouping` must have exactly the classifier's tasks.
 
         Raises:
-            ValueError: the grouping is one of other tasks, the method has no prompts, or a text is too long with the
-                prompts of two adapters. Nothing has changed then.
+            ValueError: the grouping has other tasks, the method has no prompts, or a text is too long with the prompts
+                of two adapters. Nothing has changed then.
         """
         self.check_grouping()
         if sorted(grouping.tasks) != sorted(self.tasks):
@@ -130,7 +129,7 @@ class TaskAdapters(nn.Module):
         self.routes, self.grouping = routes, grouping
 
     def check_grouping(self) -> None:
-        """Raise a `ValueError` if the method can have no groups, or a task no adapter of its own."""
+        """Raise a `ValueError` if the method cannot have groups, or a task's name cannot be that of an adapter."""
         if not self.uses_prompts:
             method = "zero-shot" if self.adapter_config is None else type(self.adapter_config).__name__
             raise ValueError(
@@ -147,26 +146,26 @@ class TaskAdapters(nn.Module):
                 ) from error
 
     def share_one_adapter(self, seed: int = 0) -> None:
-        """Give all tasks one global adapter, as at the beginning, unless it is that already."""
+        """Give all tasks one global adapter, as in a new classifier, unless they have it already."""
         if self.adapters != [GLOBAL]:
             self.check_grouping()
             self.replace_adapters([GLOBAL], seed)
             self.routes, self.grouping = dict.fromkeys(self.tasks, (GLOBAL,)), None
 
     def separate_adapters(self, seed: int = 0) -> None:
-        """Give each task an adapter of its own, in place of those that were there, and nothing that tasks share."""
+        """Replace all adapters by one for each task, with none that tasks share."""
         self.check_grouping()
         self.replace_adapters([task.adapter for task in self.tasks.values()], seed)
         self.routes, self.grouping = {name: (task.adapter,) for name, task in self.tasks.items()}, None
 
     def replace_adapters(self, names: Sequence[str], seed: int = 0) -> None:
-        """Put new adapters with these names in place of all others; all of them train."""
+        """Replace all adapters by new ones with these names; all of them train."""
         self.adapter_set.reset(names, seed)
         self.trained_adapters = set()
         self.record.prompted = {}
 
     def reset_adapters(self, seed: int = 0) -> None:
-        """Replace all adapters by new ones, as they were when the classifier was made: what they learned is lost."""
+        """Replace all adapters by those of a new classifier. What was learned is lost."""
         if self.adapter_config is None:
             raise ValueError("A classifier without a config has no adapters to reset; give a config.")
         tasks, self.tasks, self.routes, self.grouping = self.tasks, {}, {}, None
@@ -176,7 +175,7 @@ class TaskAdapters(nn.Module):
             self._enter(task, self.adapter_set.first_route(task.adapter))
 
     def check_new_task(self, task: Task, route: Route) -> None:
-        """Raise a `ValueError` if the classifier cannot have this task besides the others."""
+        """Raise a `ValueError` if this task cannot be added to the others."""
         taken = {other.adapter: name for name, other in self.tasks.items()}
         if task.adapter in taken:
             raise ValueError(
@@ -197,14 +196,14 @@ class TaskAdapters(nn.Module):
         self.texts.of(task, route)
 
     def add_task(self, task: Task, group: str | None = None, seed: int = 0) -> None:
-        """Teach a trained classifier one more task: from now on only the new task's prompts, or its probe, train.
+        """Add a task to a trained classifier. From then on, only its prompts or its linear probe train.
 
-        The one adapter of any other method goes on training for all tasks, the new one too.
+        The one adapter of any other method keeps training, for all tasks with the new one.
 
         Args:
             task (`Task`): the task.
-            group (`str`, *optional*): the group whose prompts it uses besides its own, or a task of that group.
-                `None`: its own alone.
+            group (`str`, *optional*): the group whose prompts it uses with its own, or a task of that group. `None`:
+                only its own.
             seed (`int`): seed of the new adapter's initial values.
 
         Raises:
@@ -226,7 +225,7 @@ class TaskAdapters(nn.Module):
         self.train_adapters([route[-1]])
 
     def _group_adapter(self, group: str) -> str:
-        """The adapter of a group that is given by its own name or by that of one of its tasks."""
+        """The adapter of a group, which is given by its name or by that of one of its tasks."""
         self.check_grouping()
         groups = [name for name in self.adapters if name == GLOBAL or name.startswith("group_")]
         adapter = self.routes[group][0] if group in self.tasks else group
@@ -243,12 +242,12 @@ class TaskAdapters(nn.Module):
         """The grouping with one more task, in the group of an adapter or in one of its own."""
         if self.grouping is None:
             return None
-        mates = {name for name, route in self.routes.items() if route[0] == shared}
-        groups = [[*members, task] if mates & set(members) else list(members) for members in self.grouping.groups]
+        in_group = {name for name, route in self.routes.items() if route[0] == shared}
+        groups = [[*members, task] if in_group & set(members) else list(members) for members in self.grouping.groups]
         if not any(task in members for members in groups):
             groups.append([task])
         return TaskGrouping([*self.grouping.tasks, task], groups, mode="given")
 
     def _enter(self, task: Task, route: Route) -> None:
-        """Take over a task that was checked."""
+        """Add a task that was checked."""
         raise NotImplementedError

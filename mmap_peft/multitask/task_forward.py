@@ -26,7 +26,7 @@ _overrides: Overrides[Mapping[str, Route]] = Overrides("mmap_peft_tasks")  # wha
 _evaluating = threading.Lock()
 
 RoutedTasks = Mapping[str, tuple[Task, Route]]  # some tasks by name, each with its route
-Given = Mapping[str, AdapterPrompts]  # prompts that routes name besides the adapters
+Given = Mapping[str, AdapterPrompts]  # additional prompts that routes may name
 
 
 class TaskForward(TaskAdapters):
@@ -39,7 +39,7 @@ class TaskForward(TaskAdapters):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that the model computes on."""
         if self.clip.device.type != "meta":
             return self.clip.device
         devices = [getattr(hook, "execution_device", None) for part in self.clip.modules() for hook in _hooks(part)]
@@ -60,8 +60,8 @@ class TaskForward(TaskAdapters):
             task_ids (`torch.Tensor`): (batch,), number of each image's task in `tasks`.
             labels (`torch.Tensor`, *optional*): (batch,), number of each image's class; -100 is left out of the loss.
             text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes,
-                (classes, dim), by the name of the task. `None`: they are computed.
-            given (`Mapping[str, AdapterPrompts]`, *optional*): prompts that routes name besides the adapters.
+                (classes, dim), by task name. `None`: they are computed.
+            given (`Mapping[str, AdapterPrompts]`, *optional*): additional prompts that routes may name.
 
         Raises:
             ValueError: `task_ids` holds a number that no task has.
@@ -125,7 +125,7 @@ class TaskForward(TaskAdapters):
         return {name: (self.tasks[name], routes[name]) for name in names}
 
     def class_weights(self, task: str) -> ClassWeights:
-        """What classifies unit image features of a task: weight (classes, dim) and bias (classes) or 0."""
+        """The linear classifier of a task's unit image features: weight, (classes, dim), and bias, (classes) or 0."""
         routed = self._routed([task])
         return self.adapter_set.class_weights([routed[task][1]], lambda: self._text_features(routed))
 
@@ -135,7 +135,7 @@ class TaskForward(TaskAdapters):
             parameter.requires_grad for part in self.adapter_set.text_parameters() for parameter in part
         )
         random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0
-        # A sharded tower runs on all processes at once or on none, whatever tasks are present on each.
+        # All processes must run a sharded tower together, whichever tasks each of them has.
         changing = learning or random or is_sharded(self)
         if changing:
             self._text_cache.clear()
@@ -204,17 +204,17 @@ class TaskForward(TaskAdapters):
     def zero_shot(self) -> Iterator[None]:
         """Inside the `with` block all tasks use the plain CLIP.
 
-        If the adapters are prompts, only this thread is concerned. Those of other methods are disabled for all.
+        Prompts are disabled for this thread only, adapters of other methods for all threads.
         """
         with self.override_routes(dict.fromkeys(self.tasks, ())), self.adapter_set.disabled():
             yield
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """As CLIP's own: store less for the backward pass and compute more."""
+        """As for CLIP: store less for the backward pass and compute more."""
         self.clip.activation_checkpointing_enable(**kwargs)
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        """The same, by its name up to transformers 5.20, the last for Python 3.10."""
+        """The same, by its name in transformers up to 5.20, the last version for Python 3.10."""
         self.clip.gradient_checkpointing_enable(**kwargs)
 
 

@@ -34,8 +34,8 @@ _REFUSED = {
 class TaskTrainer(ClassifierTrainer, TrainerCallback):
     """Trains the adapters of a `MultiTaskClassifier` that are set to train, on the images of the tasks that use them.
 
-    Every batch of every process holds every such task. Resuming from a checkpoint gives the uninterrupted run to the
-    bit. The trainer is a callback of its own.
+    Every batch on every process has images of all these tasks. A run that is resumed from a checkpoint equals an
+    uninterrupted run to the bit. The trainer is one of its own callbacks.
 
     Args:
         model (`MultiTaskClassifier`): the classifier.
@@ -52,7 +52,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
     """
 
     loss_is_scaled_for_ga = False  # the loss is a mean over the images of one batch
-    keeps_adapters = True  # what it trains is a result, which no later training may replace
+    keeps_adapters = True  # the adapters are results, which no later training may replace
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         self.sampler: TaskSampler | None = None
         self.add_callback(self)
         self._optimizer_given = self.optimizer is not None or self.lr_scheduler is not None
-        self._seconds_waiting = 0.0  # of this training, in which no batch was there
+        self._seconds_waiting = 0.0  # how long this training has waited for batches
         tasks = 1 if args.sharing == "none" else len(model.tasks)
         self._aggregator = None if args.aggregator is None else find_aggregator(args.aggregator, tasks)
         processes.set_up(self)
@@ -91,7 +91,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
     # ---- steps
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # accelerate's loaders do not tell a sampler of our own which epoch it is once batches are skipped on resuming.
+        # accelerate's data loaders do not set a sampler's epoch if batches are skipped on resuming.
         self.sampler.set_epoch(state.global_step // self.sampler.steps)
         drop_task_gradients(self.model.parameters())  # of a training that was interrupted between two steps
         if self.keeps_adapters:
@@ -101,7 +101,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         self.model.record.prompted = {}  # of weights that are about to change
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients and self._aggregator is not None:
-            # From one seed, some aggregators draw the same random numbers on all processes.
+            # Some aggregators draw random numbers, which must be the same on all processes.
             with torch.random.fork_rng(devices=[] if loss.device.type == "cpu" else [loss.device]):
                 torch.manual_seed(self.args.seed + self.state.global_step)
                 mean = functools.partial(self.accelerator.reduce, reduction="mean")
@@ -113,10 +113,10 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """The classifier's loss. For an aggregator, the tasks' gradients are taken here; the loss then has none.
+        """The classifier's loss. With an aggregator, the tasks' gradients are computed here; the loss then has none.
 
         Raises:
-            ValueError: it is not finite; the sentence names the tasks.
+            ValueError: the loss is not finite; the error names the tasks.
         """
         aggregates = self._aggregator is not None and torch.is_grad_enabled()
         model = self.model if aggregates else model  # not the one that DDP wraps: it would wait for gradients
@@ -159,7 +159,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         return self.sampler
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        # On a GPU work goes on meanwhile that was queued before, so this is the most that it can have been idle.
+        # A GPU still works on what was queued before, so this is the longest time that it can have been idle.
         start = time.perf_counter()
         batches = super().get_batch_samples(*args, **kwargs)
         self._seconds_waiting += time.perf_counter() - start
@@ -195,22 +195,22 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         finally:
             self.is_deepspeed_enabled = enabled
             if not self.is_in_train:
-                # accelerate would take the model for prepared, and each process would then train alone.
+                # Otherwise accelerate would not prepare the model for training, and each process would train alone.
                 self.model._is_accelerate_prepared = False
 
     # ---- training and resuming
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`; the metrics have `train_waiting_share` besides."""
+        """As `transformers.Trainer.train`; the metrics also have `train_waiting_share`."""
         self.check_images()
         self._check_optimizer()
         self._seconds_waiting = 0.0
         if self.is_deepspeed_enabled and isinstance(resume_from_checkpoint, str):
-            self._load_from_checkpoint(resume_from_checkpoint)  # the engine's checkpoint knows weights only
+            self._load_from_checkpoint(resume_from_checkpoint)  # the engine's checkpoint holds weights only
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _check_optimizer(self) -> None:
-        """Refuse an optimizer that was given for other parameters; drop one of an earlier training."""
+        """Raise a `ValueError` if a given optimizer has other parameters; remove one of an earlier training."""
         if self.optimizer is None:
             if self._optimizer_given:
                 raise ValueError("`optimizers` holds a scheduler without its optimizer; give both.")
@@ -248,8 +248,8 @@ def accuracies(prediction: EvalPrediction, tasks: Mapping[str, Task]) -> dict[st
     """`<adapter>_accuracy` of each task that has images, `mean_accuracy` and `worst_accuracy`, from 0 to 1.
 
     Args:
-        prediction (`EvalPrediction`): numbers of the predicted classes, (images,); as `label_ids` those of the true
-            classes and of the tasks. With `eval_do_concat_batches=False`, a list of these, one a batch.
+        prediction (`EvalPrediction`): numbers of the predicted classes, (images,), and as `label_ids` the numbers of
+            the true classes and of the tasks. With `eval_do_concat_batches=False`, lists of these by batch.
         tasks (`Mapping[str, Task]`): the tasks, in the order of their numbers.
     """
     predictions, label_ids = prediction.predictions, prediction.label_ids

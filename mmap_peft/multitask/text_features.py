@@ -24,9 +24,9 @@ def encode_texts(
     chunk: int | None = None,
     share: bool = True,
 ) -> torch.Tensor:
-    """Unit features of the classes of a batch's texts, (classes of all tasks, dim): the mean, if a class has several
-    texts. `prompts_of` returns the prompts of some rows of the batch, `device` is where the text tower computes,
-    `chunk` texts are encoded at a time, and `share` allows `shared_text_features`.
+    """Unit text features of all classes in a batch, (classes of all tasks, dim); the mean for a class with several
+    texts. `prompts_of` returns the prompts of some rows of the batch, `device` is the text tower's device, `chunk`
+    texts are encoded at a time, and `share` allows `shared_text_features`.
     """
     count = batch.ids.shape[0]
     size, learning = chunk or count, torch.is_grad_enabled()
@@ -52,16 +52,16 @@ def _encode_rows(
 
 
 class TextFeatureCache:
-    """Text features by a key, kept as long as the parameters that they depend on have the same values.
+    """Keeps text features by a key, as long as the parameters that they depend on do not change.
 
-    What is kept is replaced as a whole, so that several threads may use the cache.
+    Its content is replaced as a whole, so several threads may use it.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all features."""
+        """Remove all features."""
         self._kept: tuple[Fingerprint | None, dict[Hashable, torch.Tensor]] = None, {}
 
     def __call__(
@@ -70,14 +70,14 @@ class TextFeatureCache:
         fingerprint: Fingerprint,
         encode: Callable[[list[str]], Sequence[torch.Tensor]],
     ) -> list[torch.Tensor]:
-        """The features of tasks, of which `keys` has names and keys. `fingerprint` is that of the parameters that
-        features depend on; `encode` makes the features of the tasks that have none yet."""
+        """The features of tasks, given the key of each task by its name. `fingerprint` is that of the parameters that
+        features depend on; `encode` computes the features of tasks (by name) that are not in the cache."""
         before, features = self._kept
         if before != fingerprint:
             features = {}
         missing = [name for name, key in keys.items() if key not in features]
         if missing:
-            # No inference tensors, which a later training step could not use.
+            # A later training step could not use tensors that were made in inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 encoded = {keys[name]: part for name, part in zip(missing, encode(missing))}
             features = {**features, **encoded}

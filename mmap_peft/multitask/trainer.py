@@ -26,16 +26,16 @@ from .task_trainer import TaskTrainer
 
 logger = logging.get_logger(__name__)
 
-GROUPING_FOLDER = "grouping"  # inside the output folder: the checkpoints of stage 1, and what came out of it
+GROUPING_FOLDER = "grouping"  # inside the output folder: checkpoints and results of stage 1
 _OF_ONE_STAGE = ("model", "args", "train_dataset", "eval_dataset", "optimizers")
 
 
 class MultiTaskTrainer(TaskTrainer):
     """Groups the tasks of a `MultiTaskClassifier`, then trains the prompts of groups and tasks.
 
-    Stage 1 (`group_tasks`) trains one adapter that all tasks share and groups tasks whose gradients are alike. Stage 2
-    trains an adapter of each group, by the gradients of all its tasks, and one of each task, by its own. A method
-    without prompts has no stage 1: its one adapter, or the tasks' probes, are what is trained.
+    Stage 1 (`group_tasks`) trains one adapter that all tasks share, and groups tasks with similar gradients. Stage 2
+    trains an adapter for each group, on all its tasks, and one for each task. Methods without prompts have no stage 1:
+    their one adapter, or the linear probe of each task, is trained.
 
     Adapters that hold training results (`MultiTaskClassifier.trained_adapters`) are never replaced: if there are any,
     `train` trains exactly the adapters that are set to train, whatever `sharing` and `grouping` say.
@@ -66,7 +66,7 @@ class MultiTaskTrainer(TaskTrainer):
         ]
 
     def tasks_to_train(self, model: MultiTaskClassifier, args: MultiTaskTrainingArguments) -> list[str]:
-        """Names of the tasks whose images `train` needs: all of them, if it is to make new adapters."""
+        """Names of the tasks whose images `train` needs: all tasks, if it makes new adapters."""
         return model.training_tasks if model.trained_adapters or _has_layout(model, args) else list(model.tasks)
 
     # ---- stage 1
@@ -89,7 +89,7 @@ class MultiTaskTrainer(TaskTrainer):
         if args.grouping_steps:
             stage = self.shared_adapter_trainer()
             stage.train(resume_from_checkpoint=resume_from_checkpoint)
-            classifier._is_accelerate_prepared = False  # for other adapters it has to be wrapped and compiled anew
+            classifier._is_accelerate_prepared = False  # with other adapters it must be wrapped and compiled again
         if grouping is None:
             cosines, steps = np.array(list(stage.similarities.values())), list(stage.similarities)
             grouping = TaskGrouping.from_similarity(tasks, cosines, args.threshold, args.max_groups, steps)
@@ -117,7 +117,7 @@ class MultiTaskTrainer(TaskTrainer):
                 "stage makes its optimizer."
             )
         self.check_images()
-        self._get_train_sampler()  # which says so if a batch cannot hold all tasks
+        self._get_train_sampler()  # raises if a batch cannot hold all tasks
 
     def shared_adapter_trainer(self) -> SharedAdapterTrainer:
         """The trainer of stage 1; all tasks share one adapter from now on."""
@@ -125,7 +125,7 @@ class MultiTaskTrainer(TaskTrainer):
         args.output_dir = str(Path(args.output_dir) / GROUPING_FOLDER)
         args.max_steps, args.eval_strategy = args.grouping_steps, "no"
         args.load_best_model_at_end = args.push_to_hub = args.eval_on_start = False
-        args.deepspeed_plugin = None  # of a second Accelerator: it takes that of the first, and is to be given none
+        args.deepspeed_plugin = None  # a second Accelerator uses that of the first
         self.model.share_one_adapter(seed=args.seed)
         callbacks = [
             each
@@ -163,7 +163,7 @@ class MultiTaskTrainer(TaskTrainer):
         return super().train(resume_from_checkpoint=checkpoint or None, **kwargs)
 
     def _give_adapters(self) -> None:
-        """Give each task the adapters that `sharing` asks for, or warn that those it has are trained."""
+        """Give each task the adapters of `sharing`, or warn if the present ones are trained and stay."""
         classifier, sharing = self.model, self.args.sharing
         if classifier.trained_adapters:
             routes = "; ".join(f"{task}: {', '.join(route)}" for task, route in classifier.routes.items())
@@ -173,7 +173,7 @@ class MultiTaskTrainer(TaskTrainer):
                 "they are; write classifier.reset_adapters() first to begin anew."
             )
         elif sharing == "groups":
-            self.group_tasks()  # which says so if the method can have no groups
+            self.group_tasks()  # raises if the method cannot have groups
         else:
             classifier.check_grouping()
             self._check_replacing()
@@ -195,5 +195,5 @@ def _has_layout(classifier: MultiTaskClassifier, args: MultiTaskTrainingArgument
         return not classifier.uses_prompts or classifier.adapters == [GLOBAL]
     if args.sharing == "none":
         return classifier.routes == {name: (task.adapter,) for name, task in classifier.tasks.items()}
-    # By default a method without prompts trains without groups; any other grouping says that it can have none.
+    # By default a method without prompts trains without groups; with any other `grouping`, `group_tasks` raises.
     return classifier.grouping is not None or not (classifier.uses_prompts or args.grouping != "gradient")
