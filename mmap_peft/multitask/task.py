@@ -43,7 +43,7 @@ class Task:
             undecoded image of `datasets`) and `label` (number of the class), or any sequence of such rows.
         template (`str` or a sequence of them): text of a class, with `{}` for its name. Features of several texts are
             averaged.
-        class_texts (`Mapping[str, str | Sequence[str]]`, *optional*): texts of single classes, instead of the template.
+        class_texts (`Mapping[str, str | Sequence[str]]`, *optional*): texts of some classes, instead of the template.
         dataset (`str`, *optional*): id on the Hub of the data set that the images come from, or its name, for the
             model card.
 
