@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python examples/measure_serving.py
 
-The weights are random, of the shape of CLIP ViT-B/16; time does not depend on them. Everything takes turns, and the
-median counts, so that whatever else the machine does meets all alike.
+The weights are random, of the shape of CLIP ViT-B/16; times do not depend on them. All functions are run in turn, and
+medians are reported, so that other work on the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmap_peft.data.pictograms import CLASS_NAMES, small_clip
 
 
 def make(layers: int) -> tuple[CLIPModel, MultiTaskClassifier]:
-    """A random CLIP ViT-B/16 with as many layers a tower, and two grouped tasks on a copy of it."""
+    """A random CLIP ViT-B/16 with `layers` layers in each tower, and a classifier of two grouped tasks on a copy."""
     processor = load_processor(small_clip())
     tokens = {name: getattr(processor.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = {"vocab_size": len(processor.tokenizer), "num_hidden_layers": layers, **tokens}
@@ -38,7 +38,7 @@ def make(layers: int) -> tuple[CLIPModel, MultiTaskClassifier]:
 
 
 def median_seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median time of each run; the first round only warms up."""
+    """Median time of each function in seconds; the first round is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():
@@ -51,9 +51,9 @@ def median_seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what an exported task costs.")
-    parser.add_argument("--batch", type=int, default=4, help="Images at once.")
+    parser.add_argument("--batch", type=int, default=4, help="Number of images in a batch.")
     parser.add_argument("--layers", type=int, default=12, help="Encoder layers of a tower.")
-    parser.add_argument("--repeats", type=int, default=15, help="Rounds that count.")
+    parser.add_argument("--repeats", type=int, default=15, help="Number of rounds.")
     arguments = parser.parse_args()
 
     clip, classifier = make(arguments.layers)

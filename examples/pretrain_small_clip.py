@@ -1,11 +1,11 @@
-"""Make the small CLIP that ships with the package, from nothing, on captioned pictograms (about 40 minutes, 2 cores).
+"""Train the small CLIP that ships with the package from scratch, on captioned pictograms (about 40 minutes, 2 cores).
 
     python examples/pretrain_small_clip.py --output mmap_peft/data/small_clip
 
-The pictures are pictograms in styles and poses of their own (stripes, dots, chalk, neon, blueprint, ...), never a
-picture of the four tasks. Phase 0 learns to see at all; phase 1 draws more wildly, and varies colours and places, so
-that less is learned by heart. Every step contrasts the batch of pictures with one caption a class, so that pictures of
-the same class are no negatives of each other.
+The pictures are pictograms in other styles and poses than those of the four tasks (stripes, dots, gradients, clouds,
+...). Phase 1 draws them with more variation and augments colours and positions, to prevent overfitting. Each step
+contrasts a batch of pictures with one caption for each class, so that pictures of the same class are not negatives of
+each other.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ SEED = 20_000  # far from the seeds of the data set
 
 
 def other_style(character: str, rng: np.random.Generator, wide: bool = False) -> Image.Image:
-    """A pictogram whose ground, fill and line are drawn independently of each other; a third are plainly filled.
+    """A pictogram with independent patterns for background, fill and line; one third have plain colours instead.
 
-    `wide` turns and shrinks them more, makes outlines thicker, and adds patches and worn places.
+    `wide` rotates and shrinks them more, makes outlines thicker, and adds patches and worn places.
     """
     if wide:
         mask = rendering.pose(character, rng, tilt=35, scale=(0.45, 0.95), slant=0.2)
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs=2, default=(16, 8), help="of phase 0 and phase 1")
     parser.add_argument("--learning-rates", type=float, nargs=2, default=(1e-3, 7e-4), help="the largest, by phase")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--begin-with", type=Path, help="what phase 0 wrote; only phase 1 is run then")
+    parser.add_argument("--begin-with", type=Path, help="the output of phase 0, to run only phase 1")
     args = parser.parse_args()
 
     torch.manual_seed(0)

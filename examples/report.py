@@ -1,4 +1,4 @@
-"""What the examples write and print: accuracies before and after training, as JSON and as a table."""
+"""The results that the examples write and print: accuracies before and after training, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def results(
 
     Args:
         classifier (`MultiTaskClassifier`): the trained classifier.
-        zero_shot, trained (`dict[str, float]`): what `MultiTaskTrainer.evaluate` returned, with these prefixes:
+        zero_shot, trained (`dict[str, float]`): metrics from `MultiTaskTrainer.evaluate`, with the prefixes
             `"zero_shot"` and `"eval"`.
         more: other fields, such as `seed` and `seconds`.
     """
@@ -37,7 +37,7 @@ def results(
 
 
 def table(results: dict[str, Any]) -> str:
-    """Results as a Markdown table, with what else matters below."""
+    """Results as a Markdown table, followed by the groups and the number of parameters."""
     lines = ["| task | zero-shot | trained | gain |", "|---|---:|---:|---:|"]
     for name, accuracy in results["accuracy"].items():
         before, after = 100 * accuracy["zero_shot"], 100 * accuracy["trained"]

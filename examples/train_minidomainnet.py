@@ -1,11 +1,11 @@
-"""Train MmAP on the four domains of MiniDomainNet, and say what it gained over zero-shot CLIP.
+"""Train MmAP on the four domains of MiniDomainNet, and compare it with zero-shot CLIP.
 
     accelerate launch examples/train_minidomainnet.py --model openai/clip-vit-base-patch16 \
         --data PATH/domainnet --split_dir PATH/domainnet/splits_mini --fraction 0.1 --output_dir out
 
 `--data` takes DomainNet's folder as downloaded (`PATH/clipart/aircraft_carrier/clipart_001_000001.jpg`) or a name on
-the Hub; `--split_dir` takes MiniDomainNet's lists, of whose training images a fraction or `--shots` trains. Without
-lists, a subset of our own stands in for them. The rest is as in `train_officehome.py`.
+the Hub; `--split_dir` takes MiniDomainNet's lists, of whose training images a fraction or `--shots` is used. Without
+lists, a fixed subset is used that is not the published one. All else is as in `train_officehome.py`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class ScriptArguments:
     )
     data: str = field(default="wltjr1007/DomainNet", metadata={"help": "Data set's name on the Hub, or a folder."})
     split_dir: Optional[str] = field(default=None, metadata={"help": "MiniDomainNet's folder of lists, splits_mini."})
-    at_most: int = field(default=60, metadata={"help": "Without lists, use so many images of each class and domain."})
+    at_most: int = field(default=60, metadata={"help": "Without lists, number of images of each class and domain."})
     fraction: Optional[float] = field(
         default=None, metadata={"help": "Share of the images that train. [0.1; demo: 0.3]"}
     )
-    shots: Optional[int] = field(default=None, metadata={"help": "Instead, so many images of each class train."})
-    num_prompts: int = field(default=4, metadata={"help": "Prompts that an adapter gives a layer."})
+    shots: Optional[int] = field(default=None, metadata={"help": "Number of training images of each class, instead."})
+    num_prompts: int = field(default=4, metadata={"help": "Prompts of an adapter in each layer."})
     demo: bool = field(default=False, metadata={"help": "Pictograms and the small CLIP that ship with the package."})
 
 
@@ -79,9 +79,9 @@ def main() -> None:
         classifier.save_pretrained(output)
         split.save(output / "split.json")
         seconds = round(time.perf_counter() - start, 1)
-        found = results(classifier, before, after, seed=args.seed, seconds=seconds, split=split.digest)
-        write_json(found, output / "results.json")
-        print(table(found), f"{seconds} s. Written to {output}.", sep="\n")
+        summary = results(classifier, before, after, seed=args.seed, seconds=seconds, split=split.digest)
+        write_json(summary, output / "results.json")
+        print(table(summary), f"{seconds} s. Written to {output}.", sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train MmAP on the four domains of Office-Home, and say what it gained over zero-shot CLIP.
+"""Train MmAP on the four domains of Office-Home, and compare it with zero-shot CLIP.
 
     accelerate launch examples/train_officehome.py --model openai/clip-vit-base-patch16 \
         --data flwrlabs/office-home --fraction 0.1 --output_dir out
@@ -42,8 +42,8 @@ class ScriptArguments:
     fraction: Optional[float] = field(
         default=None, metadata={"help": "Share of the images that train. [0.1; demo: 0.3]"}
     )
-    shots: Optional[int] = field(default=None, metadata={"help": "Instead, so many images of each class train."})
-    num_prompts: int = field(default=4, metadata={"help": "Prompts that an adapter gives a layer."})
+    shots: Optional[int] = field(default=None, metadata={"help": "Number of training images of each class, instead."})
+    num_prompts: int = field(default=4, metadata={"help": "Prompts of an adapter in each layer."})
     demo: bool = field(default=False, metadata={"help": "Pictograms and the small CLIP that ship with the package."})
 
 
@@ -85,9 +85,9 @@ def main() -> None:
         classifier.save_pretrained(output)
         split.save(output / "split.json")
         seconds = round(time.perf_counter() - start, 1)
-        found = results(classifier, before, after, seed=args.seed, seconds=seconds, split=split.digest)
-        write_json(found, output / "results.json")
-        print(table(found), f"{seconds} s. Written to {output}.", sep="\n")
+        summary = results(classifier, before, after, seed=args.seed, seconds=seconds, split=split.digest)
+        write_json(summary, output / "results.json")
+        print(table(summary), f"{seconds} s. Written to {output}.", sep="\n")
 
 
 if __name__ == "__main__":
