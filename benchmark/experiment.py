@@ -38,7 +38,7 @@ METHODS: dict[str, Callable[..., PeftConfig] | None] = {
     "ln_tuning": ln_tuning_config,
     "ia3": ia3_config,
 }
-# The benchmark evaluates once, after the last step. So an experiment cannot choose these training arguments.
+# Training arguments that an experiment cannot set, since the benchmark evaluates once, after the last step.
 FIXED = {
     "eval_strategy": "no",
     "save_strategy": "no",
@@ -63,8 +63,8 @@ class Experiment:
         tasks (`str`): `"together"`: one classifier for all tasks. `"alone"`: one classifier for each task, without
             groups, as the single-task baseline.
         grid (`dict[str, list]`): values that `tune` chooses from, by `"training.<field>"` or `"config.<field>"`.
-        chosen_as (`str`, *optional*): name of another experiment of the same study. Instead of a grid of its own, this
-            experiment gets the values that are chosen for that one.
+        chosen_as (`str`, *optional*): name of another experiment of the same study, whose chosen values are used
+            instead of a grid.
 
     Raises:
         ValueError: a field has an invalid value.

@@ -1,4 +1,4 @@
-"""How a step's time grows with tasks, classes and prompts."""
+"""Measuring how a step's time grows with tasks, classes and prompts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def measure_growth(
         tasks: numbers of tasks, with 10 classes each.
         classes: numbers of classes of a single task.
         prompts: numbers of prompts of the group, and of its single task with 65 classes; a layer gets both.
-        repeats (`int`), shape (`str`): how often each time is taken; one of `SHAPES`.
+        repeats (`int`): how often each time is measured.
+        shape (`str`): one of `SHAPES`.
 
     Returns:
         The text of `growth.md`.

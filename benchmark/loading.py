@@ -1,4 +1,4 @@
-"""How many images a second are read, with and without workers and kept images."""
+"""Measuring how many images per second are read, with and without workers and kept images."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def loading_text(measurement: dict[str, Any]) -> str:
     images = measurement["settings"]["images"]
     heads = ["workers", "kept", *(f"epoch {number + 1}, images/s" for number in range(epochs))]
     rows = [
-        [one["workers"], "yes" if one["cached"] else "no", *(f"{images / seconds:.0f}" for seconds in one["seconds"])]
-        for one in measurement["loading"]
+        [line["workers"], "yes" if line["cached"] else "no", *(f"{images / time:.0f}" for time in line["seconds"])]
+        for line in measurement["loading"]
     ]
     return "\n".join([*head_lines("Loading", measurement), *table_lines(heads, rows), ""])
 

@@ -1,4 +1,4 @@
-"""The machine and the code that a measurement is made with, and the memory that this process takes."""
+"""Description of the machine and the code of a measurement, and peak memory of this process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def can_reset_peak_memory() -> bool:
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory` start again from what is held now. Does nothing where the system cannot."""
+    """Reset `peak_memory` to the memory in use now. Does nothing where the system does not support it."""
     global _peak_before
     _peak_before = total_peak_memory()
     if torch.cuda.is_available():
@@ -57,7 +57,7 @@ def reset_peak_memory() -> None:
 
 
 def origin() -> dict[str, Any]:
-    """Where a measurement is made and with which code.
+    """Machine and code of a measurement.
 
     Returns:
         `machine` (`device`, `system`, `threads`) and `code` (`versions`; `commit` and `changed`, see `_commit`).

@@ -70,14 +70,14 @@ class StepMeter(TrainerCallback):
 
 @dataclass
 class ClassifierResult:
-    """What one classifier of a run came to. A run has one for all tasks, or one for each task.
+    """The result of one classifier. A run has one classifier for all tasks, or one for each task.
 
     Args:
         accuracy (`dict[str, float]`): by task, 0 to 1.
-        groups (`list[list[str]]`, *optional*): of the tasks, if they were grouped.
-        trainable_parameters, base_size, adapter_bytes (`int`): numbers of parameters that were trained and of the
-            CLIP; size of the saved weights.
-        meter (`StepMeter`): of its training.
+        groups (`list[list[str]]`, *optional*): groups of the tasks, if they were grouped.
+        trainable_parameters, base_size, adapter_bytes (`int`): number of trained parameters, number of parameters of
+            the CLIP, and size of the saved weights.
+        meter (`StepMeter`): measurements of its training.
         train_seconds, evaluate_seconds (`float`): how long training and evaluation took.
     """
 
@@ -171,11 +171,11 @@ def _summarise(results: list[ClassifierResult], total_seconds: float) -> dict[st
 
 def _trainer(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments, meter: StepMeter) -> TaskTrainer:
     name = str(small_clip()) if run.model == SMALL_CLIP else run.model
-    # A trainer refuses a model without parameters to train. A probe leaves CLIP itself as it is.
+    # A trainer needs a model with adapters. For zero-shot, a linear probe does not change the CLIP.
     config = run.experiment.peft_config() or LinearProbeConfig()
     base = AutoModel.from_pretrained(name)
     classifier = MultiTaskClassifier(base, load_processor(name), tasks, config, seed=run.seed)
-    # A task alone has nobody to share a group with.
+    # A single task needs no groups.
     kind = TaskTrainer if run.experiment.tasks == "alone" else MultiTaskTrainer
     return kind(model=classifier, args=args, callbacks=[meter])
 

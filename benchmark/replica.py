@@ -1,4 +1,4 @@
-"""A training step of deep prompts as published code computes it, to compare with."""
+"""A training step of deep prompts as in published code, for comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the results of runs, each run in a process of its own."""
+"""Runs the experiments of a study, each run in a process of its own."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ FIRST_PEAK = 2**30  # bytes of memory that the first run is expected to need
 
 
 class Runner:
-    """Makes the results that are missing, and those whose settings have changed.
+    """Runs what has no result yet, or a result with other settings.
 
     Args:
-        results (`Results`): gets each result as soon as its run ends. The messages of a run that fails are written to
-            the folder `logs` beside the results.
-        workers (`int`): number of runs at the same time. They share the processor's cores. A second run starts only
-            while as much memory is free as the largest run so far has needed.
+        results (`Results`): where each result is stored when its run ends. The messages of a run that fails are
+            written to the folder `logs` next to the results.
+        workers (`int`): number of runs at the same time. They share the processor's cores. A further run starts only
+            if as much memory is free as the largest run so far has needed.
 
     Raises:
         ValueError: `workers` is less than 1.
@@ -52,8 +52,8 @@ class Runner:
         self._largest = FIRST_PEAK
 
     def __call__(self, runs: Sequence[Run]) -> int:
-        """Run all of `runs` that have no result with their settings. An interruption stops all of them at once, and
-        keeps the results that are complete.
+        """Run all of `runs` that have no result with their settings. An interruption stops all of them, and complete
+        results are kept.
 
         Returns:
             The number of runs that failed.
@@ -93,7 +93,7 @@ class Runner:
         return psutil.virtual_memory().available > self._largest
 
     def _run(self, run: Run) -> dict[str, Any]:
-        """Run one run, and keep its result or its messages.
+        """Execute one run, and store its result or its messages.
 
         Returns:
             The result, or a dict whose `error` says why there is none.

@@ -1,4 +1,4 @@
-"""What a step and a prediction cost beside the plain image tower and beside the common practice."""
+"""Measuring steps and predictions, compared with the plain image tower and with the common practice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RATIOS = {  # numerators and their denominators, by names of `STEPS` and `SERVIN
     "compiled": "step",
     "classifier": "features",
 }
-MEMORY = ", memory"  # ends the name of a ratio of memory
+MEMORY = ", memory"  # suffix of the names of memory ratios
 
 
 def measure_speed(

@@ -129,7 +129,7 @@ class Setting:
             "snapshot": self.snapshot,
         }
         if compiled:
-            torch.compiler.reset()  # torch compiles a function only so many times; earlier settings must not count
+            torch.compiler.reset()  # torch limits how often a function is compiled; earlier settings must not count
             runs["compiled"] = self._compiled()
         return runs
 

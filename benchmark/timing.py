@@ -20,10 +20,9 @@ Runs = dict[str, Callable[[], Any]]
 def measure_runs(runs: Runs, repeats: int, tick: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """Measure the time and the memory of some functions.
 
-    Other work on the machine slows it down for a while. So each repetition calls all functions one after the other,
-    in turn forwards and backwards, and what slows it down is spread over all of them. (`torch.utils.benchmark.Timer`
-    measures one function after the other, and calls each twice more for every measurement.) Each function was called
-    twice before: once to warm up, once for its memory.
+    Each repetition calls all functions one after the other, in alternating order, so that other work on the machine
+    slows down all of them alike. (`torch.utils.benchmark.Timer` measures one function after the other, and calls each
+    twice more for every measurement.) Before, each function is called twice: to warm up, and to measure its memory.
 
     Args:
         runs: the functions, by name.
@@ -57,7 +56,7 @@ def measure_runs(runs: Runs, repeats: int, tick: Callable[[], object] = lambda: 
 
 
 def ratio(seconds: dict[str, list[float]], name: str, over: str) -> float:
-    """The time of one function divided by the time of another in the same repetition; the median of all repetitions.
+    """The time of one function divided by that of another in the same repetition: the median over repetitions.
 
     Args:
         seconds: as `measure_runs` returns them.
@@ -67,10 +66,10 @@ def ratio(seconds: dict[str, list[float]], name: str, over: str) -> float:
 
 
 def peak_growth(run: Callable[[], object]) -> int | None:
-    """The peak memory during a call, less what was held before it, in bytes: of the whole process, or with a GPU of
-    what torch allocates there. `None` where the system cannot tell.
+    """The peak memory during a call minus the memory before it, in bytes: of the whole process, or with a GPU of what
+    torch allocates there. `None` where the system does not report it.
 
-    Call `run` once before, or what its first call sets up counts too.
+    Call `run` once before, so that memory of its first call is not counted.
     """
     if not can_reset_peak_memory():
         return None
