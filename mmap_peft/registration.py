@@ -55,7 +55,7 @@ def register_method(config_class: Config) -> Config:
 
 
 def register_methods() -> None:
-    """Register every method of this library: each config in `prompts` and `methods` that has a `method` of its own."""
+    """Register every method of this library: each config class in `prompts` and `methods` that defines `method`."""
     for package in (prompts, methods):
         for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             for value in list(vars(importlib.import_module(file.name)).values()):
@@ -64,7 +64,7 @@ def register_methods() -> None:
 
 
 def known_methods() -> dict[str, Method]:
-    """All methods that are registered, and those of PEFT that this library has settings for, by their `peft_type`."""
+    """All registered methods, and the methods of PEFT that this library has configs for, by `peft_type`."""
     registered = (getattr(config_class, "method", None) for config_class in PEFT_TYPE_TO_CONFIG_MAPPING.values())
     return {method.peft_type: method for method in (*registered, *PEFT_METHODS) if isinstance(method, Method)}
 

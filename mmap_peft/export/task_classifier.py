@@ -1,4 +1,4 @@
-"""One task of a classifier as an image classifier of its own: pixels in, probabilities out."""
+"""An image classifier of a single task, with pixels as input and probabilities as output."""
 
 from __future__ import annotations
 

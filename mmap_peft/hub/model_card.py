@@ -115,7 +115,7 @@ def _of_tasks(accuracies: dict[str, dict[str, float]], names: list[str]) -> dict
 
 
 def _class_lists(tasks: list[dict[str, Any]]) -> list[tuple]:
-    """Names of the tasks with the same classes and templates, with these classes and templates."""
+    """Tasks grouped by classes and templates: (names of the tasks, classes, templates)."""
     names: dict[tuple, list[str]] = {}
     for task in tasks:
         templates = (task["template"],) if isinstance(task["template"], str) else tuple(task["template"])
@@ -124,7 +124,7 @@ def _class_lists(tasks: list[dict[str, Any]]) -> list[tuple]:
 
 
 def _settings(config: PeftConfig) -> list[tuple[str, str]]:
-    """A method's own settings, without PEFT's and without what is not set or is switched off."""
+    """The settings of a method, without those of every `PeftConfig` and those that are unset or off."""
     names = {setting.name for setting in fields(config)} - {setting.name for setting in fields(PeftConfig)}
     values = {name: getattr(config, name) for name in sorted(names)}
     unset = (None, False, ENCODER_LAYERS, [], {}, "", "none")

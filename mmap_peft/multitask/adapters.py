@@ -83,7 +83,7 @@ class AdapterSet(nn.Module):
             parameter.copy_(tensors[name])
 
     def reset(self, names: Sequence[str], seed: int) -> None:
-        """New adapters with these names in place of all others; all of them train."""
+        """Replace all adapters by new ones with these names; all of them train."""
 
     def train_only(self, names: Sequence[str]) -> None:
         """Let exactly these adapters train."""
@@ -110,11 +110,11 @@ class AdapterSet(nn.Module):
         return self.container.prompts([tower], routing, given)
 
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
-        """What classifies unit image features: weight and bias for the classes of tasks with these routes."""
+        """The linear classifier of unit image features: weight and bias for the classes of tasks with these routes."""
         return torch.cat(list(text_features())), 0.0
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """What text features depend on: parameters of the frozen base, and of adapters."""
+        """The parameters that text features depend on: those of the frozen base, and those of adapters."""
         return list(self.clip.parameters()), []
 
 
@@ -138,7 +138,7 @@ class ProbeSet(AdapterSet):
         return self.probes[self._names.index(name)]
 
     def add(self, name: str, features: torch.Tensor) -> None:
-        """A probe that starts from a task's unit text features, (classes, dim)."""
+        """Add a probe that is initialized with a task's unit text features, (classes, dim)."""
         self.probes.append(start_probe(features))
         self._names.append(name)
 

@@ -1,4 +1,4 @@
-"""How alike the tasks are: cosines of their gradients with respect to shared prompts."""
+"""Similarity of tasks: cosines of their gradients with respect to shared prompts."""
 
 from __future__ import annotations
 
@@ -111,7 +111,10 @@ def _pull_back(
     # One batched backward pass for all tasks, which are the first dimension.
     parts = torch.autograd.grad(prompts, parameters, by_copies, is_grads_batched=True, allow_unused=True)
     tasks = len(by_copies[0])
-    parts = [each.new_zeros(tasks, *each.shape) if part is None else part for part, each in zip(parts, parameters)]
+    parts = [
+        parameter.new_zeros(tasks, *parameter.shape) if part is None else part
+        for part, parameter in zip(parts, parameters)
+    ]
     return torch.cat([part.reshape(tasks, -1) for part in parts], dim=1).double()
 
 

@@ -1,4 +1,4 @@
-"""How the gradients of several tasks become one for the parameters that they share."""
+"""Aggregating the gradients of several tasks for the parameters that they share."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _make(kind: Callable[..., nn.Module], text: str) -> nn.Module:
         )
     except ImportError:
         raise
-    except Exception as error:  # each aggregator checks its settings in a way of its own
+    except Exception as error:  # aggregators raise different exceptions for wrong settings
         raise ValueError(
             f"aggregator={text!r} cannot be made ({error}); write its settings as in 'CAGrad(c=0.5)'."
         ) from error

@@ -205,13 +205,13 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     def _workers(self) -> int:
         start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-        if start != "fork":  # others run a script anew in each worker, and not every script allows for it
+        if start != "fork":  # other methods import the script in each worker, which not every script allows
             return 0
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         most = max(1, min(8, cores() // processes))
         if os.path.isdir("/dev/shm"):
-            # Two batches of each worker wait there. In many containers it has 64 MB, and the process that goes beyond
-            # ends with a bus error. CLIPs take up to 336 x 336 pixels.
+            # It holds two batches of each worker. In many containers it has 64 MB, and a process that needs more is
+            # ended by a bus error. CLIPs take up to 336 x 336 pixels.
             batch = max(self.per_device_train_batch_size, self.per_device_eval_batch_size) * 3 * 336**2 * 4
             most = min(most, int(shutil.disk_usage("/dev/shm").free / processes // (2 * batch)))
         return most

@@ -26,10 +26,10 @@ def saved_state(checkpoint: str) -> dict[str, Any]:
 
 
 class ClassifierTrainer(Trainer):
-    """Saves, loads and pushes the classifier that it trains by the classifier's own methods.
+    """Saves, loads and pushes a `MultiTaskClassifier` with the classifier's own methods.
 
-    A checkpoint is what `MultiTaskClassifier.save_pretrained` writes, `multitask_state.json`, and what transformers
-    adds to resume from.
+    A checkpoint holds the files of `MultiTaskClassifier.save_pretrained`, `multitask_state.json`, and what
+    transformers needs to resume training.
     """
 
     def checkpoint_state(self) -> dict[str, Any]:

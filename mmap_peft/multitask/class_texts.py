@@ -84,8 +84,8 @@ class ClassTexts:
             for ids in texts
         ]
         ids, numbers, labels = (list(column) for column in zip(*rows))
-        # Padding comes after the end of a text, where a causal tower does not see it: no mask is needed. SigLIP is not
-        # causal: it was trained on texts padded to the full length and reads the last place.
+        # Padding comes after the end of a text, which a causal tower does not attend to, so no mask is needed. SigLIP
+        # is not causal: it was trained on texts padded to the full length, and uses the last position.
         padding = self.tokenizer.pad_token_id
         if self.config.model_type.startswith("siglip"):
             ids[0] = F.pad(ids[0], (0, self.config.max_position_embeddings - len(ids[0])), value=padding)

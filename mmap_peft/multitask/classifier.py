@@ -254,7 +254,7 @@ def _check_model(model: PreTrainedModel) -> None:
         )
         raise ValueError(
             f"The {type(model).__name__} has the adapters {', '.join(adapters)} already, of another classifier or of "
-            "get_peft_model; load the CLIP anew, or take them out with unload() of what they belong to."
+            "get_peft_model; load the CLIP again, or remove them by unload() of that classifier or model."
         )
     if model.config.model_type == "siglip2":
         raise ValueError(

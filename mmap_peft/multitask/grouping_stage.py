@@ -52,7 +52,7 @@ class SharedAdapterTrainer(TaskTrainer):
         return cosine_similarity(gradients, list(self.model.tasks))
 
     def snapshot_batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """This process's share of the images of one snapshot, in as many batches as every other process has."""
+        """This process's share of the images of one snapshot. All processes have the same number of batches."""
         data, chosen = self.train_dataset, []
         for task, size in enumerate(data.sizes):
             rng = np.random.default_rng([self.args.seed, self.state.global_step, task])

@@ -70,7 +70,7 @@ class TaskImages(Dataset):
         if resized is None:
             try:
                 image = _decoded(row["image"])
-            except Exception as error:  # whatever a decoder may raise on a broken file
+            except Exception as error:  # decoders raise different exceptions for broken files
                 self._report(error, row["image"], index, task_id)
                 image, item["labels"] = Image.new("RGB", (32, 32)), IGNORE_INDEX
             resized = self._preprocessing.resize(image)

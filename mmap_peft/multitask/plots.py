@@ -11,7 +11,7 @@ from .grouping import TaskGrouping
 
 
 def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
-    """Draw a heat map of the tasks' affinity, with frames around groups, beside a dendrogram.
+    """Draw a heat map of the tasks' affinity, with frames around groups, and a dendrogram.
 
     Args:
         grouping (`TaskGrouping`): a grouping with `similarity`; one without raises a `ValueError`.

@@ -32,7 +32,7 @@ class Preprocessing:
             self._table = self._pixels(every_value, "pt", **no_resizing).reshape(3, 256).numpy()
             if not all(torch.equal(self.normalise(self.resize(image)), self(image)) for image in images):
                 self.shape = None
-        except Exception:  # whatever a processor may raise that lacks these switches or takes no bytes
+        except Exception:  # processors without these options raise different exceptions
             self.shape = None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:

@@ -25,9 +25,9 @@ def interleave(shares: np.ndarray, rows: int) -> np.ndarray:
 class TaskSampler(Sampler[int]):
     """The order of one epoch's images, in which all tasks alternate.
 
-    Batches are consecutive parts of this order, so every batch of every process holds every task. A step sees the same
-    images whether it runs as one large batch, as several accumulated ones, or on several processes. The order depends
-    on seed and epoch only. An epoch consists of whole steps.
+    Batches are consecutive parts of this order, so every batch of every process holds every task. A step uses the same
+    images as one large batch, as several accumulated batches, or on several processes. The order depends only on seed
+    and epoch. An epoch consists of complete steps.
 
     Args:
         sizes (`Sequence[int]`): number of images of each task. Images are numbered task by task.

@@ -84,7 +84,7 @@ def _describe(classifier: Any) -> dict[str, Any]:
 
 
 def model_card(classifier: Any, repo_id: str | None = None, subfolder: str | None = None) -> ModelCard:
-    """The model card of a classifier, for a folder or for the repository and subfolder where it will stand."""
+    """The model card of a classifier, for a folder, or for a repository and subfolder on the Hub."""
     states = [classifier.adapter_state(adapter) for adapter in classifier.adapters]
     description = {
         **_describe(classifier),
@@ -133,7 +133,7 @@ def _read_weights(classifier: Any, folder: Path, adapter: str) -> dict[str, torc
     path = folder / adapter / WEIGHTS_FILE
     try:
         tensors = load_file(path)
-    except Exception as error:  # safetensors has exceptions of its own for each way of being damaged
+    except Exception as error:  # safetensors raises several kinds of its own exceptions for damaged files
         raise ValueError(f"{path} is missing or damaged ({error}); nothing was loaded from {folder}.") from error
     expected = classifier.adapter_state(adapter if adapter in classifier.adapters else classifier.adapters[0])
     shapes, needed = (

@@ -176,7 +176,7 @@ class TaskAdapters(nn.Module):
 
     def check_new_task(self, task: Task, route: Route) -> None:
         """Raise a `ValueError` if this task cannot be added to the others."""
-        taken = {other.adapter: name for name, other in self.tasks.items()}
+        taken = {present.adapter: name for name, present in self.tasks.items()}
         if task.adapter in taken:
             raise ValueError(
                 f"Tasks {taken[task.adapter]!r} and {task.name!r} would both have the adapter {task.adapter!r}; "
@@ -191,7 +191,7 @@ class TaskAdapters(nn.Module):
         if contexts not in (None, len(task.class_names)):
             raise ValueError(
                 f"Task {task.name!r} has {len(task.class_names)} classes, but num_classes={contexts} contexts were "
-                "asked for; give tasks with as many classes, or leave num_classes out."
+                "asked for; give tasks with this number of classes, or leave num_classes out."
             )
         self.texts.of(task, route)
 
@@ -239,7 +239,7 @@ class TaskAdapters(nn.Module):
         raise ValueError(f"{group!r} is no group or task; write one of {', '.join([*groups, *self.tasks])}.")
 
     def _grouping_with(self, task: str, shared: str | None) -> TaskGrouping | None:
-        """The grouping with one more task, in the group of an adapter or in one of its own."""
+        """The grouping with one more task, in the group of the adapter `shared`, or in a new group."""
         if self.grouping is None:
             return None
         in_group = {name for name, route in self.routes.items() if route[0] == shared}

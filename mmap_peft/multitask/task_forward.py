@@ -34,8 +34,8 @@ class TaskForward(TaskAdapters):
 
     text_chunk: int | None
     _text_cache: TextFeatureCache
-    _evaluations = 0  # how many blocks of `evaluating` have begun and not ended
-    _in_training: Sequence[nn.Module] = ()  # what was in training mode before the first of them
+    _evaluations = 0  # number of `evaluating` blocks that are active
+    _in_training: Sequence[nn.Module] = ()  # modules that were in training mode before the first of these blocks
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +110,7 @@ class TaskForward(TaskAdapters):
     def logit_scale(self) -> torch.Tensor:
         """CLIP's inverse temperature."""
         scale = self.clip.logit_scale
-        if scale.is_meta:  # offloaded; accelerate brings it for the CLIP's own forward only
+        if scale.is_meta:  # offloaded; accelerate loads it in the CLIP's own forward only
             maps = [getattr(hook, "weights_map", None) for hook in _hooks(self.clip)]
             scale = next(weights for weights in maps if weights is not None)["logit_scale"].to(self.device)
         return scale.exp()

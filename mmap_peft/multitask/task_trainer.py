@@ -177,7 +177,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As `transformers.Trainer.evaluate`; accuracies on the trainer's own images enter the classifier's record."""
+        """As `transformers.Trainer.evaluate`; accuracies on `self.eval_dataset` are kept in the model's record."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if eval_dataset is None:
             keys = {name: f"{metric_key_prefix}_{task.adapter}_accuracy" for name, task in self.model.tasks.items()}
@@ -223,8 +223,8 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         elif not optimized <= training:
             raise ValueError(
                 "The optimizer that was given holds other parameters than those that train, since adapters were "
-                "replaced or set to train after it was made; make it anew, or give optimizer_cls_and_kwargs, from "
-                "which the trainer makes an optimizer of what trains."
+                "replaced or set to train after it was made; make a new one, or give optimizer_cls_and_kwargs, from "
+                "which the trainer makes an optimizer of the parameters that train."
             )
 
     def checkpoint_state(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class MultiTaskTrainer(TaskTrainer):
     their one adapter, or the linear probe of each task, is trained.
 
     Adapters that hold training results (`MultiTaskClassifier.trained_adapters`) are never replaced: if there are any,
-    `train` trains exactly the adapters that are set to train, whatever `sharing` and `grouping` say.
+    `train` trains exactly the adapters that are set to train, whatever `sharing` and `grouping` are.
 
     ```python
     trainer = MultiTaskTrainer(model=classifier, args=MultiTaskTrainingArguments(output_dir="out"))
@@ -170,7 +170,7 @@ class MultiTaskTrainer(TaskTrainer):
             logger.warning(
                 f"sharing={sharing!r} asks for other adapters than the classifier has ({routes}). Adapters that hold "
                 f"training results are not replaced, so {', '.join(classifier.training_adapters)} will be trained as "
-                "they are; write classifier.reset_adapters() first to begin anew."
+                "they are; write classifier.reset_adapters() first to start again."
             )
         elif sharing == "groups":
             self.group_tasks()  # raises if the method cannot have groups
@@ -186,7 +186,7 @@ class MultiTaskTrainer(TaskTrainer):
             checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
             if checkpoint:
                 return checkpoint
-        raise ValueError(f"{output} holds no checkpoint of either stage; write train() to begin anew.")
+        raise ValueError(f"{output} holds no checkpoint of either stage; write train() to start again.")
 
 
 def _has_layout(classifier: MultiTaskClassifier, args: MultiTaskTrainingArguments) -> bool:

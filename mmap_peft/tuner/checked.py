@@ -20,7 +20,7 @@ class CheckedTuner(BaseTuner):
     no_weighted_sum: ClassVar[str]  # why a weighted sum of adapters cannot be made
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
-        # PEFT and transformers write both of these before they know whether the adapter can be put in.
+        # PEFT and transformers set both of these before it is known whether the adapter fits.
         configs = getattr(model, "peft_config", None)
         configs_before = dict(configs or {})
         try:

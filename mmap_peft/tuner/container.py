@@ -64,7 +64,7 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         return Routing.of([*self.mmap_generators, *given], routes, **options)
 
     def adapter_prompts(self, adapter: str, towers: Sequence[str]) -> AdapterPrompts:
-        """The prompts of one adapter for these towers, made by its generator."""
+        """The prompts of one adapter for these towers, computed by its generator."""
         generator = self.mmap_generators[adapter]
         prompts = {tower: generator(tower) for tower in towers if tower in generator.depths}
         return AdapterPrompts(prompts, self.layers[adapter], generator.stays_in_sequence, generator.position)
@@ -79,7 +79,7 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         is that of `use_routes`, or else the active adapters. `given` are additional prompts by name."""
         if self.disable_adapters:
             return None
-        # Adapters of other methods may be active besides these.
+        # Adapters of other methods may be active, too.
         active = tuple(name for name in self.active_adapters if name in self.mmap_generators)
         routing = routing or overrides.get(self) or self.routing([active])
         # A compiled graph serves all routes, so it computes the prompts of all adapters, if they can be combined.

@@ -128,8 +128,8 @@ class PromptedLayer:
     def _with_names_moved(self, hidden_states: torch.Tensor, prompts: Prompts, count: int) -> torch.Tensor:
         if prompts.text_ends is None:
             raise ValueError(
-                f"position={prompts.position!r} needs to know where each text ends, which the encoder by itself does "
-                "not; call the model or its text tower."
+                f"position={prompts.position!r} needs the end of each text, which is unknown if the encoder is called "
+                "directly; call the model or its text tower."
             )
         length, device = hidden_states.shape[1], hidden_states.device
         positions = self.tower.embeddings.position_embedding(torch.arange(length, device=device)).to(hidden_states)
@@ -145,7 +145,7 @@ def key_and_value(layer: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.
 
 
 def without_prompts(hidden_states: torch.Tensor, count: int) -> torch.Tensor:
-    """Tokens without the prompts that stand after the first of them."""
+    """Tokens without the `count` prompts after the first token."""
     return torch.cat([hidden_states[:, :1], hidden_states[:, 1 + count :]], dim=1)
 
 
@@ -187,7 +187,7 @@ def _widened_mask(
 ) -> torch.Tensor | None:
     """The mask for tokens with prompts after the first of them: none, 2-D as given, or 4-D."""
     if mask is None and real is None:
-        return None  # the implementation makes its own causal mask, for whatever length
+        return None  # the implementation makes a causal mask of any length
     length, count, device = hidden_states.shape[1], states.shape[1], hidden_states.device
     if mask is not None and mask.dim() == 2:  # flash attention: which keys are real
         seen = mask.new_ones(states.shape[:2]) if real is None else real.to(mask.dtype)

@@ -108,7 +108,7 @@ class PromptTuner(CheckedTuner):
             )
 
     def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
-        # A regular expression: PEFT would condense a list of 20 layers or more to patterns of its own.
+        # A regular expression, since PEFT would replace a list of 20 or more layers by suffixes.
         peft_config.target_modules = peft_config.target_modules or ENCODER_LAYERS
         return peft_config
 
@@ -243,7 +243,7 @@ class _Configs(dict):
 
 
 def _shapes(towers: dict[str, nn.Module]) -> dict[str, TowerShape]:
-    # In a fixed order, so that the same seed makes the same prompts whatever the order of the model's children.
+    # In a fixed order, so that prompts from the same seed do not depend on the order of the model's children.
     return {
         name: TowerShape(len(tower.encoder.layers), tower.config.hidden_size) for name, tower in sorted(towers.items())
     }

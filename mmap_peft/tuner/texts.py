@@ -144,7 +144,7 @@ class _TextPack:
         return torch.cat([words.flatten(0, 1), hidden[0, tokens:]])[None]
 
     def joined_by(self, prompts: PromptStates | None) -> PackedStates:
-        """Shared words see the prompts of their route, and a text's rest both; `prompts`: (routes, ...)."""
+        """Shared words attend to the prompts of their route, the rest of a text to both; `prompts`: (routes, ...)."""
 
         def joining(keys: list[torch.Tensor], values: list[torch.Tensor]) -> list[PromptStates]:
             empty = PromptStates(keys[0][:, :0], values[0][:, :0], None)
@@ -172,7 +172,7 @@ class _TextPack:
         return take_rows(ends[0], torch.cat(self.order).argsort())
 
     def _of_texts(self, states: PromptStates, number: int) -> PromptStates:
-        """States of routes, (routes, ...), for the texts of one length: (texts, ...), which they stand before."""
+        """Expand states of routes, (routes, ...), to the texts of one length, (texts, ...), which follow them."""
         rows, count = self.rows[number], len(self.order[number])
         key, value, valid = (
             None if part is None else part.expand(count, *part.shape[1:]) if rows is None else take_rows(part, rows)
