@@ -88,8 +88,8 @@ def loading_text(measurement: dict[str, Any]) -> str:
     images = measurement["settings"]["images"]
     heads = ["workers", "kept", *(f"epoch {number + 1}, images/s" for number in range(epochs))]
     rows = [
-        [line["workers"], "yes" if line["cached"] else "no", *(f"{images / time:.0f}" for time in line["seconds"])]
-        for line in measurement["loading"]
+        [one["workers"], "yes" if one["cached"] else "no", *(f"{images / seconds:.0f}" for seconds in one["seconds"])]
+        for one in measurement["loading"]
     ]
     return "\n".join([*head_lines("Loading", measurement), *table_lines(heads, rows), ""])
 

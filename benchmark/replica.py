@@ -14,7 +14,7 @@ from mmap_peft.prompts.base import PromptGenerator
 
 class CommonPractice:
     """The losses of `MultiTaskClassifier`, computed as published code does, such as that of MaPLe (Khattak et al.,
-    CVPR 2023). It calls the layers of `CLIPModel` and nothing of our tuner.
+    CVPR 2023). It calls the layers of `CLIPModel`, and does not use our tuner.
 
     * Each task has a forward pass of its own: its images, and the texts of all its classes.
     * Texts are padded so that together with the prompts they fill all positions of the text tower (77 in OpenAI's

@@ -30,7 +30,7 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
         study (`Study`): the study.
         results (`Results`): its results. Results with other settings than the study's are left out, and the report
             names them.
-        untuned (`Sequence[str]`): experiments whose grid nothing was chosen from.
+        untuned (`Sequence[str]`): experiments with a grid but without a choice.
 
     Returns:
         The text of `report.md`.

@@ -117,7 +117,7 @@ def grouping_of(experiment: Experiment) -> str:
 
 
 def grouping_controls(rows: list[Row]) -> list[list[Row]]:
-    """Families of two or more rows that differ in nothing but `grouping`. The row of the default grouping is the first
+    """Families of two or more rows that differ only in `grouping`. The row of the default grouping is the first
     of its family."""
     families: dict[str, list[Row]] = {}
     for row in rows:

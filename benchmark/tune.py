@@ -52,11 +52,11 @@ def apply_choices(study: Study, results: Results) -> tuple[Study, list[str]]:
     """Put what was chosen into the experiments of a study.
 
     Returns:
-        The study, and the names of the experiments whose grid nothing was chosen from: they keep their own settings.
+        The study, and the names of the experiments with a grid but without a choice, which keep their own settings.
 
     Raises:
-        ValueError: a choice was made for other settings or another grid, or `chosen_as` of an experiment names none
-            with a grid.
+        ValueError: a choice was made for other settings or another grid, or `chosen_as` names an experiment without a
+            grid.
     """
     path = results.folder / CHOICES_FILE
     choices = json.loads(path.read_text()) if path.is_file() else {}

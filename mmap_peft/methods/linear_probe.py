@@ -12,7 +12,7 @@ from ..prompts.method import Method, MethodConfig
 
 
 def start_probe(features: torch.Tensor) -> nn.Linear:
-    """A task's probe, whose weight starts as the unit text features of the task's classes, (classes, dim)."""
+    """A task's probe. Its weight is initialized with the unit text features of the task's classes, (classes, dim)."""
     classes, dim = features.shape
     probe = nn.Linear(dim, classes, device=features.device)  # float32, on a base of half precision too
     with torch.no_grad():

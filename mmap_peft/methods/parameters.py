@@ -77,7 +77,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
 
     def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        self.copies(names)  # refuses several
+        self.copies(names)  # raises for several
         super().set_adapter(names, inference_mode)
         self.refresh()
 
@@ -108,7 +108,7 @@ class ParameterTuner(CheckedTuner):
     )
 
     def _check(self, model: nn.Module, adapter_name: str, config: ParameterConfig) -> dict[str, tuple[nn.Module, str]]:
-        """The places of what is tuned, as in `ParameterContainer.places`."""
+        """The modules and names of the tuned parameters, as in `ParameterContainer.places`."""
         adapters = tuple(
             f"{name}.{attribute}.".lstrip(".")
             for name, module in model.named_modules()
@@ -134,8 +134,8 @@ class ParameterTuner(CheckedTuner):
         return places
 
     def _create_and_replace(self, config: ParameterConfig, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # The container is made here and no earlier: PEFT takes a model that has a tuner layer already for one whose
-        # base was frozen before, and would leave the whole base trainable.
+        # The container is made here and no earlier: if a model has a tuner layer already, PEFT assumes that its base
+        # is frozen, and would leave the whole base trainable.
         if not hasattr(self.model, "tuned"):
             self.model.tuned = ParameterContainer(self.model)
         if adapter_name not in self.model.tuned.tuned_parameters:  # PEFT calls this for each module
@@ -145,7 +145,7 @@ class ParameterTuner(CheckedTuner):
         """Do nothing: a copy keeps the dtype of its parameter."""
 
     def unload(self) -> nn.Module:
-        """Take the adapters out and return the base, unchanged to the bit."""
+        """Remove the adapters and return the base, which is equal to the original to the bit."""
         if hasattr(self.model, "tuned"):
             self.model.tuned.enable_adapters(False)
             for hook in self.model.tuned.hooks:
@@ -204,7 +204,7 @@ class FullFineTuningConfig(ParameterConfig):
     large as the base's.
 
     Args:
-        parameters (`str`): `r"vision_model\..*"` tunes the vision tower alone.
+        parameters (`str`): as for `ParameterConfig`; `r"vision_model\..*"` tunes only the vision tower.
     """
 
     method = Method(

@@ -51,7 +51,7 @@ class AdapterSet(nn.Module):
 
     @property
     def container(self) -> PromptContainer | None:
-        """Holds the adapters if they are prompts, of which a task can use several; `None` if they are not."""
+        """The container of the adapters if they are prompts, which tasks can combine; `None` if they are not."""
         return None
 
     @property

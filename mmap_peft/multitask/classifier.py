@@ -190,7 +190,7 @@ class MultiTaskClassifier(TaskForward):
         and adapters of other methods are merged into the weights, except bottleneck adapters, which stay layers.
 
         ```python
-        served = classifier.export("print")  # a module that torch alone runs
+        served = classifier.export("print")  # a module that needs only torch
         session = onnxruntime.InferenceSession(classifier.export("print", format="onnx"))
         ```
 
@@ -239,8 +239,8 @@ class MultiTaskClassifier(TaskForward):
         Raises:
             TypeError: an unknown keyword.
             ValueError: a name or subfolder that cannot be one.
-            OSError: the Hub refused, the connection broke, or the branch has moved on from `parent_commit`. Nothing
-                of the push is in the branch then.
+            OSError: the Hub refused, the connection broke, or the branch has a newer commit than `parent_commit`. The
+                branch has not changed then.
         """
         return saving.push(self, repo_id, **options)
 

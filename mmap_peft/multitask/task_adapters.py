@@ -49,7 +49,7 @@ class TaskAdapters(nn.Module):
 
     @property
     def uses_prompts(self) -> bool:
-        """Whether the adapters are prompts, of which a task can use several."""
+        """Whether the adapters are prompts, so that a task can use several of them."""
         return self.adapter_set.container is not None
 
     @property

@@ -1,4 +1,4 @@
-"""VPT: prompts in the vision tower alone."""
+"""VPT: prompts in the vision tower only."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         self._active_adapter = []
 
     def get_base_layer(self) -> nn.Module:
-        """The module whose device and dtype the prompts follow, which is where PEFT looks for them."""
+        """The module from which PEFT takes the device and dtype of new prompts."""
         return self._anchor[0]
 
     def delete_adapter(self, adapter_name: str) -> None:

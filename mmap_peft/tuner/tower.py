@@ -51,7 +51,7 @@ class PromptedTower:
             # A pooled pass computes one token in its last layer, and has no prompts as tokens then.
             return 1 < tokens < state.shape[1]
 
-        # A model leaves out what it does not need: None.
+        # A model may set hidden states that it does not need to None.
         cut = tuple(
             without_prompts(state, count) if state is not None and is_longer(index, state) else state
             for index, state in enumerate(states)
