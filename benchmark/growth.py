@@ -37,8 +37,7 @@ def measure_growth(
         tasks: numbers of tasks, with 10 classes each.
         classes: numbers of classes of a single task.
         prompts: numbers of prompts of the group, and of its single task with 65 classes; a layer gets both.
-        repeats (`int`): how often each time is measured.
-        shape (`str`): one of `SHAPES`.
+        repeats (`int`), shape (`str`): how often each time is measured; one of `SHAPES`.
 
     Returns:
         The text of `growth.md`.
