@@ -189,7 +189,7 @@ class PeftSet(AdapterSet):
             with self.model.disable_adapter():
                 yield
         finally:
-            for parameter, flag in flags.items():  # PEFT sets the active adapter to train again
+            for parameter, flag in flags.items():  # PEFT lets the active adapter train again, whatever was set before
                 parameter.requires_grad_(flag)
 
     def first_route(self, task_adapter: str) -> Route:

@@ -18,8 +18,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 class Fingerprint:
     """Remembers the values of some parameters. Two fingerprints are equal if nothing has changed in between.
 
-    Version counters miss what is written through `.data` or numpy, so values are compared, too: all values of
-    adapters, and an evenly spaced sample of the frozen base, which is too large to be compared at each use.
+    Version counters do not see what is written through `.data` or numpy, so values are compared, too: all of those of
+    adapters, and an evenly spread sample of the frozen base, which is too large to be compared at each use.
     """
 
     def __init__(self, frozen: Iterable[torch.Tensor], adapters: Iterable[torch.Tensor] = ()) -> None:

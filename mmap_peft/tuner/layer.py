@@ -150,7 +150,7 @@ def without_prompts(hidden_states: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def replaced(hidden_states: torch.Tensor, states: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """Tokens with those after the first replaced by `states`, except where `real` is false."""
+    """Tokens of which those after the first are replaced by states, where these are real."""
     count = states.shape[1]
     if real is not None:
         states = torch.where(real.to(states.device)[..., None], states, hidden_states[:, 1 : count + 1])

@@ -140,8 +140,8 @@ class PromptTuner(CheckedTuner):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        # The container is made here and no earlier: if a model has a tuner layer already, PEFT assumes that its base
-        # is frozen, and would leave the whole base trainable.
+        # The container is made here and no earlier: PEFT takes a model that has a tuner layer already for one whose
+        # base was frozen before, and would leave the whole base trainable.
         towers = find_towers(self.model)
         if not hasattr(self.model, "mmap"):
             self.model.mmap = PromptContainer(target.layer_norm1)
@@ -187,7 +187,7 @@ class PromptTuner(CheckedTuner):
             self.peft_config.stand_in = {adapter_name: active[1]}
 
     def unload(self) -> nn.Module:
-        """Remove all prompts and return the base, which is equal to the original to the bit."""
+        """Take all prompts out and return the base, unchanged to the bit."""
         for handle in self.model.mmap.handles:
             handle.remove()
         for layer in encoder_layers(self.model):

@@ -67,8 +67,7 @@ def make_prompts(
     then have no effect.
 
     Args:
-        model, pooled: as for `use_routes`.
-        routes (*optional*): as for `use_routes`. `None`: those of the current `use_routes`, or the active adapters.
+        model, routes, pooled: as for `use_routes`. Without routes: the current ones, or else the active adapters.
         rows: `text`, `vision` and `classes`, as for `use_routes`.
 
     Returns:

@@ -63,8 +63,8 @@ class PromptedTower:
 
 
 def text_ends(ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
-    """Position of the end of each text, (batch,); the last position if a text has no end token."""
-    if eos_token_id == 2:  # wrong in old configs of CLIP, where the end of text is the token with the highest id
+    """Place of the end of each text: (batch,). The last place, if a text has no end."""
+    if eos_token_id == 2:  # stands in old configs of CLIP, whose end of text has the highest id
         return ids.argmax(-1)
     is_end = ids == eos_token_id
     return torch.where(is_end.any(-1), is_end.int().argmax(-1), ids.shape[1] - 1)
@@ -77,7 +77,7 @@ def _with_ends(prompts: Prompts, ids: torch.Tensor, eos_token_id: int) -> Prompt
         ValueError: prompts would replace the end of a text, or all words of texts that differ.
     """
     count, ends = prompts.length("text"), text_ends(ids, eos_token_id)
-    unchecked = torch.compiler.is_compiling() or torch.jit.is_tracing()  # reading values would break the graph
+    unchecked = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a look at the values would break the graph
     if count and not unchecked:
         without_words = ids[ends == count + 1, : count + 1]
         if bool((ends <= count).any()) or len(without_words.unique(dim=0)) > 1:
