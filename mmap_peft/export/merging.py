@@ -8,6 +8,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..tuner.model import unwrap_modules
+
 
 def merged(model: nn.Module, used: bool) -> nn.Module:
     """The base of a model in which its active adapter is part of the weights: a copy, if it has adapters.
@@ -20,6 +22,7 @@ def merged(model: nn.Module, used: bool) -> nn.Module:
         return model
     model = copy.deepcopy(model)
     if not used:
+        unwrap_modules(model, trained=False)
         return model.unload()
     try:
         return model.merge_and_unload()

@@ -16,6 +16,7 @@ from ..methods.linear_probe import LinearProbeConfig, start_probe
 from ..prompts.base import PromptConfig
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.container import PromptContainer
+from ..tuner.model import unwrap_modules
 
 
 GLOBAL = "global"  # the adapter that all tasks share before they are grouped
@@ -207,11 +208,12 @@ class PeftSet(AdapterSet):
 
     def reset(self, names: Sequence[str], seed: int) -> None:
         training = self.model.training
-        self._wrap(self.model.unload(), names, seed)
+        self._wrap(self.unload(), names, seed)
         self.model.train(training)
         self.train_only(names)
 
     def unload(self) -> PreTrainedModel:
+        unwrap_modules(self.clip, trained=False)
         return self.model.unload()
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -55,6 +55,8 @@ def _make(kind: Callable[..., nn.Module], text: str) -> nn.Module:
     """An aggregator with the settings of `"Name(key=value, ...)"`."""
     try:
         call = ast.parse(text, mode="eval").body
+        if not isinstance(call, ast.Name | ast.Call) or not isinstance(getattr(call, "func", call), ast.Name):
+            raise ValueError("it is more than a name with settings")
         if getattr(call, "args", None):
             raise ValueError("settings need names")
         settings: dict[str, Any] = {each.arg: ast.literal_eval(each.value) for each in getattr(call, "keywords", [])}

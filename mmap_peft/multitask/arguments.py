@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -161,9 +162,11 @@ class MultiTaskTrainingArguments(TrainingArguments):
             value, choices = getattr(self, name), metadata[name]["choices"]
             if value not in choices:
                 raise ValueError(f"{name}={value!r} is no choice; write one of {', '.join(choices)}.")
-        for name, least in {"snapshot_images": 1, "grouping_steps": 0, "max_groups": 1}.items():
+        positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        positive += ("snapshot_images", "max_groups")
+        for name, least in {**dict.fromkeys(positive, 1), "grouping_steps": 0}.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and (not isinstance(value, int) or value < least):
                 raise ValueError(f"Invalid value {value} for `{name}`: expected an integer of at least {least}.")
 
     def _errors(self) -> dict[str, Any]:
@@ -180,7 +183,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
             "every task; write per_device_train_batch_size.": self.accelerator_config.split_batches,
             f"hub_strategy={self.hub_strategy.value!r} would upload the optimizer's state, which is a pickle; write "
             "'every_save' or 'end'.": uploads_pickles,
-            f"image_cache_gb={self.image_cache_gb} is no size; write 0 to keep no images.": self.image_cache_gb < 0,
+            f"image_cache_gb={self.image_cache_gb} is no size; write 0 to keep no images.": not 0
+            <= self.image_cache_gb
+            < math.inf,
             "An aggregator would get gradients scaled for fp16; write bf16=True.": self.aggregator and self.fp16,
             "grouping='given' needs the groups; write given_groups='art+clipart,product', say.": lacks_groups,
             f"grouping='gradient' takes {snapshots} snapshots in {steps} steps; write grouping_steps and "
@@ -191,7 +196,10 @@ class MultiTaskTrainingArguments(TrainingArguments):
     def threshold(self) -> float | str:
         """`grouping_threshold` as a number, or `"mean"`."""
         try:
-            return "mean" if self.grouping_threshold == "mean" else float(self.grouping_threshold)
+            threshold = "mean" if self.grouping_threshold == "mean" else float(self.grouping_threshold)
+            if threshold != "mean" and not math.isfinite(threshold):
+                raise ValueError
+            return threshold
         except ValueError:
             raise ValueError(
                 f"grouping_threshold={self.grouping_threshold!r} is no threshold; write a number, or 'mean'."

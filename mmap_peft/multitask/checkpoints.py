@@ -21,8 +21,18 @@ STATE_FILE = "multitask_state.json"
 
 
 def saved_state(checkpoint: str) -> dict[str, Any]:
-    """What the `multitask_state.json` of a checkpoint holds."""
-    return json.loads((Path(checkpoint) / STATE_FILE).read_text())
+    """What the `multitask_state.json` of a checkpoint holds.
+
+    Raises:
+        ValueError: the folder has no such file.
+    """
+    try:
+        return json.loads((Path(checkpoint) / STATE_FILE).read_text())
+    except OSError as error:
+        raise ValueError(
+            f"{checkpoint} is no checkpoint to resume from ({error}); give a folder `checkpoint-<step>` that this "
+            "trainer wrote."
+        ) from error
 
 
 class ClassifierTrainer(Trainer):

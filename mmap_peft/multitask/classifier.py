@@ -69,8 +69,8 @@ class MultiTaskClassifier(TaskForward):
         text_chunk: int | None = None,
     ) -> None:
         super().__init__()
-        if text_chunk is not None and text_chunk < 1:
-            raise ValueError(f"text_chunk={text_chunk} encodes no text; write 1 or more, or None for all at once.")
+        if text_chunk is not None and (not isinstance(text_chunk, int) or text_chunk < 1):
+            raise ValueError(f"text_chunk={text_chunk!r} encodes no text; write 1 or more, or None for all at once.")
         if not tasks:
             raise ValueError("A MultiTaskClassifier was given no task; give a list with one Task or more.")
         _check_model(model)

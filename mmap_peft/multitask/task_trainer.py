@@ -63,6 +63,9 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         args = args or MultiTaskTrainingArguments()
+        for value, name, expected in (model, "model", MultiTaskClassifier), (args, "args", MultiTaskTrainingArguments):
+            if not isinstance(value, expected):
+                raise TypeError(f"Invalid {type(value).__name__} as `{name}`: expected a {expected.__name__}.")
         if not model.adapters:
             raise ValueError("A zero-shot classifier has nothing to train; give the MultiTaskClassifier a config.")
         for name, instead in _REFUSED.items():

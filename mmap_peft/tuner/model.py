@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -171,6 +172,8 @@ class PromptTuner(CheckedTuner):
         if names is None:
             yield
             return
+        if not names:
+            raise ValueError("`adapter_names` is empty; write the name of an adapter for each row of the batch.")
         rows = list(range(len(names)))
         with use_routes(self.model, [() if name == "__base__" else (name,) for name in names], text=rows, vision=rows):
             yield
@@ -187,13 +190,23 @@ class PromptTuner(CheckedTuner):
             self.peft_config.stand_in = {adapter_name: active[1]}
 
     def unload(self) -> nn.Module:
-        """Take all prompts out and return the base, unchanged to the bit."""
+        """Take all prompts out and return the base, unchanged to the bit but for `modules_to_save`, whose trained
+        copies stay in it, as with all methods of PEFT."""
+        unwrap_modules(self.model, trained=True)
         for handle in self.model.mmap.handles:
             handle.remove()
         for layer in encoder_layers(self.model):
             layer.self_attn.config = layer.self_attn.config.base
         del self.model.mmap
         return super().unload()
+
+
+def unwrap_modules(model: nn.Module, trained: bool) -> None:
+    """Replace PEFT's wrapper of each of `modules_to_save` by the active adapter's trained copy, or by the original."""
+    for name, module in reversed(list(model.named_modules())):  # those inside another one first
+        if isinstance(module, ModulesToSaveWrapper):
+            copy = module.unload_and_optionally_merge_module(merge=False, safe_merge=False, adapter_names=None)
+            model.set_submodule(name, copy if trained else module.original_module)
 
 
 def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None:

@@ -59,7 +59,13 @@ def use_routes(
 
 
 def make_prompts(
-    model: nn.Module, routes: Route | Sequence[Route] | None = None, *, pooled: bool = False, **rows: Rows | None
+    model: nn.Module,
+    routes: Route | Sequence[Route] | None = None,
+    *,
+    text: Rows | None = None,
+    vision: Rows | None = None,
+    classes: Rows | None = None,
+    pooled: bool = False,
 ) -> Prompts | None:
     """Compute the prompts of one forward pass from the adapters as they are now.
 
@@ -67,16 +73,19 @@ def make_prompts(
     then have no effect.
 
     Args:
-        model, routes, pooled: as for `use_routes`. Without routes: the current ones, or else the active adapters.
-        rows: `text`, `vision` and `classes`, as for `use_routes`.
+        model, routes, text, vision, classes, pooled: as for `use_routes`. Without routes, which the others need: the
+            current ones, or else the active adapters.
 
     Returns:
         `Prompts`, which cannot be changed, or `None` if adapters are disabled.
 
     Raises:
-        ValueError: as for `use_routes`.
+        ValueError: as for `use_routes`, or rows without routes.
     """
     container = prompt_container(model)
+    rows = {"text": text, "vision": vision, "classes": classes}
+    if routes is None and (pooled or any(numbers is not None for numbers in rows.values())):
+        raise ValueError("`text`, `vision`, `classes` and `pooled` go with routes; write `routes`, too.")
     routing = None if routes is None else _routing(container, routes, rows, pooled)
     return container.prompts(("text", "vision"), routing)
 
@@ -84,10 +93,16 @@ def make_prompts(
 def _routing(
     container: PromptContainer, routes: Route | Sequence[Route], rows: Mapping[str, Rows | None], pooled: bool
 ) -> Routing:
+    routes = (routes,) if isinstance(routes, str) else routes
     several = not all(isinstance(name, str) for name in routes)
     routes = [tuple(route) for route in routes] if several else [tuple(routes)]
     container.check_modules_to_save(routes)
     rows = {name: torch.as_tensor(numbers) for name, numbers in rows.items() if numbers is not None}
+    for name, numbers in rows.items():
+        if numbers.numel() and (numbers.dim() != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool):
+            raise ValueError(
+                f"Invalid value of `{name}`: expected an integer for each row of the batch, such as [0, 1]."
+            )
     for tower in () if torch.compiler.is_compiling() else ("text", "vision"):  # values would break a graph
         numbers = rows[tower].tolist() if tower in rows else []
         if numbers and not 0 <= min(numbers) <= max(numbers) < len(routes):

@@ -47,7 +47,8 @@ class PromptedTower:
 
         def is_longer(index: int, state: torch.Tensor) -> bool:
             if prompts.stays_in_sequence:
-                return self.name == "vision" and first <= index < depth
+                # Of all but the first layer, outputs are recorded: what enters a later layer has no prompts yet.
+                return self.name == "vision" and (index == first == 0 or first < index < depth)
             # A pooled pass computes one token in its last layer, and has no prompts as tokens then.
             return 1 < tokens < state.shape[1]
 

@@ -125,6 +125,22 @@ def test_modules_to_save_are_refused_where_routes_would_need_several(name, clip,
         model(**inputs)
 
 
+@pytest.mark.parametrize("module", ["visual_projection", "mlp"])
+def test_the_base_of_modules_to_save_comes_back(module, clip, processor, tasks):
+    """On starting anew, too, and in the export of the classifier without its adapter."""
+    before = {key: value.clone() for key, value in clip.state_dict().items()}
+    pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    zero_shot = MultiTaskClassifier(clip, processor, tasks).export("print")(pixels)
+    classifier = MultiTaskClassifier(clip, processor, tasks, lora_config(modules_to_save=[module]))
+    with torch.no_grad():
+        for parameter in classifier.adapter_parameters("global").values():
+            parameter.add_(0.5)
+    with classifier.zero_shot():
+        torch.testing.assert_close(classifier.export("print")(pixels), zero_shot)
+    classifier.reset_adapters()
+    assert all(torch.equal(value, before[key]) for key, value in classifier.unload().state_dict().items())
+
+
 # ---- features that are kept
 
 

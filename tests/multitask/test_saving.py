@@ -138,8 +138,9 @@ def test_text_chunks_are_chosen_on_loading(classifier, folder):
     loaded = MultiTaskClassifier.from_pretrained(folder, text_chunk=2)
     assert loaded.text_chunk == 2
     assert torch.allclose(probabilities(loaded), probabilities(classifier), atol=1e-5)
-    with pytest.raises(ValueError, match="text_chunk=0"):
-        MultiTaskClassifier.from_pretrained(folder, text_chunk=0)
+    for wrong in (0, "2", 2.5):
+        with pytest.raises(ValueError, match=f"text_chunk={wrong!r} encodes no text"):
+            MultiTaskClassifier.from_pretrained(folder, text_chunk=wrong)
 
 
 def test_an_unknown_keyword_is_refused_before_anything_is_read(folder):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPModel, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
+from transformers import CLIPModel, EarlyStoppingCallback, HfArgumentParser, TrainerCallback, TrainingArguments
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, Task, TaskGrouping
 from mmap_peft.multitask.grouping_stage import SharedAdapterTrainer
@@ -188,6 +188,8 @@ def test_resuming_with_other_images_or_sampling_stops_with_a_sentence(make, task
 def test_nothing_to_resume_from_stops_with_a_sentence(make):
     with pytest.raises(ValueError, match="holds no checkpoint of either stage"):
         make().train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"^nowhere is no checkpoint to resume from .*give a folder `checkpoint-"):
+        make().train(resume_from_checkpoint="nowhere")
 
 
 def test_the_best_of_all_adapters_is_loaded_at_the_end(make):
@@ -293,6 +295,15 @@ def test_unreadable_files_are_named_in_training(make, tmp_path):
 def test_a_zero_shot_classifier_cannot_be_trained(clip, processor, tasks, arguments):
     with pytest.raises(ValueError, match="has nothing to train; give the MultiTaskClassifier a config"):
         MultiTaskTrainer(model=MultiTaskClassifier(clip, processor, tasks), args=arguments())
+
+
+def test_other_models_and_settings_stop_with_a_sentence(clip, processor, tasks, arguments, tmp_path):
+    with pytest.raises(TypeError, match="Invalid CLIPModel as `model`: expected a MultiTaskClassifier"):
+        MultiTaskTrainer(clip, arguments())
+    classifier = MultiTaskClassifier(clip, processor, tasks, MmAPConfig())
+    for args in ("out", TrainingArguments(str(tmp_path), use_cpu=True)):
+        with pytest.raises(TypeError, match="as `args`: expected a MultiTaskTrainingArguments"):
+            MultiTaskTrainer(classifier, args)
 
 
 def test_proportional_sampling_trains(make):

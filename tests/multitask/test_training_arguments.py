@@ -288,6 +288,29 @@ def test_optimizers_of_whole_models_are_refused(optim, arguments):
         arguments(optim=optim)
 
 
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    "name", ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"]
+)
+def test_sizes_below_one_are_refused(name, value, arguments):
+    with pytest.raises(ValueError, match=f"Invalid value {value} for `{name}`: expected an integer of at least 1"):
+        arguments(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"grouping_steps": 2.5}, "Invalid value 2.5 for `grouping_steps`: expected an integer of at least 0"),
+        ({"grouping_threshold": "nan"}, "grouping_threshold='nan' is no threshold"),
+        ({"grouping_threshold": float("inf")}, "grouping_threshold='inf' is no threshold"),
+        ({"image_cache_gb": float("nan")}, "image_cache_gb=nan is no size"),
+    ],
+)
+def test_numbers_that_would_fail_in_training_are_refused(fields, sentence, arguments):
+    with pytest.raises(ValueError, match=sentence):
+        arguments(**fields)
+
+
 def test_labels_of_other_names_are_refused(arguments):
     with pytest.raises(ValueError, match=r"Invalid value \['start'\] for `label_names`"):
         arguments(label_names=["start"])

@@ -199,6 +199,27 @@ def test_modules_to_save_train_travel_and_stay(clip, make, clip_folder, inputs, 
     assert torch.equal(logits(again.unload(), inputs), logits(base, inputs))  # PEFT leaves them in the base
 
 
+@pytest.mark.parametrize("name", ["mlp", "self_attn", "embeddings", "position_embedding"])
+def test_trained_copies_of_any_module_stay_on_unloading(name, clip, make, inputs):
+    model = get_peft_model(clip, make(modules_to_save=[name]))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if ".modules_to_save." in key:
+                parameter.add_(0.1)
+    with use_routes(model, model.active_adapters):
+        model(**inputs)
+    expected = CLIPModel(clip.config).state_dict().keys()
+    trained_copies = {
+        key.replace("modules_to_save.default.", ""): value.clone()
+        for key, value in clip.state_dict().items()
+        if ".modules_to_save." in key
+    }
+    base = model.unload()
+    assert base.state_dict().keys() == expected and trained_copies
+    assert all(torch.equal(base.state_dict()[key], value) for key, value in trained_copies.items())
+    assert type(base.text_model.encoder.layers[0].self_attn.config) is type(base.config.text_config)
+
+
 # ---- switching
 
 
@@ -275,6 +296,8 @@ def test_adapter_names_give_each_row_its_own(three, inputs):
             alone = three(**inputs)
         torch.testing.assert_close(mixed.image_embeds[row], alone.image_embeds[row], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(mixed.text_embeds[row], alone.text_embeds[row], atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="`adapter_names` is empty"):
+        three(**inputs, adapter_names=[])
     if rides:
         with pytest.raises(ValueError, match=r"routes differ in length|have different numbers of prompts"):
             three(**inputs, adapter_names=["y", "__base__", "x"])

@@ -85,3 +85,28 @@ def test_without_routes_they_are_the_active_adapters(name, inputs):
     model.set_adapter("y")
     expected = model(**inputs).logits_per_image
     assert torch.equal(model(**inputs, prompts=make_prompts(model)).logits_per_image, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"text": [0, 0, 0]}, "write `routes`, too"),
+        ({"pooled": True}, "write `routes`, too"),
+        ({"routes": [("x",), ("y",)], "text": [0.5, 1.0, 0.0]}, "Invalid value of `text`: expected an integer"),
+        ({"routes": [("x",), ("y",)], "vision": [[0, 1, 0]]}, "Invalid value of `vision`: expected an integer"),
+        ({"routes": [("x",), ("y",)], "classes": [True, False, True]}, "Invalid value of `classes`"),
+        ({"routes": [("x",), ("y",)], "txt": [0, 1, 0]}, "unexpected keyword argument 'txt'"),
+        ({"routes": "yz"}, "'yz' is no adapter"),
+    ],
+)
+def test_what_would_not_be_read_is_refused(given, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        make_prompts(two(CONFIGS["mmap"]), **given)
+
+
+def test_a_name_is_a_route_of_one(inputs):
+    model = two(CONFIGS["mmap"])
+    model.add_adapter("long", CONFIGS["mmap"])
+    expected = model(**inputs, prompts=make_prompts(model, ("long",))).logits_per_image
+    with use_routes(model, "long"):
+        assert torch.equal(model(**inputs).logits_per_image, expected)

@@ -106,6 +106,23 @@ def test_hidden_states_of_all_layers_hold_tokens_only(name, attention, before, i
         )
 
 
+@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("name", ["mmap", "vpt", "ivlp", "maple"])
+def test_hidden_states_of_prompts_in_later_layers_hold_all_tokens(name, start, inputs):
+    clip, other = (tiny_clip() for _ in range(2))
+    for each in (clip, other):
+        encoder = each.vision_model.encoder
+        torch.manual_seed(1)
+        encoder.layers.append(type(encoder.layers[0])(each.config.vision_config).eval())
+    expected = other(**inputs, output_hidden_states=True).vision_model_output.hidden_states
+    config = METHODS[name](num_prompts=2, init_std=0.5, target_modules=rf".*encoder\.layers\.[{start}-9]")
+    model = get_peft_model(clip, config).eval()
+    found = model(**inputs, output_hidden_states=True).vision_model_output.hidden_states
+    assert [state.shape for state in found] == [state.shape for state in expected]
+    for state, plain in zip(found[: start + 1], expected):
+        torch.testing.assert_close(state, plain, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("name", METHODS)
 def test_segmentation_takes_hidden_states_in_between(name, depth):
