@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -17,6 +18,8 @@ from ..prompts.base import PromptConfig
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.container import PromptContainer
 
+
+_disabling = threading.Lock()
 
 GLOBAL = "global"  # the adapter that all tasks share before they are grouped
 
@@ -159,6 +162,9 @@ class ProbeSet(AdapterSet):
 class PeftSet(AdapterSet):
     """One adapter of a PEFT method for all tasks, since those of most methods cannot be joined."""
 
+    _blocks = 0  # how many blocks of `disabled`, in any thread, have begun and not ended
+    _enabling: ExitStack | None = None  # undoes what the first of them did
+
     def __init__(self, clip: PreTrainedModel, config: PeftConfig, seed: int) -> None:
         super().__init__(clip, config)
         self._wrap(clip, [GLOBAL], seed)
@@ -184,13 +190,21 @@ class PeftSet(AdapterSet):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        flags = {parameter: parameter.requires_grad for parameter in self.parameters()}
+        with _disabling:
+            if not self._blocks:
+                self._enabling = ExitStack()
+                # PEFT lets the active adapter train again, whatever was set before.
+                for parameter in self.parameters():
+                    self._enabling.callback(parameter.requires_grad_, parameter.requires_grad)
+                self._enabling.enter_context(self.model.disable_adapter())
+            self._blocks += 1
         try:
-            with self.model.disable_adapter():
-                yield
+            yield
         finally:
-            for parameter, flag in flags.items():  # PEFT lets the active adapter train again, whatever was set before
-                parameter.requires_grad_(flag)
+            with _disabling:
+                self._blocks -= 1
+                if not self._blocks:
+                    self._enabling.close()
 
     def first_route(self, task_adapter: str) -> Route:
         return (GLOBAL,)
@@ -239,8 +253,11 @@ class PromptSet(PeftSet):
         return dict(self.container.mmap_generators[adapter].named_parameters())
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        frozen, prompts = super().text_parameters()
-        return frozen, prompts if "text" in self.config.towers else []
+        # Not by the adapters' names: another thread may be about to add one.
+        prompts = [tensor for part in list(self.container.mmap_generators.values()) for tensor in part.parameters()]
+        parts = (module for _, module in self.clip.named_modules(memo={self.container}))
+        frozen = dict.fromkeys(tensor for part in parts for tensor in part._parameters.values() if tensor is not None)
+        return list(frozen), prompts if "text" in self.config.towers else []
 
 
 def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -> AdapterSet:
