@@ -100,7 +100,7 @@ def _constant_part(
     if not start or random or learning or any(isinstance(module, BaseTunerLayer) for module in tower.modules()):
         return run()
     kept: tuple | None = constants.get("hidden")
-    state = start, autocast_dtype(pack.device), Fingerprint(tower.parameters())
+    state = start, autocast_dtype(pack.device), Fingerprint(tower.parameters(), modules=tower.modules())
     if kept is None or kept[0] != state:
         # No inference tensor, which a later training step could not use.
         with torch.inference_mode(False), torch.no_grad():

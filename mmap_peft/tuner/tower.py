@@ -47,7 +47,8 @@ class PromptedTower:
 
         def is_longer(index: int, state: torch.Tensor) -> bool:
             if prompts.stays_in_sequence:
-                return self.name == "vision" and first <= index < depth
+                # Before layer 0 what enters it is recorded, else what comes out of the layer before.
+                return self.name == "vision" and (first < index < depth or first == index == 0)
             # A pooled pass computes one token in its last layer, and has no prompts as tokens then.
             return 1 < tokens < state.shape[1]
 
@@ -89,6 +90,7 @@ def _with_ends(prompts: Prompts, ids: torch.Tensor, tower: nn.Module) -> Prompts
         if bool((ends < reached).any()) or len(without_words.unique(dim=0)) > 1:
             raise ValueError(
                 f"Texts have {int(ends.min()) + 1} tokens with start and end, but {count} prompts take the places of "
-                f"as many{' after the first' * start}; write a word for each prompt before the class name, such as 'X X X X cat.'"
+                f"as many{' after the first' * start}; write a word for each prompt before the class name, such as "
+                "'X X X X cat.'"
             )
     return replace(prompts, text_ends=ends)
