@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
+from accelerate.utils.modeling import align_module_device
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -214,7 +215,11 @@ class PeftSet(AdapterSet):
         return {name.replace(f".{adapter}.", ".")[:-1]: tensor for name, tensor in named if f".{adapter}." in name}
 
     def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
-        return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
+        with ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                if adapter in name.split(".") and any(parameter.is_meta for parameter in module.parameters(False)):
+                    stack.enter_context(align_module_device(module, "cpu"))  # it is offloaded
+            return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
 
     def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
         set_peft_model_state_dict(self.model, dict(tensors), adapter_name=adapter)
@@ -271,6 +276,11 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
     if isinstance(config, LinearProbeConfig):
         return ProbeSet(clip, config)
     if not isinstance(config, PromptConfig):
+        if any(parameter.is_meta for parameter in clip.parameters()):
+            raise ValueError(
+                f"The {type(clip).__name__} is offloaded, and {type(config).__name__} cannot start from weights that "
+                "are not there; make the classifier first, and offload it then."
+            )
         return PeftSet(clip, config, seed)
     if config.modules_to_save:
         raise ValueError(

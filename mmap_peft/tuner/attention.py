@@ -140,6 +140,11 @@ for _name in SUPPORTED:
     AttentionInterface.register(f"mmap_{_name}", _with_prompts(_name))
 
 
+def takes_prompts(model: nn.Module) -> bool:
+    """Whether prompts enter layers of a model, be they its own or those of another model that shares its towers."""
+    return any(isinstance(getattr(module, "config", None), PromptAttentionConfig) for module in model.modules())
+
+
 class PromptAttentionConfig:
     """Stands in for the config of one attention module, which thereby calls the functions above.
 

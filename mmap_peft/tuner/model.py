@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..prompts.base import PromptConfig, TowerShape
-from .attention import PromptAttentionConfig
+from .attention import PromptAttentionConfig, takes_prompts
 from .checked import CheckedTuner
 from .container import PromptContainer
 from .layer import PromptedLayer
@@ -90,6 +90,11 @@ class PromptTuner(CheckedTuner):
     def _check(self, model: nn.Module, adapter_name: str, config: PromptConfig) -> None:
         check_adapter_name(adapter_name)
         towers = find_towers(model)
+        if not hasattr(model, "mmap") and takes_prompts(model):
+            raise ValueError(
+                f"Layers of the {type(model).__name__} have prompts already, of another model that shares them; add "
+                "adapters to that model, take its prompts out with unload(), or load this model anew."
+            )
         config.check(_shapes(towers))
         widened = config.stays_in_sequence and "vision" in config.towers and towers.get("vision")
         if widened and widened.config.model_type == "siglip2_vision_model":

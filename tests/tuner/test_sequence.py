@@ -106,6 +106,17 @@ def test_hidden_states_of_all_layers_hold_tokens_only(name, attention, before, i
         )
 
 
+@pytest.mark.parametrize("start", [0, 1])
+def test_hidden_states_before_the_first_prompted_layer(start, inputs):
+    expected = tiny_clip()(**inputs, output_hidden_states=True).vision_model_output.hidden_states
+    config = VPTConfig(num_prompts=2, init_std=0.5, target_modules=rf".*vision_model.*layers\.[{start}-9]")
+    model = get_peft_model(tiny_clip(), config).eval()
+    found = model(**inputs, output_hidden_states=True).vision_model_output.hidden_states
+    for state, of_base in zip(found[: start + 1], expected, strict=False):
+        torch.testing.assert_close(state, of_base, atol=1e-5, rtol=1e-5)
+    assert [state.shape for state in found] == [state.shape for state in expected]
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("name", METHODS)
 def test_segmentation_takes_hidden_states_in_between(name, depth):
