@@ -134,7 +134,8 @@ class SequencePromptGenerator(PromptGenerator):
 class SequencePromptConfig(PromptConfig):
     """Settings of prompts that stay in the sequence.
 
-    In a text, the first layer's prompts replace the tokens after the first one and get their positions. So a text
+    In a text, the first layer's prompts replace the tokens after the start and get their positions; texts of SigLIP
+    have no start, so their first tokens are replaced. A text
     needs as many words before the class name: `"X X X X cat."` or `"a photo of a cat."` for four prompts. In an image,
     prompts are added after the first token and have no position. A deeper layer's prompts replace the outputs that
     the layer before has at the prompts' places.

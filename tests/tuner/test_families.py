@@ -132,7 +132,7 @@ ENDS = {"metaclip_2": ([0], 2, 1), "siglip": ([], 1, 1), "siglip of Gemma": ([],
 @pytest.mark.parametrize("method", ["coop", "coop middle", "coop front", "ivlp", "maple", "mmap"])
 @pytest.mark.parametrize("family", ENDS)
 def test_texts_as_the_tokenizers_of_checkpoints_make_them(family, method):
-    """MetaCLIP 2 has the end that old configs of CLIP say; SigLIP has no start, and another end than its config says."""
+    """MetaCLIP 2 has the end that old configs of CLIP say; SigLIP has no start and an end that its config hides."""
     start, end, padding = ENDS[family]
     clip = build(family.split()[0], bos_token_id=0, eos_token_id=2 if start else 98, pad_token_id=1)
     config = copy.deepcopy(MmAPConfig(**CONFIG) if method == "mmap" else RIDING[method.split()[0]])
