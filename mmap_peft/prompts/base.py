@@ -134,11 +134,10 @@ class SequencePromptGenerator(PromptGenerator):
 class SequencePromptConfig(PromptConfig):
     """Settings of prompts that stay in the sequence.
 
-    In a text, the first layer's prompts replace the tokens after the start and get their positions; texts of SigLIP
-    have no start, so their first tokens are replaced. A text
-    needs as many words before the class name: `"X X X X cat."` or `"a photo of a cat."` for four prompts. In an image,
-    prompts are added after the first token and have no position. A deeper layer's prompts replace the outputs that
-    the layer before has at the prompts' places.
+    In a text, the first layer's prompts replace the tokens after the start and get their positions. Texts of SigLIP
+    have no start, so their first tokens are replaced. A text needs as many words before the class name:
+    `"X X X X cat."` or `"a photo of a cat."` for four prompts. In an image, prompts are added after the first token
+    and have no position. A deeper layer's prompts replace the outputs of the layer before at the prompts' places.
 
     Args:
         init_std (`float`): standard deviation of a prompt's elements at the start.
