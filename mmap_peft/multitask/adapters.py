@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
+from accelerate.utils.modeling import align_module_device
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -18,6 +20,8 @@ from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.container import PromptContainer
 from ..tuner.model import unwrap_modules
 
+
+_disabling = threading.Lock()
 
 GLOBAL = "global"  # the adapter that all tasks share before they are grouped
 
@@ -160,6 +164,9 @@ class ProbeSet(AdapterSet):
 class PeftSet(AdapterSet):
     """One adapter of a PEFT method for all tasks, since adapters of most methods cannot be combined."""
 
+    _blocks = 0  # how many blocks of `disabled`, in any thread, have begun and not ended
+    _enabling: ExitStack | None = None  # undoes what the first of them did
+
     def __init__(self, clip: PreTrainedModel, config: PeftConfig, seed: int) -> None:
         super().__init__(clip, config)
         self._wrap(clip, [GLOBAL], seed)
@@ -185,13 +192,21 @@ class PeftSet(AdapterSet):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        flags = {parameter: parameter.requires_grad for parameter in self.parameters()}
+        with _disabling:
+            if not self._blocks:
+                self._enabling = ExitStack()
+                # PEFT lets the active adapter train again, whatever was set before.
+                for parameter in self.parameters():
+                    self._enabling.callback(parameter.requires_grad_, parameter.requires_grad)
+                self._enabling.enter_context(self.model.disable_adapter())
+            self._blocks += 1
         try:
-            with self.model.disable_adapter():
-                yield
+            yield
         finally:
-            for parameter, flag in flags.items():  # PEFT lets the active adapter train again, whatever was set before
-                parameter.requires_grad_(flag)
+            with _disabling:
+                self._blocks -= 1
+                if not self._blocks:
+                    self._enabling.close()
 
     def first_route(self, task_adapter: str) -> Route:
         return (GLOBAL,)
@@ -201,7 +216,11 @@ class PeftSet(AdapterSet):
         return {name.replace(f".{adapter}.", ".")[:-1]: tensor for name, tensor in named if f".{adapter}." in name}
 
     def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
-        return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
+        with ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                if adapter in name.split(".") and any(parameter.is_meta for parameter in module.parameters(False)):
+                    stack.enter_context(align_module_device(module, "cpu"))  # it is offloaded
+            return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
 
     def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
         set_peft_model_state_dict(self.model, dict(tensors), adapter_name=adapter)
@@ -241,8 +260,11 @@ class PromptSet(PeftSet):
         return dict(self.container.mmap_generators[adapter].named_parameters())
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        frozen, prompts = super().text_parameters()
-        return frozen, prompts if "text" in self.config.towers else []
+        # Not by the adapters' names: another thread may be about to add one.
+        prompts = [tensor for part in list(self.container.mmap_generators.values()) for tensor in part.parameters()]
+        parts = (module for _, module in self.clip.named_modules(memo={self.container}))
+        frozen = dict.fromkeys(tensor for part in parts for tensor in part._parameters.values() if tensor is not None)
+        return list(frozen), prompts if "text" in self.config.towers else []
 
 
 def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -> AdapterSet:
@@ -256,6 +278,11 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
     if isinstance(config, LinearProbeConfig):
         return ProbeSet(clip, config)
     if not isinstance(config, PromptConfig):
+        if any(parameter.is_meta for parameter in clip.parameters()):
+            raise ValueError(
+                f"The {type(clip).__name__} is offloaded, and {type(config).__name__} cannot start from weights that "
+                "are not there; make the classifier first, and offload it then."
+            )
         return PeftSet(clip, config, seed)
     if config.modules_to_save:
         raise ValueError(

@@ -20,6 +20,7 @@ from ..export.merging import merged
 from ..export.task_classifier import TaskClassifier
 from ..keywords import check_keywords
 from ..tuner.assemble import Route
+from ..tuner.attention import takes_prompts
 from . import saving
 from .adapters import ProbeSet, make_adapters
 from .class_texts import ClassTexts
@@ -255,6 +256,11 @@ def _check_model(model: PreTrainedModel) -> None:
         raise ValueError(
             f"The {type(model).__name__} has the adapters {', '.join(adapters)} already, of another classifier or of "
             "get_peft_model; load the CLIP again, or remove them by unload() of that classifier or model."
+        )
+    if takes_prompts(model):
+        raise ValueError(
+            f"Layers of the {type(model).__name__} have prompts already, of another model that shares them; load the "
+            "CLIP anew, or take them out with unload() of what they belong to."
         )
     if model.config.model_type == "siglip2":
         raise ValueError(

@@ -143,9 +143,10 @@ class TaskForward(TaskAdapters):
             return self._encode(routed, given)
         state = autocast_dtype(self.device), self.adapter_set.enabled
         keys = {name: (key, state) for name, key in zip(routed, self._text_keys(routed))}
+        modules = (module for _, module in self.clip.named_modules(memo={self.adapter_set.container}))
         return self._text_cache(
             keys,
-            Fingerprint(*self.adapter_set.text_parameters()),
+            Fingerprint(*self.adapter_set.text_parameters(), modules),
             lambda names: self._encode({name: routed[name] for name in names}),
         )
 

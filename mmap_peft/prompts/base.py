@@ -135,9 +135,10 @@ class SequencePromptConfig(PromptConfig):
     """Settings of prompts that stay in the sequence.
 
     In a text, the prompts of the first layer replace the tokens after the first one and take their position
-    embeddings. So a text needs one word for each prompt before the class name: `"X X X X cat."` or
-    `"a photo of a cat."` for four prompts. In an image, prompts are added after the first token, without position
-    embeddings. The prompts of a deeper layer replace the outputs of the prompts of the layer before it.
+    embeddings; texts of SigLIP have no start token, so there the first tokens are replaced. A text needs one word for
+    each prompt before the class name: `"X X X X cat."` or `"a photo of a cat."` for four prompts. In an image, prompts
+    are added after the first token, without position embeddings. The prompts of a deeper layer replace the outputs of
+    the prompts of the layer before it.
 
     Args:
         init_std (`float`): standard deviation of the initial values of the prompts.

@@ -142,6 +142,11 @@ for _name in SUPPORTED:
     AttentionInterface.register(f"mmap_{_name}", _with_prompts(_name))
 
 
+def takes_prompts(model: nn.Module) -> bool:
+    """Whether prompts enter layers of a model, be they its own or those of another model that shares its towers."""
+    return any(isinstance(getattr(module, "config", None), PromptAttentionConfig) for module in model.modules())
+
+
 class PromptAttentionConfig:
     """Replaces the config of an attention module, so that the module calls the functions above.
 

@@ -84,14 +84,11 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         routing = routing or overrides.get(self) or self.routing([active])
         # A compiled graph serves all routes, so it computes the prompts of all adapters, if they can be combined.
         compiled = torch.compiler.is_compiling() and bool(routing.index.shape[1])
-        adapters = {
-            name: self.adapter_prompts(name, towers)
-            for name in self.mmap_generators
-            if compiled or name in routing.used
-        }
+        names = list(self.mmap_generators)  # once, since another thread may add an adapter meanwhile
+        adapters = {name: self.adapter_prompts(name, towers) for name in names if compiled or name in routing.used}
         if compiled and not interchangeable(adapters.values()):
             adapters = {name: prompts for name, prompts in adapters.items() if name in routing.used}
-        adapters = [adapters.get(name) for name in self.mmap_generators]
+        adapters = [adapters.get(name) for name in names]
         return assemble([*adapters, *(given or {}).values()], routing, towers, self.as_tokens)
 
 

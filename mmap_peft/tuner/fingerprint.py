@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 
 SAMPLE = 64  # number of values of a frozen parameter that are compared
@@ -19,11 +20,17 @@ class Fingerprint:
     """Remembers the values of some parameters. Two fingerprints are equal if nothing has changed in between.
 
     Version counters do not see what is written through `.data` or numpy, so values are compared, too: all of those of
-    adapters, and an evenly spread sample of the frozen base, which is too large to be compared at each use.
+    adapters, and an evenly spread sample of the frozen base, which is too large to be compared at each use. Of
+    `modules`, some of which have no parameters, it is remembered which they are.
     """
 
-    def __init__(self, frozen: Iterable[torch.Tensor], adapters: Iterable[torch.Tensor] = ()) -> None:
-        self._marks, values = [], {}
+    def __init__(
+        self,
+        frozen: Iterable[torch.Tensor],
+        adapters: Iterable[torch.Tensor] = (),
+        modules: Iterable[nn.Module] = (),
+    ) -> None:
+        self._modules, self._marks, values = list(modules), [], {}
         for size, parameters in ((SAMPLE, frozen), (None, adapters)):
             for parameter in parameters:
                 data = parameter.detach()
@@ -37,7 +44,7 @@ class Fingerprint:
         self._values = [torch.cat(parts) for parts in values.values()]  # a copy
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Fingerprint) or self._marks != other._marks:
+        if not isinstance(other, Fingerprint) or (self._marks, self._modules) != (other._marks, other._modules):
             return False
         return all(map(torch.equal, self._values, other._values))
 

@@ -19,6 +19,16 @@ def passes_keywords(tower: nn.Module) -> bool:
     return tower.config.model_type.removesuffix("_model").rpartition("_")[0] in PASSES_KEYWORDS
 
 
+def is_siglip(tower: nn.Module) -> bool:
+    """Whether a tower is one of SigLIP or SigLIP 2."""
+    return tower.config.model_type.startswith("siglip")
+
+
+def start_tokens(tower: nn.Module, name: str) -> int:
+    """How many tokens of a sequence prompts stand behind: one, but none where SigLIP's texts have no start."""
+    return 0 if name == "text" and is_siglip(tower) else 1
+
+
 class PromptedLayer:
     """The hooks of an encoder layer: `enter` before its forward, `leave` after it.
 
@@ -120,7 +130,8 @@ class PromptedLayer:
         states = states if here.per_row else self._of_rows(states, prompts, hidden_states)
         if first and self.name == "vision":
             return torch.cat([hidden_states[:, :1], states, hidden_states[:, 1:]], dim=1)
-        hidden_states = replaced(hidden_states, states, self._of_rows(here.real, prompts, hidden_states))
+        real = self._of_rows(here.real, prompts, hidden_states)
+        hidden_states = replaced(hidden_states, states, real, start_tokens(self.tower, self.name))
         if first and prompts.position != "end":
             return self._with_names_moved(hidden_states, prompts, states.shape[1])
         return hidden_states
@@ -133,7 +144,9 @@ class PromptedLayer:
             )
         length, device = hidden_states.shape[1], hidden_states.device
         positions = self.tower.embeddings.position_embedding(torch.arange(length, device=device)).to(hidden_states)
-        order = name_order(prompts.position, prompts.text_ends.to(device), count, length)
+        missing = 1 - start_tokens(self.tower, self.name)  # places are counted with a start
+        ends = prompts.text_ends.to(device) + missing
+        order = name_order(prompts.position, ends, count, length + missing)[:, missing:] - missing
         words = hidden_states - positions
         return words.gather(1, order[..., None].expand_as(words)) + positions
 
@@ -149,18 +162,21 @@ def without_prompts(hidden_states: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat([hidden_states[:, :1], hidden_states[:, 1 + count :]], dim=1)
 
 
-def replaced(hidden_states: torch.Tensor, states: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """Tokens of which those after the first are replaced by states, where these are real."""
-    count = states.shape[1]
+def replaced(
+    hidden_states: torch.Tensor, states: torch.Tensor, real: torch.Tensor | None, start: int = 1
+) -> torch.Tensor:
+    """Tokens of which those from a place on are replaced by states, where these are real."""
+    stop = start + states.shape[1]
     if real is not None:
-        states = torch.where(real.to(states.device)[..., None], states, hidden_states[:, 1 : count + 1])
-    return torch.cat([hidden_states[:, :1], states, hidden_states[:, 1 + count :]], dim=1)
+        states = torch.where(real.to(states.device)[..., None], states, hidden_states[:, start:stop])
+    return torch.cat([hidden_states[:, :start], states, hidden_states[:, stop:]], dim=1)
 
 
 def first_states(tower: nn.Module, name: str, states: torch.Tensor) -> torch.Tensor:
     """Prompts as inputs of layer 0: text prompts get position embeddings, vision prompts pass the norm before it."""
     if name == "text":
-        places = torch.arange(1, states.shape[1] + 1, device=states.device)
+        start = start_tokens(tower, name)
+        places = torch.arange(start, start + states.shape[1], device=states.device)
         return states + tower.embeddings.position_embedding(places).to(states)
     norm = getattr(tower, "pre_layrnorm", None)  # SigLIP has none
     return states if norm is None else norm(states)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..prompts.base import PromptConfig, TowerShape
-from .attention import PromptAttentionConfig
+from .attention import PromptAttentionConfig, takes_prompts
 from .checked import CheckedTuner
 from .container import PromptContainer
 from .layer import PromptedLayer
@@ -91,6 +91,11 @@ class PromptTuner(CheckedTuner):
     def _check(self, model: nn.Module, adapter_name: str, config: PromptConfig) -> None:
         check_adapter_name(adapter_name)
         towers = find_towers(model)
+        if not hasattr(model, "mmap") and takes_prompts(model):
+            raise ValueError(
+                f"Layers of the {type(model).__name__} have prompts already, of another model that shares them; add "
+                "adapters to that model, take its prompts out with unload(), or load this model anew."
+            )
         config.check(_shapes(towers))
         widened = config.stays_in_sequence and "vision" in config.towers and towers.get("vision")
         if widened and widened.config.model_type == "siglip2_vision_model":
@@ -101,11 +106,22 @@ class PromptTuner(CheckedTuner):
         self._prepare_adapter_config(config, {})
         _check_modules_to_save(model, config)
         layers = self._layers(model, config)
-        if layers and config.depth is not None and all(index >= config.depth for _, index in layers):
+        fewest = min(len(tower.encoder.layers) for tower in towers.values())
+        depths = {
+            name: config.tower_settings(name)[1] or (fewest if config.needs_all_towers else None) for name in towers
+        }
+        prompted = {name for name, index in layers if depths[name] is None or index < depths[name]}
+        if layers and not prompted and config.depth is not None:
             raise ValueError(
                 f"target_modules={config.target_modules!r} matches none of the first depth={config.depth} layers, so "
                 f"no layer gets prompts; write a depth above {min(index for _, index in layers)}, since layers are "
                 "counted from 0, or leave it out."
+            )
+        if layers and config.needs_all_towers and len(prompted) < len(towers):
+            raise ValueError(
+                f"target_modules={config.target_modules!r}, less exclude_modules={config.exclude_modules!r}, matches "
+                f"layers that can get prompts in {len(prompted)} of {len(towers)} towers, but {type(config).__name__} "
+                f"puts prompts into the first {fewest} or fewer layers of each; match some of both."
             )
 
     def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
@@ -143,17 +159,17 @@ class PromptTuner(CheckedTuner):
     ) -> None:
         # The container is made here and no earlier: PEFT takes a model that has a tuner layer already for one whose
         # base was frozen before, and would leave the whole base trainable.
-        towers = find_towers(self.model)
-        if not hasattr(self.model, "mmap"):
-            self.model.mmap = PromptContainer(target.layer_norm1)
-            _add_hooks(towers, self.model.mmap)
-        container = self.model.mmap
-        if adapter_name in container.mmap_generators:
+        container = getattr(self.model, "mmap", None)
+        if container is not None and adapter_name in container.mmap_generators:
             return  # PEFT calls this for each target module
+        towers = find_towers(self.model)
         layers = self._layers(self.model, peft_config)
         prompted = dict(layers)
         shapes = {tower: shape for tower, shape in _shapes(towers).items() if tower in prompted}
         generator = peft_config.generator_class(peft_config, shapes)
+        if container is None:
+            container = self.model.mmap = PromptContainer(target.layer_norm1)
+            _add_hooks(towers, container)
         if peft_config.stays_in_sequence and "text" in shapes:
             embedding = towers["text"].embeddings.token_embedding
             if not embedding.weight.is_meta or hasattr(embedding, "_hf_hook"):  # accelerate brings offloaded weights

@@ -60,7 +60,7 @@ def shared_text_features(
     if pack is None:
         rows = prompts.rows.get("text")
         rows = ids.new_zeros(ids.shape[0]) if rows is None else rows.to(ids.device)
-        pack = constants[ids.device] = _TextPack(ids, rows, prompts.routes, text_ends(ids, tower.config.eos_token_id))
+        pack = constants[ids.device] = _TextPack(ids, rows, prompts.routes, text_ends(ids, tower))
     if prompts.stays_in_sequence and prompts.length("text") >= pack.shared:
         return clip.get_text_features(ids, prompts=prompts).pooler_output
     first = prompts.first_layer("text")
@@ -100,7 +100,7 @@ def _constant_part(
     if not start or random or learning or any(isinstance(module, BaseTunerLayer) for module in tower.modules()):
         return run()
     kept: tuple | None = constants.get("hidden")
-    state = start, autocast_dtype(pack.device), Fingerprint(tower.parameters())
+    state = start, autocast_dtype(pack.device), Fingerprint(tower.parameters(), modules=tower.modules())
     if kept is None or kept[0] != state:
         # A later training step could not use a tensor that was made in inference mode.
         with torch.inference_mode(False), torch.no_grad():

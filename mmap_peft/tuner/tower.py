@@ -10,7 +10,7 @@ from torch import nn
 
 from .assemble import Prompts
 from .container import PromptContainer
-from .layer import without_prompts
+from .layer import is_siglip, start_tokens, without_prompts
 
 
 class PromptedTower:
@@ -31,7 +31,7 @@ class PromptedTower:
         if prompts is not None and prompts.stays_in_sequence and self.name == "text" and prompts.text_ends is None:
             ids = kwargs.get("input_ids", args[0] if args else None)
             if ids is not None and not ids.is_floating_point():
-                prompts = _with_ends(prompts, ids.view(-1, ids.shape[-1]), module.config.eos_token_id)
+                prompts = _with_ends(prompts, ids.view(-1, ids.shape[-1]), module)
         return args, {**kwargs, "prompts": prompts}
 
     def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -63,27 +63,34 @@ class PromptedTower:
         return output
 
 
-def text_ends(ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+def text_ends(ids: torch.Tensor, tower: nn.Module) -> torch.Tensor:
     """Place of the end of each text: (batch,). The last place, if a text has no end."""
-    if eos_token_id == 2:  # stands in old configs of CLIP, whose end of text has the highest id
+    config = tower.config
+    # It stands in old configs of CLIP, whose end of text has the highest id. That of MetaCLIP 2 has the id 2.
+    if config.eos_token_id == 2 and not config.model_type.startswith("metaclip_2"):
         return ids.argmax(-1)
-    is_end = ids == eos_token_id
+    is_end = ids == config.eos_token_id
+    if is_siglip(tower):  # whose texts end with what pads them, another token than its config says
+        is_end = is_end | (ids == config.pad_token_id)
     return torch.where(is_end.any(-1), is_end.int().argmax(-1), ids.shape[1] - 1)
 
 
-def _with_ends(prompts: Prompts, ids: torch.Tensor, eos_token_id: int) -> Prompts:
+def _with_ends(prompts: Prompts, ids: torch.Tensor, tower: nn.Module) -> Prompts:
     """The prompts with the end of each text.
 
     Raises:
         ValueError: prompts would replace the end of a text, or all words of texts that differ.
     """
-    count, ends = prompts.length("text"), text_ends(ids, eos_token_id)
+    count, ends = prompts.length("text"), text_ends(ids, tower)
     unchecked = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a look at the values would break the graph
     if count and not unchecked:
-        without_words = ids[ends == count + 1, : count + 1]
-        if bool((ends <= count).any()) or len(without_words.unique(dim=0)) > 1:
+        start = start_tokens(tower, "text")
+        reached = start + count  # the first place that prompts do not take
+        without_words = ids[ends == reached, :reached]
+        if bool((ends < reached).any()) or len(without_words.unique(dim=0)) > 1:
             raise ValueError(
                 f"Texts have {int(ends.min()) + 1} tokens with start and end, but {count} prompts take the places of "
-                "as many after the first; write a word for each prompt before the class name, such as 'X X X X cat.'"
+                f"as many{' after the first' * start}; write a word for each prompt before the class name, such as "
+                "'X X X X cat.'"
             )
     return replace(prompts, text_ends=ends)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, use_routes
+from mmap_peft.tuner.texts import shared_text_features
 
 from ..tuner.test_families import build
 
@@ -31,6 +32,19 @@ def test_the_classifier_is_softmax_over_the_models_own_logits(family, processor,
     again = MultiTaskClassifier.from_pretrained(tmp_path, model=classifier.model.unload(), processor=processor)
     with torch.no_grad():
         assert torch.equal(again(pixels, torch.tensor([2, 2])).logits, found)
+
+
+def test_texts_that_share_words_end_where_metaclip_2_says(processor, tasks):
+    """Its end of text may have the id 2, by which old configs of CLIP mean the highest id."""
+    tokenizer, highest = processor.tokenizer, len(processor.tokenizer) - 1
+    model = build("metaclip_2", vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=2, pad_token_id=1)
+    classifier = MultiTaskClassifier(model, processor, tasks, CONFIG).eval()
+    ids = [[0, 9, 9, highest, 30, 2], [0, 9, 9, 31, 2], [0, 9, 9, 31, 32, 2]]
+    padded = torch.tensor([row + [1] * (6 - len(row)) for row in ids])
+    prompts = classifier.adapter_set.prompts("text", [("global",)])
+    expected = classifier.clip.get_text_features(padded, prompts=prompts).pooler_output
+    found = shared_text_features(classifier.clip, padded, prompts)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_images_of_any_size_are_refused(processor, tasks):

@@ -103,6 +103,25 @@ def test_a_refused_call_leaves_the_clip_as_it_was(fault, name, clip, processor, 
     assert state(clip) == before
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+@pytest.mark.parametrize("second", [None, "mmap", "vpt", "coop"])
+@pytest.mark.parametrize("first", ["whole", "tower"])
+def test_layers_of_another_model_with_prompts_are_refused(first, second, clip, clip_folder, processor, tasks, inputs):
+    other = CLIPModel.from_pretrained(clip_folder)
+    other.vision_model, other.text_model = clip.vision_model, clip.text_model
+    model = get_peft_model(clip if first == "whole" else clip.vision_model, METHODS["vpt"]()).eval()
+    given = inputs if first == "whole" else {"pixel_values": inputs["pixel_values"]}
+    expected, before = model(**given)[1 if first == "tower" else 0], state(other)
+    with pytest.raises(ValueError, match=r"have prompts already, of another model|has the adapters default already"):
+        MultiTaskClassifier(other, processor, tasks, METHODS[second]() if second else None)
+    for base in (other, clip.vision_model if first == "whole" else clip):
+        if second and not (second == "coop" and base is clip.vision_model):
+            with pytest.raises(ValueError, match="have prompts already, of another model"):
+                get_peft_model(base, METHODS[second](), adapter_name="x")
+    assert state(other) == before
+    assert torch.equal(model(**given)[1 if first == "tower" else 0], expected)
+
+
 # ---- modules_to_save
 
 
@@ -197,6 +216,16 @@ def test_text_features_are_made_again_after_the_base_is_written(name, part, writ
 def parameter_of(classifier, part):
     module = classifier.clip.get_submodule(part)
     return getattr(module, "base_layer", module).weight
+
+
+@METHOD
+def test_text_features_are_made_again_after_a_module_is_swapped(name, clip, processor, tasks):
+    classifier = MultiTaskClassifier(clip, processor, tasks, METHODS[name]()).eval()
+    with classifier.zero_shot():
+        predict(classifier)
+        classifier.clip.text_model.encoder.layers[0].mlp.activation_fn = torch.nn.ReLU()  # it has no parameters
+        expected = classifier.encode_texts(["print"])[0]
+        torch.testing.assert_close(classifier.class_weights("print")[0], expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mmap", "lora", "bitfit"])

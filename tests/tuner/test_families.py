@@ -126,6 +126,34 @@ def test_prompts_that_ride_on(family, method, tmp_path):
     torch.testing.assert_close(found, output.logits_per_image, atol=1e-5, rtol=1e-5)
 
 
+ENDS = {"metaclip_2": ([0], 2, 1), "siglip": ([], 1, 1), "siglip of Gemma": ([], 1, 0)}  # start, end, padding
+
+
+@pytest.mark.parametrize("method", ["coop", "coop middle", "coop front", "ivlp", "maple", "mmap"])
+@pytest.mark.parametrize("family", ENDS)
+def test_texts_as_the_tokenizers_of_checkpoints_make_them(family, method):
+    """MetaCLIP 2 has the end that old configs of CLIP say; SigLIP has no start and an end that its config hides."""
+    start, end, padding = ENDS[family]
+    clip = build(family.split()[0], bos_token_id=0, eos_token_id=2 if start else 98, pad_token_id=1)
+    config = copy.deepcopy(MmAPConfig(**CONFIG) if method == "mmap" else RIDING[method.split()[0]])
+    config.num_prompts = 4 if method == "mmap" else 2
+    if " " in method:
+        config.position = method.split()[1]
+    model = get_peft_model(clip, config).eval().get_base_model()
+
+    def features(*texts):
+        ids = [[*start, *words, end] for words in texts]
+        return model.get_text_features(torch.tensor([row + [padding] * (12 - len(row)) for row in ids])).pooler_output
+
+    texts = [[9, 9, *name, 50] for name in ([20], [21], [20, 22], [20, 23], [24])]
+    together = features(*texts)
+    torch.testing.assert_close(together, torch.cat([features(text) for text in texts]), atol=1e-5, rtol=1e-5)
+    assert torch.pdist(together).min() > 1e-3
+    if method != "mmap":
+        with pytest.raises(ValueError, match="but 2 prompts take the places of as many"):
+            features([20, 30], [21, 30])
+
+
 @pytest.mark.parametrize("family", MODELS)
 def test_saved_and_loaded(family, tmp_path):
     text, vision = inputs(family)

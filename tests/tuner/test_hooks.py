@@ -8,7 +8,17 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from peft import PeftModel, get_peft_model
 
-from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, MultiTaskClassifier, VPTConfig
+from mmap_peft import (
+    BitFitConfig,
+    BottleneckAdapterConfig,
+    CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    MmAPConfig,
+    MultiTaskClassifier,
+    VPTConfig,
+    lora_config,
+)
 from mmap_peft.data.pictograms import draw
 
 from ..conftest import tiny_clip
@@ -96,13 +106,25 @@ def test_offloading(offload, name, inputs, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mmap", "vpt"])
-def test_a_classifier_of_an_offloaded_clip(name, processor, tasks):
+def test_a_classifier_of_an_offloaded_clip(name, processor, tasks, tmp_path):
     images = [draw("print", "sun", 0), draw("photo", "star", 1)]
     expected = MultiTaskClassifier(tiny_clip(), processor, tasks, CONFIGS[name]).predict(images, task="photo")
     classifier = MultiTaskClassifier(tiny_clip(), processor, tasks, CONFIGS[name])
     cpu_offload(classifier.clip, execution_device=torch.device("cpu"))
     found = classifier.predict(images, task="photo")
     torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-5, rtol=1e-5)
+    classifier.save_pretrained(tmp_path)
+    again = MultiTaskClassifier.from_pretrained(tmp_path, model=tiny_clip(), processor=processor)
+    found = again.predict(images, task="photo")
+    torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [BitFitConfig, BottleneckAdapterConfig, lora_config])
+def test_methods_that_start_from_weights_refuse_an_offloaded_clip(config, processor, tasks):
+    clip = tiny_clip()
+    cpu_offload(clip, execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"CLIPModel is offloaded.*make the classifier first"):
+        MultiTaskClassifier(clip, processor, tasks, config())
 
 
 # ---- modules that PEFT copies

@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from transformers import BertConfig, BertModel, CLIPModel
 
-from mmap_peft import MmAPConfig
+from mmap_peft import IVLPConfig, MaPLeConfig, MmAPConfig
 
 
 CONFIG = {"num_prompts": 4, "source_shape": (2, 4), "init_std": 0.5}
@@ -37,6 +37,24 @@ def test_a_rejected_adapter_leaves_the_model_as_it_was(model, inputs):
         model.add_adapter("x.y", MmAPConfig(**CONFIG))
     assert list(model.peft_config) == ["default"]
     assert torch.equal(logits(model, inputs), before)
+
+
+def test_methods_of_both_towers_need_layers_of_both(clip, inputs):
+    before = clip(**inputs).logits_per_image
+    for fields in (
+        {"target_modules": r"text_model\.encoder\.layers\.\d"},
+        {"exclude_modules": r"vision_model\.encoder\.layers\.\d"},
+        {"target_modules": r".*encoder\.layers\.(1|2)", "exclude_modules": r"vision_model\.encoder\.layers\.1"},
+    ):
+        with pytest.raises(ValueError, match="in 1 of 2 towers, but MaPLeConfig puts prompts into"):
+            get_peft_model(clip, MaPLeConfig(**fields))
+        assert not hasattr(clip, "mmap") and torch.equal(clip(**inputs).logits_per_image, before)
+
+
+def test_each_tower_has_its_depth(clip):
+    config = IVLPConfig(depth=1, vision_depth=2, target_modules=r"vision_model\.encoder\.layers\.1")
+    get_peft_model(clip, config)
+    assert clip.mmap.layers["default"] == {("vision", 1)}
 
 
 def test_other_models(inputs):

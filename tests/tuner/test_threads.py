@@ -1,13 +1,26 @@
 """Threads that share a model with prompts get the answers of one thread."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from peft import get_peft_model
 
-from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, MultiTaskClassifier, VPTConfig, use_routes
+from mmap_peft import (
+    BitFitConfig,
+    BottleneckAdapterConfig,
+    CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    MmAPConfig,
+    MultiTaskClassifier,
+    VPTConfig,
+    lora_config,
+    use_routes,
+)
 from mmap_peft.data.pictograms import draw
+from mmap_peft.tuner.model import PromptTuner
 
 from ..conftest import tiny_clip
 from ..methods.test_threads import in_threads
@@ -107,3 +120,49 @@ def test_a_classifier_in_training_mode_is_in_it_again_after_many_threads(process
     image = draw("print", "sun", 0)
     in_threads(lambda number: classifier.predict(image, task="print").probabilities, rounds=10)
     assert [module.training for module in classifier.modules()] == modes
+
+
+@pytest.mark.parametrize("config", [lora_config(init_lora_weights=False), BottleneckAdapterConfig(), BitFitConfig()])
+def test_zero_shot_blocks_of_two_threads_overlap(config, processor, tasks):
+    """The second goes on when the first has ended, and afterwards the same adapters train as before."""
+    classifier = MultiTaskClassifier(tiny_clip(), processor, tasks, config)
+    with torch.no_grad():
+        for parameter in classifier.adapter_parameters("global").values():
+            parameter.add_(0.1)
+
+    def answers():
+        return classifier.predict(draw("print", "sun", 0), task="print").probabilities
+
+    before, training = answers(), classifier.training_adapters
+    first, second = classifier.zero_shot(), classifier.zero_shot()
+    with ThreadPoolExecutor(1) as another, ThreadPoolExecutor(1) as one:
+        one.submit(first.__enter__).result()
+        another.submit(second.__enter__).result()
+        expected = one.submit(answers).result()
+        one.submit(first.__exit__, None, None, None).result()
+        assert torch.equal(another.submit(answers).result(), expected)
+        another.submit(second.__exit__, None, None, None).result()
+    assert torch.equal(answers(), before) and not torch.allclose(before, expected, atol=1e-4)
+    assert classifier.training_adapters == training == ["global"]
+
+
+def test_answers_while_a_task_is_added(processor, tasks, monkeypatch):
+    """At each step of adding an adapter, another thread gets the answers of before."""
+    classifier = MultiTaskClassifier(tiny_clip(), processor, tasks[:2], CONFIGS["mmap"])
+    image, found = draw("print", "sun", 0), []
+    expected = classifier.predict(image, task="print").probabilities
+    with ThreadPoolExecutor(1) as pool:
+
+        def asking(function):
+            def wrapper(*args, **kwargs):
+                for step in (None, function):
+                    result = None if step is None else step(*args, **kwargs)
+                    found.append(pool.submit(classifier.predict, image, task="print").result().probabilities)
+                return result
+
+            return wrapper
+
+        for name in ("inject_adapter", "_create_and_replace", "set_adapter"):
+            monkeypatch.setattr(PromptTuner, name, asking(getattr(PromptTuner, name)))
+        classifier.add_task(tasks[2])
+    assert len(found) > 4 and all(torch.equal(each[:, :3], expected[:, :3]) for each in found)
