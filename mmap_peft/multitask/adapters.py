@@ -107,8 +107,7 @@ class AdapterSet(nn.Module):
         given: Mapping[str, AdapterPrompts] | None = None,
         **rows: torch.Tensor,
     ) -> Prompts | None:
-        """The prompts of one pass through a tower (`"text"` or `"vision"`), or `None` if there are none. Routes may
-        name adapters and the prompts in `given`; `rows` are as in `Routing`."""
+        """The prompts of a pass through a tower, or `None`; routes may name `given`, and `rows` are as in `Routing`."""
         if self.container is None or tower not in self.config.towers:
             return None
         routing = self.container.routing(routes, given or (), pooled=True, **rows)
@@ -172,7 +171,7 @@ class PeftSet(AdapterSet):
         self._wrap(clip, [GLOBAL], seed)
 
     def _wrap(self, clip: PreTrainedModel, names: Sequence[str], seed: int) -> None:
-        with torch.inference_mode(False), seeded(seed):  # parameters that are made in inference mode cannot train
+        with _new_parameters(seed):
             self.model = get_peft_model(clip, copy.deepcopy(self.config), adapter_name=names[0])
             for name in names[1:]:
                 self.model.add_adapter(name, copy.deepcopy(self.config))
@@ -253,7 +252,7 @@ class PromptSet(PeftSet):
 
     def add(self, name: str, seed: int) -> None:
         """Add an adapter with new parameters."""
-        with torch.inference_mode(False), seeded(seed):
+        with _new_parameters(seed):
             self.model.add_adapter(name, copy.deepcopy(self.config))
 
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
@@ -280,8 +279,8 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
     if not isinstance(config, PromptConfig):
         if any(parameter.is_meta for parameter in clip.parameters()):
             raise ValueError(
-                f"The {type(clip).__name__} is offloaded, and {type(config).__name__} cannot start from weights that "
-                "are not there; make the classifier first, and offload it then."
+                f"The {type(clip).__name__} is offloaded, so {type(config).__name__} has no weights to start from; make "
+                "the classifier first, and offload it then."
             )
         return PeftSet(clip, config, seed)
     if config.modules_to_save:
@@ -293,9 +292,9 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's random numbers inside the `with` block, and restore their state after it."""
+def _new_parameters(seed: int) -> Iterator[None]:
+    """Seed torch's random numbers inside the `with` block. Parameters that are made in inference mode cannot train."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
