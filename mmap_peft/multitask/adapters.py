@@ -107,7 +107,7 @@ class AdapterSet(nn.Module):
         given: Mapping[str, AdapterPrompts] | None = None,
         **rows: torch.Tensor,
     ) -> Prompts | None:
-        """The prompts of a pass through a tower, or `None`; routes may name `given`, and `rows` are as in `Routing`."""
+        """The prompts of a pass through a tower, or `None`; routes may name `given`, `rows` are as in `Routing`."""
         if self.container is None or tower not in self.config.towers:
             return None
         routing = self.container.routing(routes, given or (), pooled=True, **rows)
@@ -279,8 +279,8 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
     if not isinstance(config, PromptConfig):
         if any(parameter.is_meta for parameter in clip.parameters()):
             raise ValueError(
-                f"The {type(clip).__name__} is offloaded, so {type(config).__name__} has no weights to start from; make "
-                "the classifier first, and offload it then."
+                f"The {type(clip).__name__} is offloaded, so {type(config).__name__} has no weights to start from; "
+                "make the classifier first, and offload it then."
             )
         return PeftSet(clip, config, seed)
     if config.modules_to_save:
