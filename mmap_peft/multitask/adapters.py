@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -19,9 +18,8 @@ from ..prompts.base import PromptConfig
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.container import PromptContainer
 from ..tuner.model import unwrap_modules
+from .overlap import Overlap
 
-
-_disabling = threading.Lock()
 
 GLOBAL = "global"  # the adapter that all tasks share before they are grouped
 
@@ -163,11 +161,9 @@ class ProbeSet(AdapterSet):
 class PeftSet(AdapterSet):
     """One adapter of a PEFT method for all tasks, since adapters of most methods cannot be combined."""
 
-    _blocks = 0  # how many blocks of `disabled`, in any thread, have begun and not ended
-    _enabling: ExitStack | None = None  # undoes what the first of them did
-
     def __init__(self, clip: PreTrainedModel, config: PeftConfig, seed: int) -> None:
         super().__init__(clip, config)
+        self._disabled = Overlap()
         self._wrap(clip, [GLOBAL], seed)
 
     def _wrap(self, clip: PreTrainedModel, names: Sequence[str], seed: int) -> None:
@@ -189,23 +185,16 @@ class PeftSet(AdapterSet):
         layers = (module for module in self.clip.modules() if isinstance(module, BaseTunerLayer))
         return not next(layers).disable_adapters
 
+    def _disable(self, undo: ExitStack) -> None:
+        # PEFT lets the active adapter train again, whatever was set before.
+        for parameter in self.parameters():
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+        undo.enter_context(self.model.disable_adapter())
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        with _disabling:
-            if not self._blocks:
-                self._enabling = ExitStack()
-                # PEFT lets the active adapter train again, whatever was set before.
-                for parameter in self.parameters():
-                    self._enabling.callback(parameter.requires_grad_, parameter.requires_grad)
-                self._enabling.enter_context(self.model.disable_adapter())
-            self._blocks += 1
-        try:
+        with self._disabled.block(self._disable):
             yield
-        finally:
-            with _disabling:
-                self._blocks -= 1
-                if not self._blocks:
-                    self._enabling.close()
 
     def first_route(self, task_adapter: str) -> Route:
         return (GLOBAL,)

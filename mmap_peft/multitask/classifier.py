@@ -25,6 +25,7 @@ from . import saving
 from .adapters import ProbeSet, make_adapters
 from .class_texts import ClassTexts
 from .output import Prediction
+from .overlap import Overlap
 from .record import TrainingRecord
 from .task import Task
 from .task_forward import TaskForward
@@ -82,7 +83,7 @@ class MultiTaskClassifier(TaskForward):
         self.texts = ClassTexts(processor.tokenizer, model.config.text_config, config)
         if self.texts.placeholders and config.init_ids is None:
             config.init_ids = self.texts.first_words(config.num_prompts)
-        self._text_cache = TextFeatureCache()
+        self._text_cache, self._evaluating = TextFeatureCache(), Overlap()
         flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:
             with torch.inference_mode(False):  # parameters that are made in inference mode cannot train

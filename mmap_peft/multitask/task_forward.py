@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from ..tuner.context import Overrides
 from ..tuner.fingerprint import Fingerprint, autocast_dtype
 from .adapters import ClassWeights
 from .output import MultiTaskOutput, task_losses
+from .overlap import Overlap
 from .processes import is_sharded
 from .task import Task
 from .task_adapters import TaskAdapters
@@ -23,7 +23,6 @@ from .text_features import TextFeatureCache, encode_texts
 
 
 _overrides: Overrides[Mapping[str, Route]] = Overrides("mmap_peft_tasks")  # what `override_routes` sets, by classifier
-_evaluating = threading.Lock()
 
 RoutedTasks = Mapping[str, tuple[Task, Route]]  # some tasks by name, each with its route
 Given = Mapping[str, AdapterPrompts]  # additional prompts that routes may name
@@ -34,8 +33,7 @@ class TaskForward(TaskAdapters):
 
     text_chunk: int | None
     _text_cache: TextFeatureCache
-    _evaluations = 0  # number of `evaluating` blocks that are active
-    _in_training: Sequence[nn.Module] = ()  # modules that were in training mode before the first of these blocks
+    _evaluating: Overlap
 
     @property
     def device(self) -> torch.device:
@@ -131,9 +129,8 @@ class TaskForward(TaskAdapters):
 
     def _text_features(self, routed: RoutedTasks, given: Given | None = None) -> list[torch.Tensor]:
         """Unit text features of each task's classes, (classes, dim); from the cache if nothing has changed."""
-        learning = torch.is_grad_enabled() and any(
-            parameter.requires_grad for part in self.adapter_set.text_parameters() for parameter in part
-        )
+        frozen, of_adapters = self.adapter_set.text_parameters()
+        learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in (*frozen, *of_adapters))
         random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0
         # All processes must run a sharded tower together, whichever tasks each of them has.
         changing = learning or random or is_sharded(self)
@@ -146,7 +143,7 @@ class TaskForward(TaskAdapters):
         modules = (module for _, module in self.clip.named_modules(memo={self.adapter_set.container}))
         return self._text_cache(
             keys,
-            Fingerprint(*self.adapter_set.text_parameters(), modules),
+            Fingerprint(frozen, of_adapters, modules),
             lambda names: self._encode({name: routed[name] for name in names}),
         )
 
@@ -180,20 +177,14 @@ class TaskForward(TaskAdapters):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside the `with` block nothing is in training mode. Several threads may be inside such blocks at once."""
-        with _evaluating:
-            if not self._evaluations:
-                self._in_training = [part for part in self.modules() if part.training]
-                self.eval()
-            self._evaluations += 1
-        try:
+        with self._evaluating.block(self._evaluate):
             yield
-        finally:
-            with _evaluating:
-                self._evaluations -= 1
-                if not self._evaluations:
-                    for part in self._in_training:
-                        part.training = True
-                    self._in_training = ()
+
+    def _evaluate(self, undo: ExitStack) -> None:
+        for part in self.modules():
+            if part.training:
+                undo.callback(setattr, part, "training", True)
+        self.eval()
 
     @contextmanager
     def override_routes(self, routes: Mapping[str, Route]) -> Iterator[None]:

@@ -63,8 +63,7 @@ def shared_text_features(
         pack = constants[ids.device] = _TextPack(ids, rows, prompts.routes, text_ends(ids, tower))
     if prompts.stays_in_sequence and prompts.length("text") >= pack.shared:
         return clip.get_text_features(ids, prompts=prompts).pooler_output
-    first = prompts.first_layer("text")
-    start = len(layers) if first is None else first
+    start = prompts.first_layer("text")
     hidden = _constant_part(tower, pack, prompts, start, constants)
     pooled = pack.unpacked_ends(_run(tower, pack, prompts, range(start, len(layers)), hidden))
     return clip.text_projection(tower.final_layer_norm(pooled))
@@ -95,9 +94,11 @@ def _constant_part(
     def run() -> torch.Tensor:
         return _run(tower, pack, prompts, range(start), pack.embedded(tower))
 
+    if not start:
+        return run()
     random = tower.training and tower.config.attention_dropout > 0
     learning = any(parameter.requires_grad for parameter in tower.parameters())
-    if not start or random or learning or any(isinstance(module, BaseTunerLayer) for module in tower.modules()):
+    if random or learning or any(isinstance(module, BaseTunerLayer) for module in tower.modules()):
         return run()
     kept: tuple | None = constants.get("hidden")
     state = start, autocast_dtype(pack.device), Fingerprint(tower.parameters(), modules=tower.modules())

@@ -11,26 +11,15 @@ from peft import PeftModel, get_peft_model
 from mmap_peft import (
     BitFitConfig,
     BottleneckAdapterConfig,
-    CoOpConfig,
-    IVLPConfig,
-    MaPLeConfig,
-    MmAPConfig,
     MultiTaskClassifier,
-    VPTConfig,
     lora_config,
 )
 from mmap_peft.data.pictograms import draw
 
 from ..conftest import tiny_clip
+from .test_threads import CONFIGS
 
 
-CONFIGS = {
-    "mmap": MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5),
-    "coop": CoOpConfig(num_prompts=2, init_std=0.5),
-    "vpt": VPTConfig(num_prompts=3, init_std=0.5),
-    "ivlp": IVLPConfig(num_prompts=2, init_std=0.5),
-    "maple": MaPLeConfig(num_prompts=2, init_std=0.5),
-}
 METHOD = pytest.mark.parametrize("name", CONFIGS)
 
 

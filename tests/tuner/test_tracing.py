@@ -5,21 +5,13 @@ import torch
 from peft import get_peft_model
 from torch.export import Dim
 
-from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, VPTConfig, use_routes
+from mmap_peft import VPTConfig, use_routes
 
 from ..conftest import tiny_clip
+from .test_prompts_argument import CONFIGS as PROMPTS
 
 
-CONFIGS = {
-    "mmap": MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5),
-    "coop": CoOpConfig(num_prompts=2, init_std=0.5),
-    "coop, in front": CoOpConfig(num_prompts=2, init_std=0.5, position="front"),
-    "coop, class-specific": CoOpConfig(num_prompts=2, init_std=0.5, num_classes=3),
-    "vpt": VPTConfig(num_prompts=3, init_std=0.5),
-    "vpt, first layer": VPTConfig(num_prompts=3, init_std=0.5, depth=1),
-    "ivlp": IVLPConfig(num_prompts=2, init_std=0.5),
-    "maple": MaPLeConfig(num_prompts=2, init_std=0.5),
-}
+CONFIGS = {**PROMPTS, "vpt, first layer": VPTConfig(num_prompts=3, init_std=0.5, depth=1)}
 METHOD = pytest.mark.parametrize("name", CONFIGS)
 
 
