@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test format clean
+.PHONY: demo test faults format clean
 
 demo: $(VENV)/installed
 	$(RUN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -13,6 +13,10 @@ test: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --numprocesses auto --dist loadfile
+
+# Seeded faults, at full length; see tests/faults.
+faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN)/python -m tests.faults
 
 format: $(VENV)/installed
 	$(RUN)/ruff check --fix .

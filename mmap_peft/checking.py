@@ -1,0 +1,38 @@
+"""Checks values by type and range, with the setting's name in the error."""
+
+from __future__ import annotations
+
+import functools
+import reprlib
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+
+_short = reprlib.Repr(maxstring=60, maxother=60, maxlist=4, maxdict=4, maxtuple=4)
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+
+def checked(value: Any, kind: Any, name: str, instead: str = "") -> Any:
+    """Return a value if it is of a kind, or raise a `ValueError` that names the setting.
+
+    Args:
+        value: the value. It is not converted: `True` and `1.0` are no integers, but an integer is a `float`.
+        kind: a type annotation, with pydantic's constraints if it has any: `Annotated[int, Ge(1)] | None`.
+        name (`str`): name of the setting.
+        instead (`str`): what to write instead, if pydantic's words are too technical.
+    """
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(
+            f"[{part!r}]" for part in first["loc"] if not str(part).startswith(("function", "constrained"))
+        )
+        given = _short.repr(value)
+        reason = instead or f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise ValueError(f"Invalid value {given} for `{name}{place}`: {reason}.") from None
