@@ -20,7 +20,7 @@ from mmap_peft.methods.linear_probe import LinearProbeConfig
 from mmap_peft.multitask.arguments import MultiTaskTrainingArguments
 from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.multitask.files import write_json
-from mmap_peft.multitask.saving import WEIGHTS_FILE, load_processor
+from mmap_peft.multitask.loading import WEIGHTS_FILE, load_processor
 from mmap_peft.multitask.task import Task
 from mmap_peft.multitask.task_trainer import TaskTrainer
 from mmap_peft.multitask.trainer import MultiTaskTrainer

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mmap_peft.data.pictograms import small_clip
 from mmap_peft.multitask.files import write_json
-from mmap_peft.multitask.saving import load_processor
+from mmap_peft.multitask.loading import load_processor
 
 from .machine import origin
 from .speed_plots import plot_speed

@@ -7,9 +7,9 @@ from .methods.peft_configs import ia3_config, ln_tuning_config, lora_config
 from .multitask.arguments import MultiTaskTrainingArguments
 from .multitask.classifier import MultiTaskClassifier
 from .multitask.grouping import TaskGrouping
+from .multitask.loading import load_processor
 from .multitask.output import MultiTaskOutput, Prediction
 from .multitask.plots import plot_grouping
-from .multitask.saving import load_processor
 from .multitask.task import Task
 from .multitask.trainer import MultiTaskTrainer
 from .prompts.coop import CoOpConfig

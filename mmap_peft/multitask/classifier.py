@@ -21,7 +21,7 @@ from ..export.task_classifier import TaskClassifier
 from ..keywords import check_keywords
 from ..tuner.assemble import Route
 from ..tuner.attention import takes_prompts
-from . import saving
+from . import loading, saving
 from .adapters import ProbeSet, make_adapters
 from .class_texts import ClassTexts
 from .output import Prediction
@@ -153,7 +153,7 @@ class MultiTaskClassifier(TaskForward):
         Raises:
             ValueError: the folder is of other tasks, or a file is missing or damaged; nothing has changed then.
         """
-        saving.load(self, Path(folder))
+        loading.load(self, Path(folder))
 
     @classmethod
     @check_keywords(snapshot_download, without=("repo_id", "repo_type", "allow_patterns", "dry_run"))
@@ -183,7 +183,7 @@ class MultiTaskClassifier(TaskForward):
                 not given and is not found.
             OSError: the Hub has no such repository or revision, or cannot be reached.
         """
-        return saving.from_pretrained(cls, name_or_path, model, processor, subfolder, text_chunk, **download)
+        return loading.from_pretrained(cls, name_or_path, model, processor, subfolder, text_chunk, **download)
 
     def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
         """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
