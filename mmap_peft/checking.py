@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 
-_short = reprlib.Repr(maxstring=60, maxother=60, maxlist=4, maxdict=4, maxtuple=4)
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
 
 
 @functools.cache

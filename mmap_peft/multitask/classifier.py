@@ -84,6 +84,7 @@ class MultiTaskClassifier(TaskForward):
         if self.texts.placeholders and config.init_ids is None:
             config.init_ids = self.texts.first_words(config.num_prompts)
         self._text_cache, self._evaluating = TextFeatureCache(), Overlap()
+        self.base_cache = None  # of `BaseRecord.of`
         flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:
             with torch.inference_mode(False):  # parameters that are made in inference mode cannot train
@@ -144,16 +145,27 @@ class MultiTaskClassifier(TaskForward):
         return Prediction(labels, probabilities)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write `tasks.json`, a model card, and a folder for each adapter, which is a PEFT adapter of its own."""
+        """Write `tasks.json`, a model card, and a folder for each adapter, which is a PEFT adapter of its own.
+
+        All files are replaced at once: if the process ends meanwhile, the folder holds the old adapters, or the new.
+
+        Raises:
+            ValueError: a zero-shot classifier, or weights that are not finite.
+            OSError: a file cannot be written. The folder holds what it held before.
+        """
         saving.save(self, Path(folder))
 
-    def load_adapters(self, folder: str | os.PathLike) -> None:
+    def load_adapters(self, folder: str | os.PathLike, verify: bool = True) -> None:
         """Take routes, grouping and all adapters from a folder that `save_pretrained` wrote.
+
+        Args:
+            folder (`str`): the folder.
+            verify (`bool`): compare the files with the SHA-256 in `tasks.json`.
 
         Raises:
             ValueError: the folder is of other tasks, or a file is missing or damaged; nothing has changed then.
         """
-        loading.load(self, Path(folder))
+        loading.load(self, Path(folder), verify)
 
     @classmethod
     @check_keywords(snapshot_download, without=("repo_id", "repo_type", "allow_patterns", "dry_run"))
@@ -164,6 +176,7 @@ class MultiTaskClassifier(TaskForward):
         processor: Any = None,
         subfolder: str | None = None,
         text_chunk: int | None = None,
+        verify: bool = True,
         **download: Any,
     ) -> MultiTaskClassifier:
         """Load a classifier from a folder or from the Hub.
@@ -174,16 +187,19 @@ class MultiTaskClassifier(TaskForward):
             processor (*optional*): the base's processor. `None`: the one that the base's name or path gives.
             subfolder (`str`, *optional*): the classifier's folder inside `name_or_path`.
             text_chunk (`int`, *optional*): as for the class.
+            verify (`bool`): compare the files with the SHA-256 in `tasks.json`, and the base and its processor with
+                those of the training. `False`: for adapters that were copied in by hand, or another base on purpose.
+                A `model` or `processor` that is given and differs causes a warning only.
             download: as for `huggingface_hub.snapshot_download`: `revision`, `force_download` and others; `token`,
                 `cache_dir` and `local_files_only` are used for the base and its processor, too.
 
         Raises:
             TypeError: an unknown keyword.
             ValueError: a name or subfolder that cannot be one, a file that is missing or damaged, or a base that was
-                not given and is not found.
-            OSError: the Hub has no such repository or revision, or cannot be reached.
+                not given and is not found, or is another one than in training.
+            OSError: the base cannot be loaded, or the Hub has no such repository or revision, or cannot be reached.
         """
-        return loading.from_pretrained(cls, name_or_path, model, processor, subfolder, text_chunk, **download)
+        return loading.from_pretrained(cls, name_or_path, model, processor, subfolder, text_chunk, verify, **download)
 
     def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
         """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.

@@ -6,65 +6,111 @@ A `classifier` is a `MultiTaskClassifier`, which cannot be imported here, since 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
-import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..hub import model_card as cards
 from ..hub import repository
+from .base_record import BaseRecord
 from .plots import plot_grouping
+from .replacing import DIGESTS, replace_files, sha256
 
 
 TASKS_FILE = "tasks.json"
+DIGEST = "sha256"  # in tasks.json: that of all else in it
 WEIGHTS_FILE = "adapter_model.safetensors"
 TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset")  # in tasks.json, besides the route
 
 
-def save(classifier: Any, folder: Path, public: bool = False) -> None:
-    """Write a classifier to a folder; other files in it stay. With `public`, no path of this machine is written."""
+def save(classifier: Any, folder: Path, public: bool = False, card: bool = True) -> None:
+    """Write a classifier to a folder: all files are replaced at once, and other files in it stay.
+
+    With `public`, no path of this machine is written. Without `card`, the model card and the heat map are left out.
+
+    Raises:
+        ValueError: a zero-shot classifier, or weights that are not finite.
+        OSError: a file cannot be written. The folder holds what it held before.
+    """
     if not classifier.adapters:
         raise ValueError("A zero-shot classifier has no adapter to save; give the MultiTaskClassifier a config.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-        new = Path(name)
-        description = _describe(classifier)
-        if public:
-            description["base_model"] = repository.hub_id(description["base_model"])
-        for adapter in classifier.adapters:
-            _save_adapter(classifier, adapter, new / adapter, description["base_model"])
-        if classifier.grouping is not None and classifier.grouping.similarity is not None:
-            plot_grouping(classifier.grouping, new / "grouping.png")
-        model_card(classifier).save(new / "README.md")
-        (new / TASKS_FILE).write_text(json.dumps(description, indent=1))
-        # Each file is replaced at once; tasks.json names the others, so it is moved last.
-        files = [path for path in new.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: path.name == TASKS_FILE):
-            target = folder / path.relative_to(new)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(path, target)
+    states = {adapter: classifier.adapter_state(adapter) for adapter in classifier.adapters}
+    for adapter, tensors in states.items():
+        check_finite(tensors, f"Adapter {adapter!r}")
+    description = _describe(classifier)
+    if public:
+        description["base_model"] = repository.hub_id(description["base_model"])
+    try:
+        with replace_files(folder, TASKS_FILE) as new:
+            _write(classifier, description, states, new, card)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)[:200]
+        raise OSError(
+            f"{folder} cannot be written ({reason}), so it holds what it held before; make space, or give another "
+            "folder."
+        ) from error
 
 
-def _save_adapter(classifier: Any, adapter: str, folder: Path, base_model: str | None) -> None:
+def _write(classifier: Any, description: dict[str, Any], states: dict[str, Any], folder: Path, card: bool) -> None:
+    for adapter, tensors in states.items():
+        _save_adapter(classifier, adapter, tensors, folder / adapter, description["base_model"])
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    description[DIGESTS] = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    if card:
+        write_card(classifier, folder)
+    description[DIGEST] = content_digest(description)
+    (folder / TASKS_FILE).write_text(json.dumps(description, indent=1), encoding="utf-8")
+
+
+def check_finite(tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Raise a `ValueError` that begins with `source` if one of the tensors holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{source} holds numbers that are not finite, in {name!r}; take the last checkpoint before training "
+                "diverged, and lower learning_rate."
+            )
+
+
+def content_digest(description: dict[str, Any]) -> str:
+    """The SHA-256 of what `tasks.json` says, whatever its spaces and line ends are."""
+    content = {name: value for name, value in description.items() if name != DIGEST}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_card(classifier: Any, folder: Path, repo_id: str | None = None, subfolder: str | None = None) -> None:
+    """Write the model card, and the heat map of the grouping if there is one."""
+    if classifier.grouping is not None and classifier.grouping.similarity is not None:
+        plot_grouping(classifier.grouping, folder / "grouping.png")
+    model_card(classifier, repo_id, subfolder).save(folder / "README.md")
+
+
+def _save_adapter(
+    classifier: Any, adapter: str, tensors: dict[str, torch.Tensor], folder: Path, base_model: str | None
+) -> None:
     clip = classifier.clip
     # PEFT completes the settings where it puts an adapter into a model, for example with the modules it goes to.
     config = copy.deepcopy(getattr(clip, "peft_config", {}).get(adapter, classifier.adapter_config))
     config.base_model_name_or_path, config.inference_mode = base_model or None, True
     auto_mapping = {"base_model_class": type(clip).__name__, "parent_library": type(clip).__module__}
     config.save_pretrained(folder, auto_mapping_dict=auto_mapping)
-    tensors = {name: tensor.contiguous() for name, tensor in classifier.adapter_state(adapter).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _describe(classifier: Any) -> dict[str, Any]:
-    """The content of `tasks.json`."""
+    """The content of `tasks.json`, without the digests."""
     return {
         "base_model": classifier.clip.name_or_path,
+        "base": BaseRecord.of(classifier).to_dict(),
         "adapters": classifier.adapters,
         "tasks": [
             {**{field: getattr(task, field) for field in TASK_FIELDS}, "route": classifier.routes[task.name]}
@@ -102,12 +148,12 @@ def push(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save(classifier, folder, public=True)
+        save(classifier, folder, public=True, card=False)
         with repository.hub_errors(repo_id, revision, parent_commit):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            model_card(classifier, repo_id, subfolder).save(folder / "README.md")
+            write_card(classifier, folder, repo_id, subfolder)
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,

@@ -28,6 +28,14 @@ def folder(classifier, tmp_path):
     return tmp_path / "saved"
 
 
+def describe(folder, **changes):
+    """Change `tasks.json`, as if it had been saved so by an early version, without digests."""
+    description = {**json.loads((folder / "tasks.json").read_text()), **changes}
+    for digests in ("files", "sha256"):
+        del description[digests]
+    (folder / "tasks.json").write_text(json.dumps(description))
+
+
 def probabilities(classifier):
     return torch.cat([classifier.predict(IMAGES, task).probabilities for task in classifier.tasks], dim=1)
 
@@ -72,9 +80,7 @@ def test_a_damaged_adapter_is_refused_and_nothing_changes(damage, classifier, fo
         save_file({name: tensor[:1].clone() for name, tensor in load_file(path).items()}, path)
     fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip.name_or_path), processor, tasks, CONFIG).eval()
     before, adapters = probabilities(fresh), fresh.adapters
-    with pytest.raises(
-        ValueError, match=r"photo.adapter_model\.safetensors (is missing or damaged|holds).*nothing was"
-    ):
+    with pytest.raises(ValueError, match=r"photo.adapter_model\.safetensors is (missing|damaged).*nothing was loaded"):
         fresh.load_adapters(folder)
     assert fresh.adapters == adapters
     assert torch.equal(probabilities(fresh), before)
@@ -116,18 +122,16 @@ def test_a_record_of_training_that_is_none_is_refused(training, folder):
 
 
 def test_a_folder_of_before_there_were_records_loads(classifier, folder):
-    description = json.loads((folder / "tasks.json").read_text())
-    del description["training"]
-    for task in description["tasks"]:
+    tasks = json.loads((folder / "tasks.json").read_text())["tasks"]
+    for task in tasks:
         del task["dataset"]
-    (folder / "tasks.json").write_text(json.dumps(description))
+    describe(folder, tasks=tasks, training={})
     assert torch.equal(probabilities(MultiTaskClassifier.from_pretrained(folder)), probabilities(classifier))
 
 
 @pytest.mark.parametrize("base", [None, "/no/such/folder"])
 def test_a_base_that_is_not_here_is_asked_for(base, classifier, folder, clip_folder):
-    description = json.loads((folder / "tasks.json").read_text())
-    (folder / "tasks.json").write_text(json.dumps({**description, "base_model": base}))
+    describe(folder, base_model=base)
     with pytest.raises(ValueError, match=r"load that base and write from_pretrained\(\.\.\., model=base\)"):
         MultiTaskClassifier.from_pretrained(folder)
     again = MultiTaskClassifier.from_pretrained(folder, model=CLIPModel.from_pretrained(clip_folder))
