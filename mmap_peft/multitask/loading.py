@@ -200,7 +200,8 @@ def from_pretrained(
         place = base.place if model.name_or_path == name else {}
         processor = load_processor(model.name_or_path, **place, **shared)
         base.restore_image_processor(processor)
-    config.inference_mode = False
+    # Digests are compared below; PEFT would warn of a model that only has another name.
+    config.inference_mode, config.base_model_name_or_path = False, model.name_or_path or None
     classifier = cls(model, processor, tasks, config, text_chunk=text_chunk)
     _take(classifier, contents, folder)
     _report(base.differences(classifier), found)

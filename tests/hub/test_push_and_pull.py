@@ -229,3 +229,22 @@ def test_the_trainer_pushes_the_classifier_and_its_card_and_nothing_else(client,
     client.run("args.max_steps = 6; trainer.train()")  # goes on although its checkpoints cannot be pushed
     assert client.run("answer = trainer.state.global_step") == 6
     assert "The connection to the Hub broke" in client.fail("trainer.push_to_hub()")
+
+
+def test_a_base_at_a_revision_comes_back(client):
+    """The base's main branch has other weights by then."""
+    expected = client.run(
+        "made, CLIPModel_ = make(), CLIPModel.from_pretrained(base)\n"
+        "CLIPModel_.push_to_hub('me/moving')\n"
+        "first = processor.push_to_hub('me/moving').oid\n"
+        "with torch.no_grad():\n"
+        "    CLIPModel_.visual_projection.weight.mul_(-1)\n"
+        "CLIPModel_.push_to_hub('me/moving')\n"
+        "CLIPModel.from_pretrained('me/moving')\n"
+        "clip = CLIPModel.from_pretrained('me/moving', revision=first)\n"
+        "pushed = MultiTaskClassifier(clip, processor, tasks(), MmAPConfig(num_prompts=4)).eval()\n"
+        "pushed.push_to_hub('me/pinned')\n"
+        "answer = probabilities(pushed)"
+    )
+    client.wipe_cache()
+    assert client.run("answer = probabilities(MultiTaskClassifier.from_pretrained('me/pinned'))") == expected

@@ -157,3 +157,59 @@ def test_an_unknown_keyword_is_refused_before_anything_is_read(folder):
 def test_a_zero_shot_classifier_has_nothing_to_save(clip, processor, tasks, tmp_path):
     with pytest.raises(ValueError, match="has no adapter to save"):
         MultiTaskClassifier(clip, processor, tasks).save_pretrained(tmp_path)
+
+
+def adapter_file(folder, adapter):
+    return folder / adapter / "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("damage", ["swapped", "flipped", "older", "edited", "tasks"])
+def test_files_that_were_not_saved_together_are_named_and_loaded_on_demand(damage, classifier, folder):
+    named = "photo.adapter_model"
+    if damage == "swapped":
+        first, second = adapter_file(folder, "photo"), adapter_file(folder, "print")
+        content = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(content)
+        named = "(photo|print).adapter_model"
+    elif damage == "flipped":
+        content = bytearray(adapter_file(folder, "photo").read_bytes())
+        content[-2] ^= 1
+        adapter_file(folder, "photo").write_bytes(content)
+    elif damage == "older":
+        content = adapter_file(folder, "photo").read_bytes()
+        with torch.no_grad():
+            classifier.adapter_parameters("photo")["source"].add_(1)
+        classifier.save_pretrained(folder)
+        adapter_file(folder, "photo").write_bytes(content)
+    else:
+        path, named = (
+            (folder / "photo" / "adapter_config.json", "photo.adapter_config")
+            if damage == "edited"
+            else (folder / "tasks.json", "tasks.json")
+        )
+        path.write_text(path.read_text().replace("0.5" if damage == "edited" else "a photo of", "0.25"))
+    with pytest.raises(ValueError, match=rf"{named}.* is damaged.*write verify=False"):
+        MultiTaskClassifier.from_pretrained(folder)
+    assert MultiTaskClassifier.from_pretrained(folder, verify=False).adapters == classifier.adapters
+
+
+def test_other_spaces_and_line_ends_in_the_description_do_no_harm(classifier, folder):
+    path = folder / "tasks.json"
+    path.write_bytes(json.dumps(json.loads(path.read_text()), indent=4).replace("\n", "\r\n").encode())
+    assert torch.equal(probabilities(MultiTaskClassifier.from_pretrained(folder)), probabilities(classifier))
+
+
+def test_weights_that_are_not_finite_are_not_saved(classifier, folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with torch.no_grad():
+        classifier.adapter_parameters("photo")["source"][0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"Adapter 'photo' holds numbers that are not finite, in '.*source'"):
+        classifier.save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(classifier, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file.out cannot be written \(Not a directory\)"):
+        classifier.save_pretrained(tmp_path / "file" / "out")
