@@ -25,7 +25,7 @@ from ..keywords import check_keywords
 from .base_record import BaseRecord
 from .grouping import TaskGrouping
 from .record import TrainingRecord
-from .replacing import DIGESTS, find, sha256
+from .replacing import DIGESTS, PREFIX, find, sha256
 from .saving import DIGEST, TASK_FIELDS, TASKS_FILE, WEIGHTS_FILE, content_digest
 from .task import Task
 
@@ -48,14 +48,14 @@ class Contents:
     def of(cls, folder: Path, verify: bool) -> Contents:
         """Read a folder, again if another process saves into it meanwhile."""
         while True:
-            before = _state(folder / TASKS_FILE)
+            before = _state(folder)
             try:
                 contents = cls._read(folder, verify)
             except ValueError:
-                if _state(folder / TASKS_FILE) == before:
+                if _state(folder) == before:
                     raise
             else:
-                if _state(folder / TASKS_FILE) == before:
+                if _state(folder) == before:
                     return contents
 
     @classmethod
@@ -73,11 +73,16 @@ class Contents:
         return cls(description, config, weights)
 
 
-def _state(path: Path) -> tuple[int, int] | None:
+def _state(folder: Path) -> list[tuple[str, int]]:
+    """What changes in a folder when another process saves into it."""
     try:
-        return path.stat().st_ino, path.stat().st_mtime_ns
-    except OSError:
-        return None
+        return sorted(
+            (entry.name, entry.inode())
+            for entry in os.scandir(folder)
+            if entry.name == TASKS_FILE or entry.name.startswith(PREFIX)
+        )
+    except OSError:  # what reads the files says so
+        return []
 
 
 def _read_description(folder: Path, verify: bool) -> dict[str, Any]:
