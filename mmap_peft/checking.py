@@ -6,7 +6,7 @@ import functools
 import reprlib
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 
 _short = reprlib.Repr()
@@ -15,7 +15,10 @@ _short.maxstring = _short.maxother = 60
 
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter:
-    return TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    try:
+        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # a TypedDict, which has a config of its own
+        return TypeAdapter(kind)
 
 
 def checked(value: Any, kind: Any, name: str, instead: str = "") -> Any:
@@ -28,7 +31,7 @@ def checked(value: Any, kind: Any, name: str, instead: str = "") -> Any:
         instead (`str`): what to write instead, if pydantic's words are too technical.
     """
     try:
-        return _adapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = "".join(
