@@ -8,8 +8,7 @@ adapter of a task called `art` is therefore `<art>`, which is part of no other n
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -21,8 +20,8 @@ from transformers import PreTrainedModel
 
 from ..methods.linear_probe import LinearProbeConfig
 from ..prompts.base import PromptConfig, PromptGenerator
-from ..tuner.assemble import AdapterPrompts, Prompts, Route, Routing
-from ..tuner.container import PromptContainer
+from ..tuner.assemble import AdapterPrompts, Prompts, Route
+from ..tuner.container import PromptContainer, plain_name
 from ..tuner.model import unwrap_modules
 from .adapters import GLOBAL, AdapterSet, ProbeSet
 from .overlap import Overlap
@@ -31,11 +30,6 @@ from .overlap import Overlap
 def _key(name: str) -> str:
     """PEFT's name of an adapter."""
     return f"<{name}>"
-
-
-def _names(keys: Iterable[str]) -> list[str]:
-    """The adapters that have these names in PEFT."""
-    return [key[1:-1] for key in keys]
 
 
 class PeftSet(AdapterSet):
@@ -58,7 +52,7 @@ class PeftSet(AdapterSet):
 
     @property
     def names(self) -> list[str]:
-        return _names(self.model.peft_config)
+        return list(map(plain_name, self.model.peft_config))
 
     def config_of(self, adapter: str) -> PeftConfig:
         return self.model.peft_config[_key(adapter)]
@@ -125,7 +119,7 @@ class PromptSet(PeftSet):
 
     @property
     def names(self) -> list[str]:
-        return _names(self.container.mmap_generators)
+        return list(map(plain_name, self.container.mmap_generators))
 
     def generator(self, adapter: str) -> PromptGenerator:
         """The module that computes the prompts of an adapter."""
@@ -144,8 +138,7 @@ class PromptSet(PeftSet):
     ) -> Prompts | None:
         if tower not in self.config.towers:
             return None
-        routing = Routing.of([*self.names, *(given or ())], routes, pooled=True, **rows)
-        routing = dataclasses.replace(routing, used=frozenset(map(_key, routing.used)))
+        routing = self.container.routing(routes, given or (), pooled=True, **rows)
         return self.container.prompts([tower], routing, given)
 
     def add(self, name: str, seed: int) -> None:

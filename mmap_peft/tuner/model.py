@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..prompts.base import PromptConfig, TowerShape
 from .attention import PromptAttentionConfig, takes_prompts
-from .checked import CheckedTuner, check_adapter_name
+from .checked import CheckedTuner
 from .container import PromptContainer
 from .layer import PromptedLayer
 from .routes import use_routes
