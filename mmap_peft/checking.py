@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from .patterns import check_pattern
+
 
 LONGEST = 400  # characters of a reason
 _short = reprlib.Repr()
@@ -27,19 +29,11 @@ _PYDANTIC = {
 }
 
 
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"it is no regular expression ({error})") from None
-    return pattern
-
-
 # Kinds of settings. A string among the constraints of a kind says in words what is expected.
 Count = Annotated[int, Ge(1), Le(2**31)]
 Amount = Annotated[float, Ge(0)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
-Pattern = Annotated[str, AfterValidator(_compiles), "a regular expression"]
+Pattern = Annotated[str, AfterValidator(check_pattern), "a regular expression"]
 Names = list[str] | tuple[str, ...] | set[str]
 
 

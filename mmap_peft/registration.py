@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 from . import methods, prompts
-from .methods.peft_configs import PEFT_METHODS
+from .checking import shortened
+from .methods.peft_configs import OTHER_PEFT_TYPES, PEFT_METHODS
 from .prompts.base import PromptConfig
 from .prompts.method import Method
 from .tuner.model import PromptTuner
@@ -67,6 +68,16 @@ def known_methods() -> dict[str, Method]:
     """All registered methods, and the methods of PEFT that this library has configs for, by `peft_type`."""
     registered = (getattr(config_class, "method", None) for config_class in PEFT_TYPE_TO_CONFIG_MAPPING.values())
     return {method.peft_type: method for method in (*registered, *PEFT_METHODS) if isinstance(method, Method)}
+
+
+def check_peft_type(peft_type: Any) -> None:
+    """Raise a `ValueError` if a classifier cannot train adapters of this `peft_type`."""
+    known = sorted({*known_methods(), *OTHER_PEFT_TYPES} & set(PEFT_TYPE_TO_CONFIG_MAPPING))
+    if not isinstance(peft_type, str) or peft_type not in known:
+        raise ValueError(
+            f"peft_type={shortened(peft_type)} is no method that a MultiTaskClassifier can train; those that it can "
+            f"are {', '.join(known)}"
+        )
 
 
 def starting_learning_rate(config: PeftConfig) -> float:

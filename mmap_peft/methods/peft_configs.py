@@ -33,6 +33,12 @@ PEFT_METHODS = (
     ),
 )
 
+# Other methods of PEFT that a classifier trains, saves and loads, with settings that have target_modules.
+OTHER_PEFT_TYPES = (
+    "BEFT", "BOFT", "DEFT", "DELORA", "FOURIERFT", "GLORA", "GRALORA", "HIRA", "HRA", "LOHA", "LOKR", "OFT", "OSF",
+    "PEANUT", "PSOFT", "PVERA", "SUPERTUNING", "TINYLORA", "UNILORA", "VERA",
+)  # fmt: skip
+
 
 @check_keywords(LoraConfig)
 def lora_config(**fields: Any) -> LoraConfig:

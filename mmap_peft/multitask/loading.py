@@ -5,10 +5,8 @@ A `classifier` is a `MultiTaskClassifier`, which cannot be imported here, since 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +15,17 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig
-from safetensors.torch import load_file
 from transformers import AutoProcessor, ProcessorMixin
 
 from ..hub import repository
 from ..keywords import check_keywords
-from .base_record import BaseRecord
-from .grouping import TaskGrouping
-from .record import TrainingRecord
-from .replacing import DIGESTS, PREFIX, find, sha256
-from .saving import DIGEST, TASK_FIELDS, TASKS_FILE, WEIGHTS_FILE, content_digest
-from .task import Task
+from .description import Description, check_shapes, check_sizes, read_config, read_weights
+from .replacing import PREFIX, find, sha256
+from .saving import CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
 
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "adapter_config.json"
 WITHOUT_CHECK = "if it was changed on purpose, write verify=False"
 
 
@@ -40,7 +33,7 @@ WITHOUT_CHECK = "if it was changed on purpose, write verify=False"
 class Contents:
     """What a folder holds, all of it read and checked by itself."""
 
-    description: dict[str, Any]
+    description: Description
     config: PeftConfig
     weights: dict[str, dict[str, torch.Tensor]]
 
@@ -60,17 +53,31 @@ class Contents:
 
     @classmethod
     def _read(cls, folder: Path, verify: bool) -> Contents:
-        description = _read_description(folder, verify)
-        names = [f"{adapter}/{file}" for adapter in description["adapters"] for file in (CONFIG_FILE, WEIGHTS_FILE)]
-        digests = description.get(DIGESTS, {})
-        paths = {name: find(folder, name, digests.get(name)) for name in names}
-        for name, path in paths.items():
-            if verify and name in digests and (not path.is_file() or sha256(path) != digests[name]):
-                reason = "damaged, or of another saving" if path.is_file() else "missing"
-                raise ValueError(f"{path} is {reason}; nothing was loaded. Restore it, or {WITHOUT_CHECK}.")
-        config = PeftConfig.from_pretrained(str(paths[names[0]].parent))
-        weights = {adapter: _read_weights(paths[f"{adapter}/{WEIGHTS_FILE}"]) for adapter in description["adapters"]}
-        return cls(description, config, weights)
+        description = Description.of(folder)
+        if verify and not description.unchanged:
+            raise ValueError(
+                f"{folder / TASKS_FILE} is damaged or was changed after it was saved; restore it, or {WITHOUT_CHECK}."
+            )
+        digests, configs, weights = description.digests, {}, {}
+        for adapter in description.adapters:
+            paths = {}
+            for file in (CONFIG_FILE, WEIGHTS_FILE):
+                name = f"{adapter}/{file}"
+                paths[file] = path = find(folder, name, digests.get(name))
+                if verify and name in digests and (not path.is_file() or sha256(path) != digests[name]):
+                    reason = "damaged, or of another saving" if path.is_file() else "missing"
+                    raise ValueError(f"{path} is {reason}; nothing was loaded. Restore it, or {WITHOUT_CHECK}.")
+            configs[adapter], weights[adapter] = read_config(paths[CONFIG_FILE]), read_weights(paths[WEIGHTS_FILE])
+        first, *others = description.adapters
+        for adapter in others:
+            if _settings(configs[adapter]) != _settings(configs[first]):
+                raise ValueError(f"{folder / adapter / CONFIG_FILE} has other settings than {first}/{CONFIG_FILE}.")
+        return cls(description, configs[first], weights)
+
+
+def _settings(config: PeftConfig) -> dict[str, Any]:
+    """The settings without those of initial values, which adapters of one classifier may differ in."""
+    return {name: value for name, value in vars(config).items() if not name.startswith("init")}
 
 
 def _state(folder: Path) -> list[tuple[str, int]]:
@@ -85,72 +92,30 @@ def _state(folder: Path) -> list[tuple[str, int]]:
         return []
 
 
-def _read_description(folder: Path, verify: bool) -> dict[str, Any]:
-    try:
-        description = json.loads((folder / TASKS_FILE).read_text())
-        adapters, tasks = description["adapters"], description["tasks"]
-        unchanged = description.get(DIGEST) in (None, content_digest(description))
-        routes_fit = all(set(task["route"]) <= set(adapters) for task in tasks)
-        description["base"] = BaseRecord.from_dict(description.get("base"))
-        description["training"] = TrainingRecord.from_dict(description.get("training", {}))
-        grouping = description["grouping"]
-        description["grouping"] = None if grouping is None else TaskGrouping(**grouping)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder} holds no readable {TASKS_FILE} ({error}); give a folder that save_pretrained wrote."
-        ) from error
-    # The names become paths, and the file may come from anybody.
-    if not adapters or not routes_fit or not all(re.fullmatch(r"\w+", adapter) for adapter in adapters):
-        raise ValueError(f"{folder / TASKS_FILE} names adapters {adapters}, which are no names of adapter folders.")
-    if verify and not unchanged:
-        raise ValueError(
-            f"{folder / TASKS_FILE} is damaged or was changed after it was saved; restore it, or {WITHOUT_CHECK}."
-        )
-    return description
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises several kinds of its own exceptions for damaged files
-        raise ValueError(f"{path} is missing or damaged ({error}); nothing was loaded.") from error
-
-
 def load(classifier: Any, folder: Path, verify: bool = True) -> None:
     """Take routes, grouping and weights from a folder, or raise a `ValueError` and change nothing."""
     contents = Contents.of(folder, verify)
     _take(classifier, contents, folder)
-    _report(contents.description["base"].differences(classifier))
+    _report(contents.description.base.differences(classifier))
 
 
 def _take(classifier: Any, contents: Contents, folder: Path) -> None:
     """Take over what a folder holds. What can fail comes first."""
     description, weights = contents.description, contents.weights
-    adapters, routes = description["adapters"], {task["name"]: tuple(task["route"]) for task in description["tasks"]}
-    if list(routes) != list(classifier.tasks):
-        raise ValueError(f"{folder} is of the tasks {list(routes)}, but the classifier has {list(classifier.tasks)}.")
-    if not classifier.uses_prompts and adapters != classifier.adapters:
-        raise ValueError(f"{folder} holds the adapters {adapters}, but the classifier has {classifier.adapters}.")
+    adapters, routes = description.adapters, description.routes
+    for what, given, own in ("tasks", routes, classifier.tasks), ("adapters", adapters, classifier.adapters):
+        if list(given) != list(own) and (what == "tasks" or not classifier.uses_prompts):
+            names = [", ".join(names)[:150] for names in (given, own)]
+            raise ValueError(f"{folder} is of the {what} {names[0]}, but the classifier has {names[1]}.")
     for adapter, tensors in weights.items():
-        _check_shapes(classifier, adapter, tensors, folder)
+        expected = classifier.adapter_state(adapter if adapter in classifier.adapters else classifier.adapters[0])
+        check_shapes(tensors, expected, folder / adapter / WEIGHTS_FILE)
     if classifier.adapters != adapters:
         classifier.replace_adapters(adapters)
     for adapter, tensors in weights.items():
         classifier.load_adapter_state(adapter, tensors)
-    classifier.routes, classifier.record = routes, description["training"]
-    classifier.grouping = description["grouping"]
-
-
-def _check_shapes(classifier: Any, adapter: str, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    expected = classifier.adapter_state(adapter if adapter in classifier.adapters else classifier.adapters[0])
-    shapes, needed = (
-        {name: list(tensor.shape) for name, tensor in sorted(state.items())} for state in (tensors, expected)
-    )
-    if shapes != needed:
-        raise ValueError(
-            f"{folder / adapter / WEIGHTS_FILE} holds {shapes}, but the classifier's settings and base need {needed}; "
-            "nothing was loaded."
-        )
+    classifier.routes, classifier.record = dict(routes), description.record
+    classifier.grouping = description.grouping
 
 
 def _report(differences: Iterable[tuple[str, str]], refused: Collection[str] = ()) -> None:
@@ -191,8 +156,7 @@ def from_pretrained(
     shared = {name: download[name] for name in ("token", "cache_dir", "local_files_only") if name in download}
     contents = Contents.of(folder, verify)
     description, config = contents.description, contents.config
-    base, name = description["base"], description["base_model"]
-    tasks = [Task(**{field: task[field] for field in TASK_FIELDS if field in task}) for task in description["tasks"]]
+    base, name = description.base, description.base_model
     found = [part for part, given in (("model", model), ("processor", processor)) if verify and given is None]
     if model is None:
         if not name or (os.path.isabs(name) and not os.path.isdir(name)):
@@ -207,7 +171,8 @@ def from_pretrained(
         base.restore_image_processor(processor)
     # Digests are compared below; PEFT would warn of a model that only has another name.
     config.inference_mode, config.base_model_name_or_path = False, model.name_or_path or None
-    classifier = cls(model, processor, tasks, config, text_chunk=text_chunk)
+    check_sizes(config, model, contents.weights)
+    classifier = cls(model, processor, description.tasks, config, text_chunk=text_chunk)
     _take(classifier, contents, folder)
     _report(base.differences(classifier), found)
     return classifier.eval()

@@ -27,6 +27,7 @@ from .replacing import DIGESTS, replace_files, sha256
 
 TASKS_FILE = "tasks.json"
 DIGEST = "sha256"  # in tasks.json: that of all else in it
+CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset")  # in tasks.json, besides the route
 
