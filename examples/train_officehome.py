@@ -5,8 +5,8 @@
 
 `--data` takes the usual folder (`PATH/Art/Alarm_Clock/00001.jpg`) as well, or any other of `domain/class/image` or
 `domain/train|test/class/image`; `--split_dir` takes published lists, `--shots 4` trains on four images of each class.
-Settings can also come from one YAML file: `accelerate launch examples/train_officehome.py settings.yaml`. Offline, on pictograms and a small CLIP that
-ship with the package:
+Settings can also come from one YAML file: `accelerate launch examples/train_officehome.py settings.yaml`. Offline, on
+pictograms and a small CLIP that ship with the package:
 
     accelerate launch examples/train_officehome.py --demo
 """
