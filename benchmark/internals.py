@@ -35,8 +35,8 @@ def group_prompts_alone(classifier: MultiTaskClassifier) -> AbstractContextManag
 
 def prompt_generators(classifier: MultiTaskClassifier) -> list[list[PromptGenerator]]:
     """For each task the generators of the prompts that it uses, in order."""
-    generators = classifier.clip.mmap.mmap_generators
-    return [[generators[adapter] for adapter in classifier.routes[name]] for name in classifier.tasks]
+    generator = classifier.adapter_set.generator
+    return [[generator(adapter) for adapter in classifier.routes[name]] for name in classifier.tasks]
 
 
 def text_ids(classifier: MultiTaskClassifier) -> list[torch.Tensor]:

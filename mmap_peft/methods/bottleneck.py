@@ -10,7 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
-from ..prompts.method import Method, MethodConfig
+from ..prompts.base import Deviation
+from ..prompts.method import Method, MethodConfig, Modules, Rank
 from ..tuner.checked import CheckedTuner
 from ..tuner.model import ENCODER_LAYERS
 
@@ -111,15 +112,11 @@ class BottleneckAdapterConfig(MethodConfig):
     )
     tuner_class = BottleneckTuner
 
-    bottleneck_size: int = 64
-    init_std: float = 0.01
-    target_modules: str | list[str] | None = None
-    exclude_modules: str | list[str] | None = None
+    bottleneck_size: Rank = 64
+    init_std: Deviation = 0.01  # at 0 neither layer would get a gradient
+    target_modules: Modules = None
+    exclude_modules: Modules = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.target_modules = self.target_modules or SUBLAYER_OUTPUTS
-        self._check_positive(
-            bottleneck_size="lets nothing through; expected an integer of 1 or more",
-            init_std="starts both layers at zero, where neither gets a gradient; expected a number above 0",
-        )

@@ -11,6 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..checking import Pattern
 from ..prompts.method import Method, MethodConfig
 from ..tuner.checked import CheckedTuner
 
@@ -192,7 +193,7 @@ class ParameterConfig(MethodConfig):
     target_modules = ".*"  # PEFT asks for it; `parameters` says what is tuned
     tuner_class = ParameterTuner
 
-    parameters: str = ".*"
+    parameters: Pattern = ".*"
 
 
 @dataclass
@@ -235,4 +236,4 @@ class BitFitConfig(ParameterConfig):
         "Language-models, ACL 2022",
     )
 
-    parameters: str = r"(.*\.)?(in_proj_)?bias"
+    parameters: Pattern = r"(.*\.)?(in_proj_)?bias"

@@ -68,9 +68,8 @@ def _copies(
     Returns the prompts of each tower, their copies as leaves, (tasks, ...), the copies as `given` prompts by name, and
     for each task its route with its copy in place of the adapter.
     """
-    container = classifier.adapter_set.container
     names = {task: f"{adapter}/{number}" for number, task in enumerate(classifier.tasks)}  # no adapter's name
-    prompts = container.adapter_prompts(adapter, list(container.mmap_generators[adapter].depths))
+    prompts = classifier.adapter_set.prompts_of(adapter)
     copies = [torch.stack([part.detach()] * len(names)).requires_grad_() for part in prompts.towers.values()]
     given = {
         name: prompts._replace(towers=dict(zip(prompts.towers, parts)))

@@ -62,6 +62,11 @@ class MultiTaskTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = HfArg(default="cosine", help="The scheduler type to use.")
     num_train_epochs: float = HfArg(default=6.0, help="Epochs of stage 2, unless max_steps is given.")
     remove_unused_columns: bool = HfArg(default=False, help="Must be False: the columns are fixed.")
+    logging_nan_inf_filter: bool = HfArg(
+        default=False,
+        help="Whether to leave losses that are not finite out of the log. It waits for the device at each step, and "
+        "such a loss ends training anyway.",
+    )
     sharing: str = HfArg(
         default="groups",
         help="The adapters of a task. 'groups': one of its group (see grouping) and its own; 'all': one for all "

@@ -20,8 +20,10 @@ from transformers import AutoModel, PreTrainedModel
 from ..checking import checked
 from ..hub import repository
 from ..tuner.fingerprint import Fingerprint
+from .processes import is_sharded
 
 
+QUANTISED = "quantised"
 Pixels = dict[str, Annotated[int, Le(4096)]]  # what a processor resizes to needs memory
 
 
@@ -33,7 +35,7 @@ class BaseRecord:
         revision (`str`, *optional*): commit of the base on the Hub; `None`: its main branch, or a folder.
         subfolder (`str`): the base's folder in its repository or folder.
         dtype (`str`, *optional*): dtype of its weights, such as `"float16"`.
-        weights (`str`, *optional*): SHA-256 of its weights; `None`: of quantised or offloaded ones.
+        weights (`str`, *optional*): SHA-256 of its weights, or `"quantised"`; `None`: they are offloaded.
         texts (`str`, *optional*): SHA-256 of the token ids of all class texts.
         image_processor (`dict`): settings of the image processor; empty if it cannot tell them.
         image_processor_class (`str`): name of its class.
@@ -52,10 +54,11 @@ class BaseRecord:
         """The base and processor of a classifier. The weights are read once, unless they change."""
         clip, image_processor = classifier.clip, classifier.processor.image_processor
         frozen = classifier.adapter_set.text_parameters()[0]
-        fingerprint = Fingerprint(frozen)
-        if classifier.base_cache is None or classifier.base_cache[0] != fingerprint:
-            classifier.base_cache = fingerprint, (*_place(clip), _digest(clip, frozen))
-        revision, subfolder, weights = classifier.base_cache[1]
+        if not is_sharded(classifier):  # else it is remembered from before
+            fingerprint = Fingerprint(frozen)
+            if classifier.base_cache is None or classifier.base_cache[0] != fingerprint:
+                classifier.base_cache = fingerprint, (*_place(clip), _digest(clip, frozen))
+        revision, subfolder, weights = classifier.base_cache[1] if classifier.base_cache else (None, "", None)
         texts = [classifier.texts.of(task, classifier.routes[name]) for name, task in classifier.tasks.items()]
         return cls(
             revision,
@@ -152,7 +155,9 @@ def _settings(image_processor: Any) -> dict[str, Any] | None:
 
 
 def _digest(clip: PreTrainedModel, weights: list[torch.Tensor]) -> str | None:
-    if getattr(clip, "is_quantized", False) or any(tensor.is_meta for tensor in weights):
+    if getattr(clip, "is_quantized", False):
+        return QUANTISED  # its layers change their weights when they are first used
+    if any(tensor.is_meta for tensor in weights):
         return None
     digest = hashlib.sha256()
     for tensor in weights:

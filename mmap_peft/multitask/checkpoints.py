@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
+from safetensors import SafetensorError
 from transformers import Trainer
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 from transformers.utils import logging
+from typing_extensions import Required, TypedDict  # pydantic needs these before Python 3.12
 
+from ..checking import checked
 from ..hub.repository import hub_errors
+from . import saving
+from .checkpoint_files import STATE_FILE, checkpoints, new_checkpoint, partial, problem, remove_leftovers
+from .files import read_json, write_json
 from .saving import model_card
 
 
 logger = logging.get_logger(__name__)
 
-STATE_FILE = "multitask_state.json"
+
+class State(TypedDict, total=False):
+    """`multitask_state.json`."""
+
+    sampling: Required[str]
+    order: Required[dict[str, Any] | None]
+    snapshot_steps: list[int]
+    snapshots: list[list[list[float]]]
 
 
-def saved_state(checkpoint: str) -> dict[str, Any]:
+def saved_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """What the `multitask_state.json` of a checkpoint holds.
 
     Raises:
         ValueError: the folder has no such file.
     """
-    try:
-        return json.loads((Path(checkpoint) / STATE_FILE).read_text())
-    except OSError as error:
-        raise ValueError(
-            f"{checkpoint} is no checkpoint to resume from ({error}); give a folder `checkpoint-<step>` that this "
-            "trainer wrote."
-        ) from error
+    return checked(read_json(Path(checkpoint) / STATE_FILE), State, STATE_FILE)
 
 
 class ClassifierTrainer(Trainer):
     """Saves, loads and pushes a `MultiTaskClassifier` with the classifier's own methods.
 
+    A checkpoint is written beside and renamed when it is whole.
+
     A checkpoint holds the files of `MultiTaskClassifier.save_pretrained`, `multitask_state.json`, and what
     transformers needs to resume training.
     """
+
+    _partial: str | None = None  # where a checkpoint is being written
 
     def checkpoint_state(self) -> dict[str, Any]:
         """What `multitask_state.json` holds."""
@@ -50,11 +63,74 @@ class ClassifierTrainer(Trainer):
         """Write what `MultiTaskClassifier.save_pretrained` writes, the settings, and `checkpoint_state`."""
         if self.args.should_save:  # every process holds all adapters
             folder = Path(output_dir or self.args.output_dir)
-            self.model.save_pretrained(folder)
-            (folder / STATE_FILE).write_text(json.dumps(self.checkpoint_state()))
-            (folder / "training_args.json").write_text(self.args.to_json_string())
+            saving.save(self.model, folder, card=not _internal_call)
+            write_json(self.checkpoint_state(), folder / STATE_FILE)
+            write_json(self.args.to_sanitized_dict(), folder / "training_args.json")
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    # ---- checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder, state = Path(self._get_output_dir(trial)), self.state
+        checkpoint, saves = folder / f"checkpoint-{state.global_step}", self.args.should_save
+        try:
+            with new_checkpoint(checkpoint) if saves else nullcontext(partial(checkpoint)) as new:
+                self.accelerator.wait_for_everyone()  # the folder is there
+                self._partial = str(new.parent)
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each process has written its files
+                if state.best_global_step == state.global_step:
+                    state.best_model_checkpoint = str(checkpoint)
+                if saves:
+                    state.save_to_json(str(new / "trainer_state.json"))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):  # torch cannot write
+                raise
+            raise OSError(
+                f"{checkpoint} cannot be written ({str(error)[:200]}); earlier checkpoints are whole. Make space, and "
+                "resume from the last one."
+            ) from error
+        finally:
+            self._partial = None
+        self.accelerator.wait_for_everyone()  # the checkpoint has its name
+        if saves:
+            rotate_checkpoints(str(folder), self.args.save_total_limit, state.best_model_checkpoint, use_mtime=True)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._partial or super()._get_output_dir(trial)
+
+    def find_checkpoint(self, resume_from_checkpoint: str | bool | None, folders: Sequence[Path]) -> str | None:
+        """The checkpoint to resume from: the one that is given, or for `True` the last whole one in the first of
+        these folders that has any; `None` to start anew.
+
+        Raises:
+            ValueError: training cannot go on from the checkpoint that is given, or there is none.
+        """
+        if not resume_from_checkpoint:
+            return None
+        every = [each for folder in folders for each in checkpoints(folder)]
+        if resume_from_checkpoint is not True:
+            every = [Path(resume_from_checkpoint)]
+        for checkpoint in every:
+            reason = problem(checkpoint)
+            if reason is None:
+                return str(checkpoint)
+            if resume_from_checkpoint is not True:
+                raise ValueError(reason)
+            logger.warning(f"Passing over {checkpoint}: {reason}")
+        raise ValueError(
+            f"{folders[0]} holds no {'whole ' if every else ''}checkpoint of either stage"
+            f"{', as ' + reason[:200] if every else ''}; write train() to start again."
+        )
+
+    def remove_leftovers(self) -> None:
+        """Remove what processes that ended while they wrote a checkpoint left in the output folder."""
+        if self.args.should_save:
+            remove_leftovers(Path(self.args.output_dir))
+        self.accelerator.wait_for_everyone()
 
     def _load_best_model(self) -> None:
         self.model.load_adapters(self.state.best_model_checkpoint)
@@ -85,7 +161,7 @@ class ClassifierTrainer(Trainer):
         return self.model.push_to_hub(self.hub_model_id, commit_message=commit_message, **options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if self._partial or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         options = {"token": self.args.hub_token, "revision": self.args.hub_revision}

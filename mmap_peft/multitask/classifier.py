@@ -22,10 +22,11 @@ from ..keywords import check_keywords
 from ..tuner.assemble import Route
 from ..tuner.attention import takes_prompts
 from . import loading, saving
-from .adapters import ProbeSet, make_adapters
+from .adapters import ProbeSet
 from .class_texts import ClassTexts
 from .output import Prediction
 from .overlap import Overlap
+from .peft_adapters import make_adapters
 from .record import TrainingRecord
 from .task import Task
 from .task_forward import TaskForward

@@ -1,15 +1,72 @@
-"""Writing files so that a crash does not damage them."""
+"""Reading and writing single files so that damaged ones do no harm and a crash damages none."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
+
+
+LARGEST_JSON = 64 * 2**20  # bytes
 
 
 def write_json(fields: dict[str, Any], path: str | os.PathLike) -> None:
     """Write fields to a JSON file, by a temporary file that then replaces it."""
     temporary = Path(f"{path}.part")
-    temporary.write_text(json.dumps(fields, indent=1))
-    temporary.replace(path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(fields, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_file(path: Path, most_bytes: float = float("inf")) -> None:
+    """Raise a `ValueError` if a path is no file, such as a device that never ends, or larger than allowed."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give a folder that has it.") from error
+    except ValueError as error:  # a zero in the name
+        raise ValueError(f"{path!r} cannot be the name of a file.") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f"{path} is no regular file; give a folder that holds the file itself.")
+    if state.st_size > most_bytes:
+        raise ValueError(f"{path} has {state.st_size} bytes, more than the {most_bytes:.0f} that it can need.")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file from anywhere.
+
+    Raises:
+        ValueError: it is no regular file, too large, not UTF-8, not JSON, too deep, or has a key twice or a number
+            that is not finite. The error names the file.
+    """
+    check_file(path, LARGEST_JSON)
+
+    def number(text: str) -> float:
+        value = float(text)
+        if value in (float("inf"), float("-inf")) or value != value:
+            raise ValueError(f"{text[:20]} is no finite number")
+        return value
+
+    def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"the key {twice[:60]!r} is there twice")
+        return result
+
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        return json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=fields)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON file that can be used ({str(error)[:200]}); restore it.") from error

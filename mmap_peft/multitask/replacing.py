@@ -61,7 +61,7 @@ def replace_files(folder: Path, main: str) -> Iterator[Path]:
         OSError: a file cannot be written, or another process writes into the folder for a minute.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with lock(folder):
         _settle(folder, main)
         new, inode = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX)), None
         try:
@@ -69,7 +69,7 @@ def replace_files(folder: Path, main: str) -> Iterator[Path]:
             files = [path for path in new.rglob("*") if path.is_file()]
             for path in files:
                 (folder / path.relative_to(new)).parent.mkdir(exist_ok=True)
-                _flush(path)
+                flush(path)
             inode = (new / main).stat().st_ino
             os.replace(new / main, folder / main)
         except BaseException:
@@ -81,7 +81,7 @@ def replace_files(folder: Path, main: str) -> Iterator[Path]:
             if path != new / main:
                 os.replace(path, folder / path.relative_to(new))
         shutil.rmtree(new, ignore_errors=True)
-        _flush(folder)
+        flush(folder)
 
 
 def _settle(folder: Path, main: str) -> None:
@@ -104,7 +104,7 @@ def _digests(path: Path) -> Mapping[str, str]:
         return {}
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Write a file or a folder's entries to the disk, so that they outlast a power failure."""
     with contextlib.suppress(OSError):  # folders cannot be opened on Windows
         descriptor = os.open(path, os.O_RDONLY)
@@ -115,16 +115,20 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Inside the `with` block no other process replaces files of the folder. The lock ends with its process, too."""
+def lock(folder: Path, seconds: float = LONGEST_WAIT) -> Iterator[None]:
+    """Inside the `with` block no other process has this lock of the folder. It ends with its process, too.
+
+    Raises:
+        OSError: another process has held it for this many seconds.
+    """
     if fcntl is None:
         yield
         return
-    descriptor, end = os.open(folder, os.O_RDONLY), time.monotonic() + LONGEST_WAIT
+    descriptor, end = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
     try:
         while not _is_locked(descriptor):
             if time.monotonic() > end:
-                raise OSError(f"Another process has been saving into {folder} for {LONGEST_WAIT} s; try again later.")
+                raise OSError(f"Another process has been saving into {folder} for {seconds} s; try again later.")
             time.sleep(0.1)
         yield
     finally:

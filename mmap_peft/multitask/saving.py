@@ -98,7 +98,7 @@ def _save_adapter(
 ) -> None:
     clip = classifier.clip
     # PEFT completes the settings where it puts an adapter into a model, for example with the modules it goes to.
-    config = copy.deepcopy(getattr(clip, "peft_config", {}).get(adapter, classifier.adapter_config))
+    config = copy.deepcopy(classifier.adapter_set.config_of(adapter))
     config.base_model_name_or_path, config.inference_mode = base_model or None, True
     auto_mapping = {"base_model_class": type(clip).__name__, "parent_library": type(clip).__module__}
     config.save_pretrained(folder, auto_mapping_dict=auto_mapping)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "a photo of a {}."
+LONGEST_NAME = 200  # bytes of an adapter's name: a file system takes 255, endings included
 
 
 def clean_name(name: str) -> str:
@@ -24,8 +26,23 @@ def clean_name(name: str) -> str:
 
 
 def adapter_name(task_name: str) -> str:
-    """The name of a task's adapter and of its folder: `"Real World"` becomes `"real_world"`."""
-    return re.sub(r"[^0-9a-z]+", "_", task_name.lower()).strip("_")
+    """The name of a task's adapter and of its folder: `"Real World"` becomes `"real_world"`.
+
+    Letters and digits of all scripts are kept, in one spelling of Unicode. Marks and invisible characters are not.
+
+    Raises:
+        ValueError: the name is too long for a folder.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", task_name).casefold())
+    visible = "".join(each for each in folded if unicodedata.category(each) not in ("Mn", "Mc", "Me", "Cf"))
+    name = re.sub(r"[\W_]+", "_", visible).strip("_")
+    size = len(name.encode(errors="replace"))
+    if size > LONGEST_NAME:
+        raise ValueError(
+            f"Invalid value {task_name[:40]!r}... for `name` of a task: a folder of {size} bytes would be named after "
+            f"it; write a name of at most {LONGEST_NAME} letters, or fewer if they are not ASCII."
+        )
+    return name
 
 
 def as_tuple(texts: str | Sequence[str]) -> tuple[str, ...]:
@@ -39,7 +56,7 @@ class Task:
 
     Args:
         name (`str`): for example `"art"`. The task's adapter has the same name, in lower case and with `_` for all
-            other characters than letters and digits.
+            other characters than letters and digits of any script.
         class_names (`Sequence[str]`): names of the classes, in the order of the labels. They are cleaned:
             `"Alarm_Clock"` becomes `"alarm clock"`.
         train, eval (`datasets.Dataset`, *optional*): images with the columns `image` (an image, a path, or the

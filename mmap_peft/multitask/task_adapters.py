@@ -10,12 +10,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..tuner.assemble import Route
-from ..tuner.model import check_adapter_name
 from .adapters import GLOBAL, AdapterSet
 from .class_texts import ClassTexts
 from .grouping import TaskGrouping
 from .record import TrainingRecord
 from .task import Task
+
+
+KEPT_NAMES = (GLOBAL, "mean", "worst")  # the last two: a trainer returns mean_accuracy and worst_accuracy
 
 
 class TaskAdapters(nn.Module):
@@ -129,21 +131,13 @@ class TaskAdapters(nn.Module):
         self.routes, self.grouping = routes, grouping
 
     def check_grouping(self) -> None:
-        """Raise a `ValueError` if the method cannot have groups, or a task's name cannot be that of an adapter."""
+        """Raise a `ValueError` if the method cannot have groups."""
         if not self.uses_prompts:
             method = "zero-shot" if self.adapter_config is None else type(self.adapter_config).__name__
             raise ValueError(
                 f"A task joins its group's prompts to its own, but {method} has no prompts to join; train without "
                 "groups, by MultiTaskTrainer.train() with the default of grouping."
             )
-        for task in self.tasks.values():
-            try:
-                check_adapter_name(task.adapter)
-            except ValueError as error:
-                raise ValueError(
-                    f"{task.adapter!r} cannot name an adapter, so task {task.name!r} cannot have one of its own; "
-                    "rename the task, or write sharing='all'."
-                ) from error
 
     def share_one_adapter(self, seed: int = 0) -> None:
         """Give all tasks one global adapter, as in a new classifier, unless they have it already."""
@@ -177,15 +171,17 @@ class TaskAdapters(nn.Module):
     def check_new_task(self, task: Task, route: Route) -> None:
         """Raise a `ValueError` if this task cannot be added to the others."""
         taken = {present.adapter: name for name, present in self.tasks.items()}
+        # Older versions left letters such as é out of an adapter's name.
+        taken |= {self.routes[name][-1]: name for name in self.tasks if self.routes[name][-1:] not in ((), (GLOBAL,))}
         if task.adapter in taken:
             raise ValueError(
                 f"Tasks {taken[task.adapter]!r} and {task.name!r} would both have the adapter {task.adapter!r}; "
                 "rename one."
             )
-        if task.adapter == GLOBAL or task.adapter.startswith("group_"):
+        if task.adapter in KEPT_NAMES or task.adapter.startswith("group_"):
             raise ValueError(
-                f"Task {task.name!r} would have the adapter {task.adapter!r}, a name that is kept for prompts of "
-                "several tasks; rename it."
+                f"Task {task.name!r} would have the adapter {task.adapter!r}, a name that is kept for prompts or "
+                "accuracies of several tasks; rename it."
             )
         contexts = getattr(self.adapter_config, "num_classes", None)
         if contexts not in (None, len(task.class_names)):
@@ -208,7 +204,7 @@ class TaskAdapters(nn.Module):
 
         Raises:
             ValueError: no such group, a task without a group, or a task that does not fit: a name that is taken or
-                cannot name an adapter, or a text that is too long. Nothing has changed then.
+                kept, or a text that is too long. Nothing has changed then.
         """
         if self.adapter_config is None:
             raise ValueError("A classifier without a config is zero-shot and cannot learn a task; give a config.")
@@ -216,7 +212,6 @@ class TaskAdapters(nn.Module):
         route = self.adapter_set.first_route(task.adapter)
         if self.uses_prompts:
             route = (task.adapter,) if shared is None else (shared, task.adapter)
-            check_adapter_name(task.adapter)
         self.check_new_task(task, route)
         if self.uses_prompts:
             self.adapter_set.add(task.adapter, seed)

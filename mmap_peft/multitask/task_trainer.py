@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from . import processes
 from .aggregation import add_task_gradients, aggregate_task_gradients, drop_task_gradients, find_aggregator
 from .arguments import MultiTaskTrainingArguments
+from .base_record import BaseRecord
 from .checkpoints import ClassifierTrainer, saved_state
 from .classifier import MultiTaskClassifier
 from .images import IGNORE_INDEX, TaskImages, collate
+from .not_finite import NotFinite
 from .output import task_losses
 from .sampler import TaskSampler
 from .task import Task
@@ -83,8 +86,11 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         self.add_callback(self)
         self._optimizer_given = self.optimizer is not None or self.lr_scheduler is not None
         self._seconds_waiting = 0.0  # how long this training has waited for batches
+        self._not_finite = NotFinite()
         tasks = 1 if args.sharing == "none" else len(model.tasks)
         self._aggregator = None if args.aggregator is None else find_aggregator(args.aggregator, tasks)
+        if self.is_fsdp_enabled:
+            BaseRecord.of(model)  # while the weights are whole
         processes.set_up(self)
 
     def tasks_to_train(self, model: MultiTaskClassifier, args: MultiTaskTrainingArguments) -> list[str]:
@@ -118,25 +124,28 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
     ) -> Any:
         """The classifier's loss. With an aggregator, the tasks' gradients are computed here; the loss then has none.
 
-        Raises:
-            ValueError: the loss is not finite; the error names the tasks.
+        Losses that are not finite are remembered on the device, since looking at a value waits for it.
         """
         aggregates = self._aggregator is not None and torch.is_grad_enabled()
         model = self.model if aggregates else model  # not the one that DDP wraps: it would wait for gradients
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
-        if not torch.isfinite(loss):
-            tasks = [name for name, task_loss in zip(self.model.tasks, losses) if not task_loss.isfinite()]
-            raise ValueError(
-                f"The loss is {loss.item()} at step {self.state.global_step}, from task {', '.join(tasks)}; "
-                "lower learning_rate, or look for images or weights that are not finite."
-            )
+        self._not_finite.add_losses(losses, self.state.global_step)
         if aggregates:
             with torch.autocast(loss.device.type, enabled=False):
                 losses = losses / self.args.gradient_accumulation_steps
                 add_task_gradients(losses, list(self.model.tasks_by_parameter()))
             loss = loss.detach().requires_grad_()
         return (loss, outputs) if return_outputs else loss
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        control = self.control
+        # With fp16 a scaler skips steps whose gradients are not finite, and what is saved is checked anyway.
+        if grad_norm is not None and getattr(self.accelerator, "scaler", None) is None:
+            self._not_finite.add_gradient(grad_norm, self.state.global_step - 1, tr_loss.device)
+        if control.should_log or control.should_save or control.should_evaluate:
+            self._not_finite.check(list(self.model.tasks))
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     # ---- images
 
@@ -182,6 +191,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
     ) -> dict[str, float]:
         """As `transformers.Trainer.evaluate`; accuracies on `self.eval_dataset` are kept in the model's record."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        self._not_finite.check(list(self.model.tasks))
         if eval_dataset is None:
             keys = {name: f"{metric_key_prefix}_{task.adapter}_accuracy" for name, task in self.model.tasks.items()}
             by_task = {name: metrics[key] for name, key in keys.items() if key in metrics}
@@ -207,10 +217,16 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         """As `transformers.Trainer.train`; the metrics also have `train_waiting_share`."""
         self.check_images()
         self._check_optimizer()
-        self._seconds_waiting = 0.0
-        if self.is_deepspeed_enabled and isinstance(resume_from_checkpoint, str):
-            self._load_from_checkpoint(resume_from_checkpoint)  # the engine's checkpoint holds weights only
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self.remove_leftovers()
+        checkpoint = self.find_checkpoint(resume_from_checkpoint, [Path(self.args.output_dir)])
+        if checkpoint:
+            self.check_order(checkpoint)
+        self._seconds_waiting, self._not_finite = 0.0, NotFinite()
+        if self.is_deepspeed_enabled and checkpoint:
+            self._load_from_checkpoint(checkpoint)  # the engine's checkpoint holds weights only
+        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        self._not_finite.check(list(self.model.tasks))
+        return result
 
     def _check_optimizer(self) -> None:
         """Raise a `ValueError` if a given optimizer has other parameters; remove one of an earlier training."""
@@ -235,15 +251,19 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         order = None if sampler is None else {"sizes": sampler.sizes, "seed": sampler.seed, "rows": len(sampler)}
         return {"sampling": self.args.sampling, "order": order}
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = saved_state(resume_from_checkpoint)
+    def check_order(self, checkpoint: str) -> None:
+        """Raise a `ValueError` if the images would come in another order than in the training of a checkpoint."""
+        saved = saved_state(checkpoint)
         self._get_train_sampler()
         for name, value in TaskTrainer.checkpoint_state(self).items():
             if saved[name] != value:
                 raise ValueError(
-                    f"{resume_from_checkpoint} was trained with {name}={saved[name]}, but now it is {value}, so the "
-                    "images would come in another order; resume with the same images, batch size and seed."
+                    f"{checkpoint} was trained with {name}={saved[name]}, but now it is {value}, so the images would "
+                    "come in another order; resume with the same images, batch size and seed."
                 )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.check_order(resume_from_checkpoint)
         self.model.load_adapters(resume_from_checkpoint)
 
 

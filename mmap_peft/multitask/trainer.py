@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..keywords import check_keywords
@@ -150,17 +150,20 @@ class MultiTaskTrainer(TaskTrainer):
             ValueError: there is no such checkpoint, a task has no training images, or an optimizer was given for
                 adapters that are replaced. No adapter has changed then.
         """
-        checkpoint = self._last_checkpoint() if resume_from_checkpoint is True else resume_from_checkpoint
+        output = Path(self.args.output_dir)
+        self.remove_leftovers()
+        checkpoint = self.find_checkpoint(resume_from_checkpoint, [output, output / GROUPING_FOLDER])
         self.check_images()
         if checkpoint and SNAPSHOTS_KEY in saved_state(checkpoint):
             self.group_tasks(resume_from_checkpoint=checkpoint)
             checkpoint = None
         elif checkpoint:
+            self.check_order(checkpoint)
             self.model.load_adapters(checkpoint)  # before an optimizer is made for other parameters
         elif not _has_layout(self.model, self.args):
             self._give_adapters()
         self.model.record.settings, self.model.record.versions = changed_settings(self.args), versions()
-        return super().train(resume_from_checkpoint=checkpoint or None, **kwargs)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _give_adapters(self) -> None:
         """Give each task the adapters of `sharing`, or warn if the present ones are trained and stay."""
@@ -179,14 +182,6 @@ class MultiTaskTrainer(TaskTrainer):
             self._check_replacing()
             replace_adapters = classifier.share_one_adapter if sharing == "all" else classifier.separate_adapters
             replace_adapters(self.args.seed)
-
-    def _last_checkpoint(self) -> str:
-        output = Path(self.args.output_dir)
-        for folder in (output, output / GROUPING_FOLDER):
-            checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-            if checkpoint:
-                return checkpoint
-        raise ValueError(f"{output} holds no checkpoint of either stage; write train() to start again.")
 
 
 def _has_layout(classifier: MultiTaskClassifier, args: MultiTaskTrainingArguments) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import nn
 
-from .method import MethodConfig
+from ..checking import shortened
+from .method import MethodConfig, Modules
 
 
 class TowerShape(NamedTuple):
@@ -18,6 +20,11 @@ class TowerShape(NamedTuple):
 
     layers: int
     width: int
+
+
+PromptCount = Annotated[int, Ge(1), Le(1024)]
+Depth = Annotated[int, Ge(1)]
+Deviation = Annotated[float, Gt(0), Le(100)]  # of initial values; more would overflow
 
 
 @dataclass
@@ -39,18 +46,11 @@ class PromptConfig(MethodConfig):
     stays_in_sequence: ClassVar[bool] = False  # whether prompts are tokens that later layers see, too
     position: ClassVar[str] = "end"  # where class names stand among prompts that replace words, see `CoOpConfig`
 
-    num_prompts: int = 4
-    depth: int | None = None
-    target_modules: str | list[str] | None = None
-    exclude_modules: str | list[str] | None = None
+    num_prompts: PromptCount = 4
+    depth: Depth | None = None
+    target_modules: Modules = None
+    exclude_modules: Modules = None
     modules_to_save: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_positive(
-            num_prompts="gives a layer no prompt; expected an integer of 1 or more",
-            depth="gives no layer a prompt; expected an integer of 1 or more, or None for all layers",
-        )
 
     @property
     def placeholders(self) -> int:
@@ -150,13 +150,13 @@ class SequencePromptConfig(PromptConfig):
     generator_class = SequencePromptGenerator
     stays_in_sequence = True
 
-    init_std: float = 0.02
-    init_ids: list[int] | None = None
+    init_std: Annotated[float, Ge(0), Le(100)] = 0.02
+    init_ids: list[Annotated[int, Ge(0)]] | tuple[Annotated[int, Ge(0)], ...] | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_values(self) -> None:
+        super().check_values()
         if self.init_ids and len(self.init_ids) != self.num_prompts:
             raise ValueError(
-                f"Invalid value: init_ids={self.init_ids} are {len(self.init_ids)} words for {self.num_prompts} "
-                "prompts; expected one for each prompt, or [] to start at random."
+                f"Invalid value: init_ids={shortened(self.init_ids)} are {len(self.init_ids)} words for "
+                f"{self.num_prompts} prompts; expected one for each prompt, or [] to start at random."
             )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Le
 
-from .base import SequencePromptConfig, SequencePromptGenerator
+from .base import Depth, SequencePromptConfig, SequencePromptGenerator
 from .method import Method
-
-
-POSITIONS = ("end", "middle", "front")
 
 
 class CoOpGenerator(SequencePromptGenerator):
@@ -48,14 +47,11 @@ class CoOpConfig(SequencePromptConfig):
     generator_class = CoOpGenerator
     towers = ("text",)
 
-    depth: int | None = 1
-    position: str = "end"
-    num_classes: int | None = None
+    depth: Depth | None = 1
+    position: Literal["end", "middle", "front"] = "end"
+    num_classes: Annotated[int, Ge(1), Le(100_000)] | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_positive(num_classes="is no number of classes; expected an integer of 1 or more, or None")
+    def check_values(self) -> None:
+        super().check_values()
         if self.depth != 1:
             raise ValueError(f"depth={self.depth} is not CoOp, whose prompts enter once; write 1, or use IVLPConfig.")
-        if self.position not in POSITIONS:
-            raise ValueError(f"position={self.position!r} is no choice; write one of {', '.join(POSITIONS)}.")

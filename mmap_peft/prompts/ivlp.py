@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .base import SequencePromptConfig, TowerShape
+from .base import Depth, PromptCount, SequencePromptConfig, TowerShape
 from .method import Method
 
 
@@ -26,13 +26,8 @@ class IVLPConfig(SequencePromptConfig):
         "IVLP", "IVLP", 3e-2, "Rasheed et al., Fine-tuned CLIP Models are Efficient Video Learners, CVPR 2023"
     )
 
-    num_vision_prompts: int | None = None
-    vision_depth: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        reason = "gives the vision tower no prompt; expected an integer of 1 or more, or None for the same as in text"
-        self._check_positive(num_vision_prompts=reason, vision_depth=reason)
+    num_vision_prompts: PromptCount | None = None
+    vision_depth: Depth | None = None
 
     def tower_settings(self, tower: str) -> tuple[int, int | None]:
         if tower == "vision":

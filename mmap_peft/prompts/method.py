@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge, Gt, Le, Lt
 from peft import PeftConfig
+from pydantic import StringConstraints
+
+from ..checking import Names, Pattern, check_fields
 
 
 class MethodType(str):
@@ -38,19 +42,44 @@ class Method:
         object.__setattr__(self, "peft_type", MethodType(self.peft_type))
 
 
+Modules = Annotated[Pattern | Names | None, "a regular expression or a list of names of modules, or None"]
+Rank = Annotated[int, Ge(1), Le(4096)]
+Scale = Annotated[float, Gt(0), Le(1e6)]
+_Iterations = Annotated[str, StringConstraints(pattern=r"^pissa_niter_\d+$"), "'pissa_niter_' with a number"]
+_INITIAL_LORA = "gaussian", "eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica", "lora_ga"
+# What PEFT's settings can be, where its annotations leave out what it takes, or say less.
+PEFT_KINDS: dict[str, Any] = {
+    "peft_type": str | None,
+    "task_type": str | None,
+    "target_modules": Modules,
+    "exclude_modules": Modules,
+    "feedforward_modules": Modules,
+    "modules_to_save": Annotated[Names | None, "a list of names of modules, or None"],
+    "r": Rank,
+    "rank_pattern": dict[str, Rank] | None,
+    "lora_alpha": Scale,
+    "alpha_pattern": dict[str, Scale] | None,
+    "lora_dropout": Annotated[float, Ge(0), Lt(1)],
+    "init_lora_weights": bool | Literal[_INITIAL_LORA] | _Iterations,
+    "layers_to_transform": Annotated[int, Ge(0)] | list[Annotated[int, Ge(0)]] | None,
+    "qalora_group_size": Annotated[int, Ge(1)],
+}
+
+
 @dataclass
 class MethodConfig(PeftConfig):
-    """Settings of a method that PEFT does not have. Each method's config sets `method`."""
+    """Settings of a method that PEFT does not have. Each method's config sets `method`.
+
+    A value that is not of the kind which a field's annotation says raises a `ValueError`.
+    """
 
     method: ClassVar[Method]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = self.method.peft_type
+        self.check_values()
 
-    def _check_positive(self, **reasons: str) -> None:
-        """Raise a `ValueError` with the reason of a setting that is neither above 0 nor `None`."""
-        for name, reason in reasons.items():
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"Invalid value: {name}={value} {reason}.")
+    def check_values(self) -> None:
+        """Raise a `ValueError` if a setting is of a wrong type, outside of its range, or does not go with another."""
+        check_fields(self, PEFT_KINDS)

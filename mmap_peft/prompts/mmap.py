@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import nn
 
-from .base import PromptConfig, PromptGenerator, TowerShape
+from .base import Deviation, PromptConfig, PromptGenerator, TowerShape
 from .method import Method
 
 
@@ -37,6 +38,9 @@ class MmAPGenerator(PromptGenerator):
         return torch.kron(getattr(self, f"scale_{tower}"), self.source[None])  # of all layers at once
 
 
+Side = Annotated[int, Ge(1)]
+
+
 @dataclass
 class MmAPConfig(PromptConfig):
     """Settings of MmAP, the Multi-modal Alignment Prompt (Xin et al., AAAI 2024).
@@ -58,20 +62,16 @@ class MmAPConfig(PromptConfig):
     )
     generator_class = MmAPGenerator
 
-    source_shape: tuple[int, int] = (2, 2)
-    init_std: float = 0.02
+    source_shape: Annotated[tuple[Side, Side], "two integers of 1 or more, (m, n)"] = (2, 2)
+    init_std: Deviation = 0.02  # at 0 they would get no gradient
 
     def __post_init__(self) -> None:
+        if isinstance(self.source_shape, list):  # read from JSON
+            self.source_shape = tuple(self.source_shape)
         super().__post_init__()
-        self._check_positive(
-            init_std="would start all prompts at zero, where they get no gradient; expected a number above 0"
-        )
-        self.source_shape = tuple(self.source_shape)  # a list if read from JSON
-        if len(self.source_shape) != 2 or min(self.source_shape) < 1:
-            raise ValueError(
-                f"Invalid value: source_shape={self.source_shape} is no shape of a source prompt; expected two "
-                "integers of 1 or more, (m, n)."
-            )
+
+    def check_values(self) -> None:
+        super().check_values()
         self._check_divides("m", self.source_shape[0], "num_prompts=", self.num_prompts)
 
     @classmethod

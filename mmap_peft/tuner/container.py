@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,9 @@ class PromptContainer(nn.Module, BaseTunerLayer):
 
     def routing(self, routes: Sequence[Route], given: Iterable[str] = (), **options: Any) -> Routing:
         """The routing of routes that name adapters, or prompts that are `given` to `prompts`."""
-        return Routing.of([*self.mmap_generators, *given], routes, **options)
+        keys = {plain_name(key): key for key in self.mmap_generators}
+        routing = Routing.of([*keys, *given], routes, **options)
+        return dataclasses.replace(routing, used=frozenset(keys.get(name, name) for name in routing.used))
 
     def adapter_prompts(self, adapter: str, towers: Sequence[str]) -> AdapterPrompts:
         """The prompts of one adapter for these towers, computed by its generator."""
@@ -80,7 +83,7 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return None
         # Adapters of other methods may be active, too.
-        active = tuple(name for name in self.active_adapters if name in self.mmap_generators)
+        active = tuple(plain_name(name) for name in self.active_adapters if name in self.mmap_generators)
         routing = routing or overrides.get(self) or self.routing([active])
         # A compiled graph serves all routes, so it computes the prompts of all adapters, if they can be combined.
         compiled = torch.compiler.is_compiling() and bool(routing.index.shape[1])
@@ -90,6 +93,11 @@ class PromptContainer(nn.Module, BaseTunerLayer):
             adapters = {name: prompts for name, prompts in adapters.items() if name in routing.used}
         adapters = [adapters.get(name) for name in names]
         return assemble([*adapters, *(given or {}).values()], routing, towers, self.as_tokens)
+
+
+def plain_name(key: str) -> str:
+    """The name of an adapter without what a classifier puts around it, so that it is part of no other name."""
+    return key.removeprefix("<").removesuffix(">")
 
 
 def prompt_container(model: nn.Module) -> PromptContainer:

@@ -19,7 +19,6 @@ from .routes import use_routes
 from .tower import PromptedTower
 
 
-RESERVED = ("base_model", "mmap", "model")
 FAMILIES = {  # by the `model_type` of the towers without its ending
     "clip": "CLIP",
     "siglip": "SigLIP",
@@ -56,16 +55,6 @@ def encoder_layers(model: nn.Module) -> dict[nn.Module, tuple[str, int]]:
     return {layer: (name, index) for name, tower in towers for index, layer in enumerate(tower.encoder.layers)}
 
 
-def check_adapter_name(name: str) -> None:
-    """Raise a `ValueError` if no adapter can have this name."""
-    taken = name in RESERVED or hasattr(nn.ModuleDict, name)
-    if taken or not name or set("./\\") & set(name):
-        raise ValueError(
-            f"{name!r} cannot name an adapter, since names become keys, attributes and folders; write one without '.' "
-            f"and '/' that is none of {', '.join(RESERVED)} and no attribute of an nn.ModuleDict, such as 'train'."
-        )
-
-
 class PromptTuner(CheckedTuner):
     """PEFT tuner that adds the prompts of any prompt method to the encoder layers of a CLIP.
 
@@ -89,7 +78,6 @@ class PromptTuner(CheckedTuner):
         super().__init__(model, _Configs(configs), adapter_name, **kwargs)
 
     def _check(self, model: nn.Module, adapter_name: str, config: PromptConfig) -> None:
-        check_adapter_name(adapter_name)
         towers = find_towers(model)
         if not hasattr(model, "mmap") and takes_prompts(model):
             raise ValueError(

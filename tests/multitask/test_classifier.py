@@ -239,7 +239,7 @@ def test_a_new_task_trains_alone_in_an_existing_group(grouped, batch):
     assert grouped.grouping.groups == [["print", "photo", "sketch"], ["clipart"]]
     assert torch.equal(grouped(**batch).logits, before)
     trained = {name.split(".mmap_generators.")[1] for name, p in grouped.named_parameters() if p.requires_grad}
-    assert trained == {"sketch.source", "sketch.scale_text", "sketch.scale_vision"}
+    assert trained == {"<sketch>.source", "<sketch>.scale_text", "<sketch>.scale_vision"}
     output = grouped(batch["pixel_values"], torch.full((6,), 3), torch.zeros(6, dtype=torch.long))
     assert output.logits.shape == (6, 5)
     output.loss.backward()

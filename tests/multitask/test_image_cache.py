@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,15 +71,27 @@ def test_the_file_goes_with_its_cache():
     assert not folder.exists()
 
 
-def test_the_file_goes_with_its_process():
+@pytest.mark.parametrize("end", ["", "import os; os.kill(os.getpid(), 9)"], ids=["ends", "is killed"])
+def test_the_file_goes_with_its_process(end):
+    # The packages are made by hand, since importing this library takes seconds.
     code = (
-        "import runpy, sys; cache = runpy.run_path(sys.argv[1])['ImageCache'](1, (2,), 99); print(cache.path.parent)"
+        "import sys, types\n"
+        "for name, path in (('mmap_peft', sys.argv[1]), ('mmap_peft.multitask', sys.argv[1] + '/multitask')):\n"
+        "    sys.modules[name] = types.ModuleType(name)\n"
+        "    sys.modules[name].__path__ = [path]\n"
+        "from mmap_peft.multitask.image_cache import ImageCache\n"
+        "cache = ImageCache(1, (2,), 99)\n"
+        "print(cache.path.parent, flush=True)\n"
+        f"{end}"
     )
-    file = sys.modules[ImageCache.__module__].__file__
-    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
+    package = str(Path(sys.modules[ImageCache.__module__].__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True)
     folder = Path(done.stdout.strip())
     assert folder.name.startswith("mmap_peft_")
+    assert folder.exists() == bool(end)
+    own = ImageCache(1, SHAPE, 1e6), ImageCache(1, SHAPE, 1e6)  # the next ones remove what is left, but not each other
     assert not folder.exists()
+    assert all(cache.path.exists() for cache in own)
 
 
 # Python 3.12 warns of any fork beside threads, which torch has
@@ -104,3 +117,22 @@ def test_without_its_file_nothing_is_kept_and_nothing_stops(caplog):
         cache.put(0, pixels(0))
     assert cache.get(0) is None
     assert caplog.text.count("No more images are kept") == 1
+
+
+@pytest.mark.parametrize("folder", ["missing", "file"])
+def test_where_no_file_can_be_made_nothing_is_kept_and_nothing_stops(folder, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / folder))
+    with caplog.at_level(logging.WARNING):
+        cache = ImageCache(2, SHAPE, 1e6)
+        cache.put(0, pixels(0))
+    assert cache.get(0) is None
+    assert caplog.text.count("No more images are kept") == 1
+
+
+def test_a_file_that_was_cut_gives_nothing():
+    cache = ImageCache(2, SHAPE, 1e6)
+    cache.put(1, pixels(1))
+    cache.get(1)
+    os.truncate(cache.path, 70)
+    assert cache.get(1) is None

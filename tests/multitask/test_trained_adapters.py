@@ -172,11 +172,10 @@ def state(classifier):
 
 LONG = "a photo of a {} that nobody has ever seen, on a wall, in a house, in a street, in a town, in a country"
 REFUSED = {
-    "a name that PEFT refuses": ({"style": "sketch", "name": "train"}, None, "'train' cannot name an adapter"),
-    "a name that is a module's": ({"style": "sketch", "name": "pop"}, None, "'pop' cannot name an adapter"),
     "a taken name": ({"style": "sketch", "name": "Print"}, None, "would both have the adapter 'print'"),
     "the same name": ({"style": "sketch", "name": "print"}, None, "would both have the adapter 'print'"),
-    "a kept name": ({"style": "sketch", "name": "group 7"}, None, "a name that is kept"),
+    "a group's name": ({"style": "sketch", "name": "group 7"}, None, "a name that is kept"),
+    "the name of the mean": ({"style": "sketch", "name": "Mean"}, None, "a name that is kept"),
     "a text that is too long": ({"style": "sketch", "template": LONG}, None, "write a shorter template"),
     "no such group": ({"style": "sketch"}, "nowhere", "'nowhere' is no group or task"),
     "a task's adapter for a group": ({"style": "sketch"}, "lonely", "Task 'lonely' is in no group"),
@@ -198,20 +197,6 @@ def test_a_refused_task_leaves_nothing_behind(why, make, tmp_path):
     assert_same(answers(again), answered)
     classifier.add_task(make_task("sketch", 4), group="print")  # and a good one still fits
     assert classifier.routes["sketch"] == ("group_0", "sketch")
-
-
-@pytest.mark.parametrize("name", ["train", "model"])
-def test_a_name_that_no_adapter_can_have_is_said_before_an_adapter_changes(name, clip, processor, arguments):
-    tasks = [make_task("print", 3, name=name), make_task("photo", 4)]
-    classifier = MultiTaskClassifier(clip, processor, tasks, CONFIG)
-    before = parameters(classifier)
-    grouping = TaskGrouping.by_mode("none", list(classifier.tasks))
-    trainer = MultiTaskTrainer(model=classifier, args=arguments())
-    for change in (trainer.train, classifier.separate_adapters, lambda: classifier.set_grouping(grouping)):
-        with pytest.raises(ValueError, match=f"'{name}' cannot name an adapter.*write sharing='all'"):
-            change()
-        assert_same(parameters(classifier), before)
-    MultiTaskTrainer(model=classifier, args=arguments(sharing="all")).train()
 
 
 @pytest.mark.parametrize("sharing", ["none", "all"])

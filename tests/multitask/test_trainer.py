@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_names_the_task(make):
     trainer.group_tasks()
     with torch.no_grad():
         trainer.model.adapter_parameters("clipart")["source"].fill_(float("nan"))
-    with pytest.raises(ValueError, match="The loss is nan at step 0, from task clipart; lower learning_rate"):
+    with pytest.raises(ValueError, match="The loss is not finite at step 0, from task clipart; lower learning_rate"):
         trainer.train()
 
 

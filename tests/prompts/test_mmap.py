@@ -55,11 +55,11 @@ def test_initial_spread_of_the_prompts():
     ("fields", "sentence"),
     [
         ({"num_prompts": 5, "source_shape": (2, 8)}, "m=2, which does not divide num_prompts=5"),
-        ({"num_prompts": 0}, "gives a layer no prompt"),
-        ({"depth": 0}, "gives no layer a prompt"),
-        ({"source_shape": (2,)}, "no shape of a source prompt"),
-        ({"source_shape": (0, 8)}, "no shape of a source prompt"),
-        ({"init_std": 0.0}, "start all prompts at zero"),
+        ({"num_prompts": 0}, "Invalid value 0 for `num_prompts`: expected an integer from 1 to 1024"),
+        ({"depth": 0}, "Invalid value 0 for `depth`: expected an integer of 1 or more, or None"),
+        ({"source_shape": (2,)}, r"for `source_shape`: expected two integers of 1 or more, \(m, n\)"),
+        ({"source_shape": (0, 8)}, r"for `source_shape\[0\]`: expected a number greater than or equal to 1"),
+        ({"init_std": 0.0}, "Invalid value 0.0 for `init_std`: expected a finite number above 0"),
     ],
 )
 def test_wrong_settings_stop_with_a_sentence(fields, sentence):

@@ -1,0 +1,191 @@
+"""The adapters of a classifier that PEFT keeps in its model: those of PEFT's methods, and prompts.
+
+PEFT writes an adapter's name into the names of tensors, takes it out of them by searching for it, and makes it the key
+of a `ModuleDict`. So an adapter called `source`, like a tensor, could be saved but not loaded. Inside the model, the
+adapter of a task called `art` is therefore `<art>`, which is part of no other name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from accelerate.utils.modeling import align_module_device
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..methods.linear_probe import LinearProbeConfig
+from ..prompts.base import PromptConfig, PromptGenerator
+from ..tuner.assemble import AdapterPrompts, Prompts, Route
+from ..tuner.container import PromptContainer, plain_name
+from ..tuner.model import unwrap_modules
+from .adapters import GLOBAL, AdapterSet, ProbeSet
+from .overlap import Overlap
+
+
+def _key(name: str) -> str:
+    """PEFT's name of an adapter."""
+    return f"<{name}>"
+
+
+class PeftSet(AdapterSet):
+    """One adapter of a PEFT method for all tasks, since adapters of most methods cannot be combined."""
+
+    def __init__(self, clip: PreTrainedModel, config: PeftConfig, seed: int) -> None:
+        super().__init__(clip, config)
+        self._disabled = Overlap()
+        self._wrap(clip, [GLOBAL], seed)
+
+    def _wrap(self, clip: PreTrainedModel, names: Sequence[str], seed: int) -> None:
+        with _new_parameters(seed):
+            self.model = get_peft_model(clip, copy.deepcopy(self.config), adapter_name=_key(names[0]))
+            for name in names[1:]:
+                self.model.add_adapter(_key(name), copy.deepcopy(self.config))
+
+    @property
+    def clip(self) -> PreTrainedModel:
+        return self.model.get_base_model()
+
+    @property
+    def names(self) -> list[str]:
+        return list(map(plain_name, self.model.peft_config))
+
+    def config_of(self, adapter: str) -> PeftConfig:
+        return self.model.peft_config[_key(adapter)]
+
+    @property
+    def enabled(self) -> bool:
+        layers = (module for module in self.clip.modules() if isinstance(module, BaseTunerLayer))
+        return not next(layers).disable_adapters
+
+    def _disable(self, undo: ExitStack) -> None:
+        # PEFT lets the active adapter train again, whatever was set before.
+        for parameter in self.parameters():
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+        undo.enter_context(self.model.disable_adapter())
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        with self._disabled.block(self._disable):
+            yield
+
+    def first_route(self, task_adapter: str) -> Route:
+        return (GLOBAL,)
+
+    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
+        part = f".{_key(adapter)}."
+        named = ((f"{name}.", parameter) for name, parameter in self.clip.named_parameters())
+        return {name.replace(part, ".")[:-1]: tensor for name, tensor in named if part in name}
+
+    def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
+        with ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                if _key(adapter) in name.split(".") and any(each.is_meta for each in module.parameters(False)):
+                    stack.enter_context(align_module_device(module, "cpu"))  # it is offloaded
+            return get_peft_model_state_dict(self.model, adapter_name=_key(adapter), save_embedding_layers=False)
+
+    def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        set_peft_model_state_dict(self.model, dict(tensors), adapter_name=_key(adapter))
+
+    def reset(self, names: Sequence[str], seed: int) -> None:
+        training = self.model.training
+        self._wrap(self.unload(), names, seed)
+        self.model.train(training)
+        self.train_only(names)
+
+    def unload(self) -> PreTrainedModel:
+        unwrap_modules(self.clip, trained=False)
+        return self.model.unload()
+
+    def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        of_adapters = {id(parameter) for name in self.names for parameter in self.parameters_of(name).values()}
+        parameters = list(self.clip.parameters())
+        frozen = [parameter for parameter in parameters if id(parameter) not in of_adapters]
+        return frozen, [parameter for parameter in parameters if id(parameter) in of_adapters]
+
+
+class PromptSet(PeftSet):
+    """Adapters that are prompts; a task can use those of several adapters at once: of its group and its own."""
+
+    @property
+    def container(self) -> PromptContainer:
+        return self.clip.mmap
+
+    disabled = AdapterSet.disabled  # an empty route disables prompts
+
+    @property
+    def names(self) -> list[str]:
+        return list(map(plain_name, self.container.mmap_generators))
+
+    def generator(self, adapter: str) -> PromptGenerator:
+        """The module that computes the prompts of an adapter."""
+        return self.container.mmap_generators[_key(adapter)]
+
+    def prompts_of(self, adapter: str) -> AdapterPrompts:
+        """The prompts of one adapter for all towers that it has prompts for."""
+        return self.container.adapter_prompts(_key(adapter), list(self.generator(adapter).depths))
+
+    def prompts(
+        self,
+        tower: str,
+        routes: Sequence[Route],
+        given: Mapping[str, AdapterPrompts] | None = None,
+        **rows: torch.Tensor,
+    ) -> Prompts | None:
+        if tower not in self.config.towers:
+            return None
+        routing = self.container.routing(routes, given or (), pooled=True, **rows)
+        return self.container.prompts([tower], routing, given)
+
+    def add(self, name: str, seed: int) -> None:
+        """Add an adapter with new parameters."""
+        with _new_parameters(seed):
+            self.model.add_adapter(_key(name), copy.deepcopy(self.config))
+
+    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
+        return dict(self.generator(adapter).named_parameters())
+
+    def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        # Not by the adapters' names: another thread may be about to add one.
+        prompts = [tensor for part in list(self.container.mmap_generators.values()) for tensor in part.parameters()]
+        parts = (module for _, module in self.clip.named_modules(memo={self.container}))
+        frozen = dict.fromkeys(tensor for part in parts for tensor in part._parameters.values() if tensor is not None)
+        return list(frozen), prompts if "text" in self.config.towers else []
+
+
+def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -> AdapterSet:
+    """The adapters of a method, added to a CLIP; with `None`, no adapters.
+
+    Raises:
+        ValueError: the config does not fit the model, or has `modules_to_save` with prompts.
+    """
+    if config is None:
+        return AdapterSet(clip)
+    if isinstance(config, LinearProbeConfig):
+        return ProbeSet(clip, config)
+    if not isinstance(config, PromptConfig):
+        if any(parameter.is_meta for parameter in clip.parameters()):
+            raise ValueError(
+                f"The {type(clip).__name__} is offloaded, so {type(config).__name__} has no weights to start from; "
+                "make the classifier first, and offload it then."
+            )
+        return PeftSet(clip, config, seed)
+    if config.modules_to_save:
+        raise ValueError(
+            f"modules_to_save={config.modules_to_save} is not possible with prompts of many tasks, since only one "
+            "adapter's copy of a module can run in a batch; leave it out, or use get_peft_model for a single adapter."
+        )
+    return PromptSet(clip, config, seed)
+
+
+@contextmanager
+def _new_parameters(seed: int) -> Iterator[None]:
+    """Seed torch's random numbers inside the `with` block. Parameters that are made in inference mode cannot train."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.inference_mode(False), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
