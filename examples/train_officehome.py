@@ -3,10 +3,10 @@
     accelerate launch examples/train_officehome.py --model openai/clip-vit-base-patch16 \
         --data flwrlabs/office-home --fraction 0.1 --output_dir out
 
-`--data` takes the usual folder (`PATH/Art/Alarm_Clock/00001.jpg`) as well, or any other of `domain/class/image`;
-`--split_dir` takes published lists, `--shots 4` trains on four images of each class. Settings can also come from one
-YAML file: `accelerate launch examples/train_officehome.py settings.yaml`. Offline, on pictograms and a small CLIP that
-ship with the package:
+`--data` takes the usual folder (`PATH/Art/Alarm_Clock/00001.jpg`) as well, or any other of `domain/class/image` or
+`domain/train|test/class/image`; `--split_dir` takes published lists, `--shots 4` trains on four images of each class.
+Settings can also come from one YAML file: `accelerate launch examples/train_officehome.py settings.yaml`. Offline, on
+pictograms and a small CLIP that ship with the package:
 
     accelerate launch examples/train_officehome.py --demo
 """
@@ -25,7 +25,7 @@ from transformers import CLIPModel, HfArgumentParser, set_seed
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, load_processor
 from mmap_peft.data.domains import read_domains
 from mmap_peft.data.pictograms import pictogram_domains, small_clip
-from mmap_peft.data.splits import make_tasks, read_lists, split_at_random
+from mmap_peft.data.splits import has_split, make_tasks, read_lists, split_at_random, split_of_folders
 from mmap_peft.hub.repository import hub_id
 from mmap_peft.multitask.files import write_json
 
@@ -60,12 +60,15 @@ def main() -> None:
         script.model, script.data, domains = str(small_clip()), "Pictograms", pictogram_domains()
     else:
         domains = read_domains(script.data)
+    by_folders = has_split(domains) and not (script.split_dir or script.fraction or script.shots)
     if script.fraction is None and script.shots is None:
         script.fraction = 0.3 if script.demo else 0.1
     if script.split_dir and script.shots:
         raise ValueError("Published lists say which images train; write --fraction with --split_dir, not --shots.")
     if script.split_dir:
         split = read_lists(script.split_dir, script.fraction)
+    elif by_folders:
+        split = split_of_folders(domains)
     else:
         split = split_at_random(domains, script.fraction, script.shots, args.seed)
     tasks = make_tasks(domains, split, args.template, dataset=hub_id(script.data) or Path(script.data).name)

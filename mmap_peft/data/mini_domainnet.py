@@ -14,6 +14,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from .domains import read_domains
+from .folders import short
 from .splits import Split, split_of_lists
 
 
@@ -44,14 +45,18 @@ def read_mini_lists(folder: str | os.PathLike) -> Split:
     Raises:
         ValueError: as for `split_of_lists`; or a list is missing, or a class is not one of `CLASS_NAMES`.
     """
-    train, test = ({name: Path(folder) / f"{name}_{part}.txt" for name in DOMAINS} for part in ("train", "test"))
+    train, test = (
+        {name: Path(folder).expanduser() / f"{name}_{part}.txt" for name in DOMAINS} for part in ("train", "test")
+    )
     for path in [*train.values(), *test.values()]:
-        if not path.is_file():
-            raise ValueError(f"{folder} has no {path.name}; give the folder of MiniDomainNet's lists, splits_mini.")
+        if not path.exists():
+            raise ValueError(
+                f"{short(folder)} has no {path.name}; give the folder of MiniDomainNet's lists, splits_mini."
+            )
     split = split_of_lists(train, test, {"lists": "MiniDomainNet"})
     for file in chain(*split.train.values(), *split.eval.values()):
         if file.split("/")[1] not in CLASS_NAMES:
             raise ValueError(
-                f"The lists name {file!r}, whose class is not in MiniDomainNet; give the lists of MiniDomainNet."
+                f"The lists name {short(file)}, whose class is not in MiniDomainNet; give the lists of MiniDomainNet."
             )
     return split

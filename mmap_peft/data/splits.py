@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Lt
 from datasets import Dataset
 
+from ..checking import checked
 from ..multitask.files import write_json
 from ..multitask.task import DEFAULT_TEMPLATE, Task
+from .folders import is_hidden, short, spelling
+from .lists import ListReader, path_text
+from .places import Places
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,15 +56,62 @@ def _choose(
     """Random files of each class (a fraction of them, or `shots`), and the other files, in the order of `files`."""
     if (fraction is None) == (shots is None):
         raise ValueError(f"Give either fraction or shots, not fraction={fraction} and shots={shots}.")
-    if fraction is not None and not 0 < fraction < 1:
+    checked(seed[0], Annotated[int, Ge(0)], "seed")
+    if fraction is not None and not 0 < checked(fraction, float, "fraction") < 1:
         raise ValueError(f"fraction={fraction} leaves nothing to train or to evaluate on; write a number in (0, 1).")
-    if shots is not None and shots < 1:
+    if shots is not None and checked(shots, int, "shots") < 1:
         raise ValueError(f"shots={shots} leaves nothing to train on; write 1 or more.")
     rng, chosen = np.random.default_rng(seed), np.zeros(len(files), dtype=bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         chosen[rng.permutation(rows)[: shots or max(1, round(fraction * len(rows)))]] = True
     return [[files[row] for row in np.flatnonzero(part)] for part in (chosen, ~chosen)]
+
+
+def split_of_folders(domains: Mapping[str, Dataset]) -> Split:
+    """Train and evaluate on the images whose folders say so: the column `split` of `read_folder`.
+
+    Images of `"train"` train, those of `"test"` evaluate, or those of `"validation"` in a domain without any of
+    `"test"`. Where there are both, those of `"validation"` are left out, with a warning.
+
+    Raises:
+        ValueError: there is no such column, or two images of a domain have the same `file`.
+    """
+    train, held_out = {}, {}
+    for name, data in domains.items():
+        rows = _given_rows(data)
+        if rows is None:
+            raise ValueError(f"The folders of {short(name)} do not say which images train; write split_at_random.")
+        files = _files(name, data)
+        train[name], held_out[name] = ([files[row] for row in part] for part in rows)
+        left = len(files) - len(train[name]) - len(held_out[name])
+        if left:
+            logger.warning("%d validation images of %s are left out, since there are test images.", left, short(name))
+    return Split(train, held_out, {"folders": "train, test or validation"})
+
+
+def has_split(domains: Mapping[str, Dataset]) -> bool:
+    """Whether the folders say which images train and which evaluate, so that `split_of_folders` can be used."""
+    rows = [_given_rows(data) for data in domains.values()]
+    return None not in rows and all(any(len(parts[number]) for parts in rows) for number in (0, 1))
+
+
+def _given_rows(data: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
+    """Rows for training and for evaluation by the column `split`, or `None` if there is no such column."""
+    if "split" not in data.column_names:
+        return None
+    splits = np.array(data.with_format(None)["split"][:], dtype=object)
+    evaluates = "test" if "test" in splits else "validation"
+    return np.flatnonzero(splits == "train"), np.flatnonzero(splits == evaluates)
+
+
+def _files(name: str, data: Dataset) -> list[str]:
+    """The column `file`, or a `ValueError` if two images are called the same."""
+    files = data.with_format(None)["file"][:]
+    if len(set(files)) < len(files):
+        twice = next(file for file, count in Counter(files).items() if count > 1)
+        raise ValueError(f"Two images of {short(name)} have the `file` {short(twice)}; give each a `file` of its own.")
+    return files
 
 
 def split_at_random(
@@ -65,6 +123,9 @@ def split_at_random(
 ) -> Split:
     """Choose random images of each class of each domain for training, and all others for evaluation.
 
+    If the folders say which images train and which evaluate (`has_split`), it is chosen from the first, and the second
+    evaluate, as by `split_of_folders`.
+
     Args:
         domains: data sets with the columns `label` and `file`.
         fraction: share of each class's images for training, between 0 and 1; at least one image.
@@ -74,32 +135,47 @@ def split_at_random(
             `at_most` images whose `file` has the smallest SHA-256.
 
     Raises:
-        ValueError: neither or both of `fraction` and `shots`, or a number out of range.
+        ValueError: neither or both of `fraction` and `shots`, a number out of range, or two images of a domain with
+            the same `file`.
     """
     source = {"fraction": fraction, "shots": shots, "seed": seed}
     if at_most is not None:
-        if at_most < 2:
+        if checked(at_most, int, "at_most") < 2:
             raise ValueError(f"at_most={at_most} leaves nothing to train or to evaluate on; write 2 or more.")
         source["subset"] = f"of each class of each domain the {at_most} images whose file has the smallest SHA-256"
-    train, held_out = {}, {}
+    train, held_out, given = {}, {}, has_split(domains)
     for number, (name, data) in enumerate(domains.items()):
-        files, labels = data.with_format(None)["file"][:], np.asarray(data.with_format("numpy")["label"])
+        files, labels = _files(name, data), np.asarray(data.with_format("numpy")["label"])
+        rows, evaluated = _given_rows(data) if given else (np.arange(len(files)), ())
         if at_most is not None:
-            by_hash = np.array(sorted(range(len(files)), key=lambda row: hashlib.sha256(files[row].encode()).digest()))
-            rows = sorted(row for label in np.unique(labels) for row in by_hash[labels[by_hash] == label][:at_most])
-            files, labels = [files[row] for row in rows], labels[rows]
-        train[name], held_out[name] = _choose(files, labels, fraction, shots, [seed, number])
+            rows, evaluated = (_subset(files, labels, part, at_most) for part in (rows, evaluated))
+        chosen = [files[row] for row in rows]
+        train[name], others = _choose(chosen, labels[rows], fraction, shots, [seed, number])
+        held_out[name] = [files[row] for row in evaluated] if given else others
     return Split(train, held_out, source)
+
+
+def _subset(files: Sequence[str], labels: np.ndarray, rows: Sequence[int], at_most: int) -> list[int]:
+    """Of each class the `at_most` rows whose file has the smallest SHA-256."""
+    by_hash = np.array(sorted(rows, key=lambda row: hashlib.sha256(files[row].encode()).digest()), dtype=np.int64)
+    return sorted(row for label in np.unique(labels) for row in by_hash[labels[by_hash] == label][:at_most])
 
 
 def draw(split: Split, fraction: float | None = None, shots: int | None = None, seed: int = 0) -> Split:
     """Choose some of a split's training images of each class, and evaluate on the same images as the split.
 
-    The split's files have the form `domain/class/image`. Other arguments and errors are as for `split_at_random`.
+    The last folder in a file's name is the class, as in `domain/class/image`. Other arguments and errors are as for
+    `split_at_random`.
     """
     train = {}
     for number, (name, files) in enumerate(split.train.items()):
-        classes = np.array([file.split("/")[-2] for file in files])
+        names = [PurePosixPath(file).parent.name for file in files]
+        if not all(names):
+            raise ValueError(
+                f"The class of {short(files[names.index('')])} is not known; give a split of files domain/class/image."
+            )
+        first: dict[str, str] = {}  # a class can be written in several ways
+        classes = np.array([first.setdefault(spelling(name), name) for name in names])
         train[name], _ = _choose(files, classes, fraction, shots, [seed, number])
     return Split(train, split.eval, {**split.source, "fraction": fraction, "shots": shots, "seed": seed})
 
@@ -110,13 +186,13 @@ def read_lists(folder: str | os.PathLike, fraction: float) -> Split:
     Raises:
         ValueError: there are no such lists, or they do not fit together (`split_of_lists`).
     """
-    percent = f"{100 * fraction:g}"
-    lists = (sorted(Path(folder).glob(f"*/{part}_{percent}.txt")) for part in ("train", "test"))
-    train, test = ({path.parent.name: path for path in paths} for paths in lists)
+    percent = f"{100 * checked(fraction, Annotated[float, Gt(0), Lt(1)], 'fraction'):g}"
+    lists = (sorted(Path(folder).expanduser().glob(f"*/{part}_{percent}.txt")) for part in ("train", "test"))
+    train, test = ({path.parent.name: path for path in paths if not is_hidden(path.parent.name)} for paths in lists)
     if not train or list(train) != list(test):
         raise ValueError(
-            f"{folder} has no lists of {percent} % for each domain; look for files such as "
-            f"{folder}/Art/train_{percent}.txt and test_{percent}.txt."
+            f"{path_text(folder)} has no lists of {percent} % for each domain; look for files such as "
+            f"Art/train_{percent}.txt and Art/test_{percent}.txt in it."
         )
     return split_of_lists(train, test, {"lists": f"{percent} %"})
 
@@ -131,34 +207,16 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
         source: as for `Split`.
 
     Raises:
-        ValueError: a line is not of this form, lines number the classes differently, or an image of a training list
-            is in the test list as well.
+        ValueError: as for `ListReader.read`, or an image of a training list is in the test list as well.
     """
-    label_of, class_of = {}, {}
-
-    def read(path: Path) -> list[str]:
-        files = []
-        for line in filter(str.strip, path.read_text().splitlines()):
-            file, _, label = line.strip().rpartition(" ")
-            if not label.isdigit() or file.count("/") != 2:
-                raise ValueError(f"Line {line!r} of {path} is not of the form Domain/Class/file label.")
-            name = file.split("/")[1]
-            if label_of.setdefault(name, label) != label or class_of.setdefault(label, name) != name:
-                raise ValueError(
-                    f"Line {line!r} of {path} gives {name!r} the label {label}, but elsewhere its label is "
-                    f"{label_of[name]}, and {label} is the label of {class_of.get(label)!r}; give lists that number "
-                    "their classes alike."
-                )
-            files.append(file)
-        return files
-
+    read = ListReader().read
     train_files, test_files = ({domain: read(path) for domain, path in paths.items()} for paths in (train, test))
     for domain, files in train_files.items():
-        both = set(files).intersection(test_files[domain])
+        both = set(files).intersection(test_files.get(domain, ()))
         if both:
             raise ValueError(
-                f"{min(both)!r} and {len(both) - 1} more images are in {train[domain]} and in {test[domain]} as well; "
-                "give lists whose test images do not train."
+                f"{short(min(both))} and {len(both) - 1} more images are in {path_text(train[domain])} and in "
+                f"{path_text(test[domain])} as well; give lists whose test images do not train."
             )
     return Split(train_files, test_files, source)
 
@@ -171,34 +229,38 @@ def make_tasks(
 ) -> list[Task]:
     """Make a task of each domain of the split.
 
+    Domains and files of the split that the data lack may differ in case, and in `_` for a space, from one of the data.
+
     Args:
         domains: data sets with the columns `image`, `label` and `file`.
         split: which files train and evaluate.
         template, dataset: as for `Task`.
 
     Raises:
-        ValueError: the data lack a domain or a file of the split.
+        ValueError: the data lack a domain or a file of the split, or it may be one of several; or the split names an
+            image twice, such as for training and for evaluation.
     """
-    # Office-Home's folder says "Real World", its lists say "Real_World".
-    by_name = {_plain(name): data for name, data in domains.items()}
-    tasks = []
+    if set(split.train) != set(split.eval):
+        one = min(set(split.train) ^ set(split.eval))
+        raise ValueError(
+            f"The split has {short(one)} only in train or only in eval; give it an empty list in the other."
+        )
+    places, tasks, name_of = Places(list(domains)), [], {}
     for name in split.train:
-        if _plain(name) not in by_name:
-            raise ValueError(f"The split has a domain {name!r}, but the data have {sorted(domains)}.")
-        data = by_name[_plain(name)]
-        row_of = {_plain(file): row for row, file in enumerate(data.with_format(None)["file"])}
-        parts = {"train": split.train[name], "eval": split.eval[name]}
-        missing = [file for files in parts.values() for file in files if _plain(file) not in row_of]
-        if missing:
+        place = places.find(name)
+        if place is None:
             raise ValueError(
-                f"The split names {missing[0]!r} and {len(missing) - 1} more files of {name!r} that the data lack; "
-                "give the folder that the lists were made for."
+                f"The split has a domain {short(name)}, but the data have {short(', '.join(map(str, domains)))}."
             )
-        images = {part: data.select([row_of[_plain(file)] for file in files]) for part, files in parts.items()}
+        if name_of.setdefault(place, name) != name:
+            raise ValueError(
+                f"{short(name)} and {short(name_of[place])} of the split are the same domain of the data."
+            )
+        data = domains[places.names[place]]
+        rows = Places(data.with_format(None)["file"][:]).rows(
+            {"train": split.train[name], "eval": split.eval[name]}, name
+        )
+        images = {part: data.select(chosen) for part, chosen in rows.items()}
         class_names = data.features["label"].names
         tasks.append(Task(name.replace("_", " ").lower(), class_names, **images, template=template, dataset=dataset))
     return tasks
-
-
-def _plain(name: str) -> str:
-    return name.replace(" ", "_").lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +13,8 @@ from typing import Any
 import datasets
 import numpy as np
 
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 LONGEST_NAME = 200  # bytes of an adapter's name: a file system takes 255, endings included
@@ -119,14 +122,17 @@ class Task:
         return np.asarray(labels, dtype=np.int64)
 
     def check_training_images(self) -> None:
-        """Raise a `ValueError` if the task, or one of its classes, has no image to train on."""
+        """Raise a `ValueError` if the task has no image to train on, and warn of classes that have none."""
         if self.train is None or not len(self.train):
             raise ValueError(f"Task {self.name!r} has no training images; give Task(..., train=...).")
         counts = np.bincount(self.labels("train"), minlength=len(self.class_names))
-        missing = ", ".join(repr(name) for name, count in zip(self.class_names, counts) if not count)
+        missing = [repr(name) for name, count in zip(self.class_names, counts) if not count]
         if missing:
-            raise ValueError(
-                f"Task {self.name!r} has no training image of {missing}; add images, or leave out these class_names."
+            logger.warning(
+                "Task %r has no training image of %s%s; they are predicted by their texts only.",
+                self.name,
+                ", ".join(missing[:10]),
+                f" and {len(missing) - 10} more classes" if len(missing) > 10 else "",
             )
 
     def _check_labels(self, split: str) -> None:

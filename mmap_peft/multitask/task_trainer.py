@@ -51,7 +51,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
 
     Raises:
         ValueError: the classifier has no adapters, `model_init` or `compute_loss_func` is given, or (when training
-            begins) a task or class has no training image, or a given optimizer is one of parameters that do not train.
+            begins) a task has no training image, or a given optimizer is one of parameters that do not train.
     """
 
     loss_is_scaled_for_ga = False  # the loss is a mean over the images of one batch
@@ -150,7 +150,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
     # ---- images
 
     def check_images(self) -> None:
-        """Raise a `ValueError` if a task that is to train, or one of its classes, has no training image."""
+        """Raise a `ValueError` if a task that is to train has no training image."""
         names = self.tasks_to_train(self.model, self.args)
         if not names:
             raise ValueError("No adapter is set to train; write classifier.train_adapters(classifier.adapters).")

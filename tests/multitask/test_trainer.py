@@ -7,7 +7,16 @@ import pytest
 import torch
 from transformers import CLIPModel, EarlyStoppingCallback, HfArgumentParser, TrainerCallback, TrainingArguments
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, Task, TaskGrouping
+from mmap_peft import (
+    CoOpConfig,
+    LinearProbeConfig,
+    MmAPConfig,
+    MultiTaskClassifier,
+    MultiTaskTrainer,
+    MultiTaskTrainingArguments,
+    Task,
+    TaskGrouping,
+)
 from mmap_peft.multitask.grouping_stage import SharedAdapterTrainer
 
 from ..conftest import make_task
@@ -272,12 +281,21 @@ def test_a_loss_that_is_not_finite_names_the_task(make):
         trainer.train()
 
 
-def test_missing_training_images_stop_with_the_task(make):
+@pytest.mark.parametrize(
+    "config",
+    [MmAPConfig(num_prompts=4), LinearProbeConfig(), CoOpConfig(num_prompts=2, num_classes=3)],
+    ids=["mmap", "probe", "coop"],
+)
+def test_a_class_without_training_images_is_named_and_predicted(config, clip, processor, arguments, caplog):
     task = make_task("print", 3)
     task.train = [row for row in task.train if row["label"] != 1]
-    trainer = make([task, make_task("photo", 3)])
-    with pytest.raises(ValueError, match="Task 'print' has no training image of 'cloud'"):
+    classifier = MultiTaskClassifier(clip, processor, [task, make_task("photo", 3)], config)
+    trainer = MultiTaskTrainer(model=classifier, args=arguments(sharing="none"))
+    with caplog.at_level("WARNING"):
         trainer.train()
+    assert "Task 'print' has no training image of 'cloud'" in caplog.text
+    assert 0 <= trainer.evaluate()["eval_print_accuracy"] <= 1
+    assert (classifier.predict([task.eval[0]["image"]], "print").probabilities > 0).all()
 
 
 def test_unreadable_files_are_named_in_training(make, tmp_path):
