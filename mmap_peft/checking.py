@@ -109,7 +109,7 @@ def _place(value: Any, error: Mapping[str, Any]) -> tuple[str, Any, str]:
         # All other parts are pydantic's names for the members of a union.
         if isinstance(value, Mapping) and (part in value or error["type"] == "missing"):
             place, value = f"{place}[{shortened(part)}]", value.get(part)
-        elif isinstance(value, list | tuple) and isinstance(part, int):
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
             place, value = f"{place}[{part}]", value[part]
     return place, error["input"] if place else value, error["msg"]
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..prompts.base import Deviation
 from ..prompts.method import Method, MethodConfig, Modules, Rank
 from ..tuner.checked import CheckedTuner
+from ..tuner.fitting import check_targets
 from ..tuner.model import ENCODER_LAYERS
 
 
@@ -73,6 +74,7 @@ class BottleneckTuner(CheckedTuner):
     )
 
     def _check(self, model: nn.Module, adapter_name: str, config: BottleneckAdapterConfig) -> None:
+        check_targets(model, config)
         for name, module in model.named_modules():
             base_layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             if self._check_target_module_exists(config, name) and not hasattr(base_layer, "out_features"):

@@ -26,7 +26,7 @@ from .adapters import ProbeSet
 from .class_texts import ClassTexts
 from .output import Prediction
 from .overlap import Overlap
-from .peft_adapters import make_adapters
+from .peft_adapters import make_adapters, plain_name
 from .record import TrainingRecord
 from .task import Task
 from .task_forward import TaskForward
@@ -268,11 +268,12 @@ def _check_model(model: PreTrainedModel) -> None:
     """Raise a `ValueError` if a model cannot be the base of a classifier."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if layers:
-        adapters = dict.fromkeys(
+        keys = (
             name for layer in layers for attribute in layer.adapter_layer_names for name in getattr(layer, attribute)
         )
+        adapters = ", ".join(dict.fromkeys(map(plain_name, keys)))
         raise ValueError(
-            f"The {type(model).__name__} has the adapters {', '.join(adapters)} already, of another classifier or of "
+            f"The {type(model).__name__} has the adapters {adapters} already, of another classifier or of "
             "get_peft_model; load the CLIP again, or remove them by unload() of that classifier or model."
         )
     if takes_prompts(model):

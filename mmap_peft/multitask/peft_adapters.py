@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -33,9 +33,9 @@ def _key(name: str) -> str:
     return f"<{name}>"
 
 
-def _names(keys: Iterable[str]) -> list[str]:
-    """The adapters that have these names in PEFT."""
-    return [key[1:-1] for key in keys]
+def plain_name(key: str) -> str:
+    """The name of the adapter that PEFT knows by this one."""
+    return key.removeprefix("<").removesuffix(">")
 
 
 class PeftSet(AdapterSet):
@@ -58,7 +58,7 @@ class PeftSet(AdapterSet):
 
     @property
     def names(self) -> list[str]:
-        return _names(self.model.peft_config)
+        return list(map(plain_name, self.model.peft_config))
 
     def config_of(self, adapter: str) -> PeftConfig:
         return self.model.peft_config[_key(adapter)]
@@ -125,7 +125,7 @@ class PromptSet(PeftSet):
 
     @property
     def names(self) -> list[str]:
-        return _names(self.container.mmap_generators)
+        return list(map(plain_name, self.container.mmap_generators))
 
     def generator(self, adapter: str) -> PromptGenerator:
         """The module that computes the prompts of an adapter."""
