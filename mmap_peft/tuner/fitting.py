@@ -83,7 +83,7 @@ def check_modules_to_save(model: nn.Module, config: PeftConfig, hooked: Iterable
     """Raise a `ValueError` if PEFT cannot copy `modules_to_save`: there are none, or they are or hold adapters, or
     `hooked` modules, whose copies would run the hooks again."""
     hooked = set(hooked)
-    for wanted in config.modules_to_save or ():
+    for wanted in getattr(config, "modules_to_save", None) or ():
         matched = {name: module for name, module in model.named_modules() if name.endswith(wanted)}  # as PEFT does
         held = next((name for name, module in matched.items() if _holds(module, hooked)), None)
         given = f"modules_to_save={shortened(config.modules_to_save)}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -215,6 +216,17 @@ def unwrap_modules(model: nn.Module, trained: bool) -> None:
         if isinstance(module, ModulesToSaveWrapper):
             copy = module.unload_and_optionally_merge_module(merge=False, safe_merge=False, adapter_names=None)
             model.set_submodule(name, copy if trained else module.original_module)
+
+
+def remove_adapters(model: nn.Module) -> None:
+    """Take out what PEFT has put into a model before it raised an error."""
+    unwrap_modules(model, trained=False)
+    for name, module in reversed(list(model.named_modules())):
+        base = getattr(module, "base_layer", None)
+        if isinstance(module, BaseTunerLayer) and isinstance(base, nn.Module):
+            model.set_submodule(name, base)
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        model.__dict__.pop(name, None)
 
 
 def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None:
