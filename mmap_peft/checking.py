@@ -44,11 +44,12 @@ Names = list[str] | tuple[str, ...] | set[str]
 
 
 def shortened(value: Any) -> str:
-    """A value's `repr`, on one line of about 60 characters."""
+    """A value's `repr`, on one line of at most 100 characters."""
     try:
-        return " ".join(_short.repr(value).split())
+        text = " ".join(_short.repr(value).split())
     except ValueError:  # Python writes no integer of more than 4300 digits
-        return f"an integer of {value.bit_length()} bits"
+        text = f"a {type(value).__name__} of a number with more than 4300 digits"
+    return text if len(text) <= 100 else f"{text[:65]}...{text[-32:]}"
 
 
 @functools.cache

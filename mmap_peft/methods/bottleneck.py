@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
+from ..checking import shortened
 from ..prompts.base import Deviation
 from ..prompts.method import Method, MethodConfig, Modules, Rank
 from ..tuner.checked import CheckedTuner
@@ -79,8 +80,8 @@ class BottleneckTuner(CheckedTuner):
             base_layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             if self._check_target_module_exists(config, name) and not hasattr(base_layer, "out_features"):
                 raise ValueError(
-                    f"target_modules={config.target_modules!r} matches {name!r}, which is no linear layer; write a "
-                    f"regular expression of those, such as {SUBLAYER_OUTPUTS!r}."
+                    f"target_modules={shortened(config.target_modules)} matches {name!r}, which is no linear layer; "
+                    f"write a regular expression of those, such as {SUBLAYER_OUTPUTS!r}."
                 )
 
     def _create_and_replace(

@@ -32,8 +32,8 @@ def check_inputs(model: Any, processor: Any, tasks: Any, seed: Any, text_chunk: 
     for part in ("tokenizer", "image_processor"):
         if not hasattr(processor, part):
             raise ValueError(
-                f"Invalid {type(processor).__name__} for `processor`: it has no {part}; write load_processor(name) with "
-                "the name of the CLIP."
+                f"Invalid {type(processor).__name__} for `processor`: it has no {part}; write "
+                "load_processor(name) with the name of the CLIP."
             )
     if not isinstance(model, nn.Module) or not all(hasattr(model, part) for part in ("config", "get_image_features")):
         raise ValueError(

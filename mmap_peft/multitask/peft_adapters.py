@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from accelerate.utils.modeling import align_module_device
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LNTuningConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
@@ -202,6 +202,11 @@ def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed
             targets = [each for name, each in clip.named_modules() if check_target_module_exists(config, name)]
             check_modules_to_save(clip, config, targets)
             check_targets(clip, config)
+            if isinstance(config, LNTuningConfig) and any(list(each.children()) for each in targets):
+                raise ValueError(
+                    f"target_modules={shortened(config.target_modules)} matches modules that hold others, but LN-tuning "
+                    "copies single layers; write ln_tuning_config() for all layer norms."
+                )
         return kind(clip, config, seed)
     except MemoryError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -91,6 +92,7 @@ def check_config(config: Any) -> None:
         config.check_values()
     elif isinstance(config, PeftConfig):
         check_fields(type(config), vars(config), PEFT_KINDS)
+        copy.deepcopy(config).__post_init__()  # PEFT's own checks, again: settings may have been changed
     elif config is not None:
         raise ValueError(
             f"Invalid value {shortened(config)} for `config`: expected the config of a method, such as MmAPConfig()."

@@ -29,8 +29,8 @@ def check_adapter_name(name: str, model: nn.Module, more: Iterable[str] = ()) ->
     if taken or not name or set("./\\") & set(name):
         raise ValueError(
             f"{name[:60]!r} cannot name an adapter, since names become keys, attributes and folders; write one "
-            f"without '.' and '/' that is none of {', '.join(RESERVED)}, no part of a tensor's name, such as 'weight', "
-            "and no attribute of an nn.ModuleDict, such as 'train'."
+            f"without '.' and '/' that is none of {', '.join(RESERVED)}, no part of a tensor's name, such as "
+            "'weight', and no attribute of an nn.ModuleDict, such as 'train'."
         )
 
 

@@ -11,6 +11,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..checking import shortened
 from ..prompts.base import PromptConfig, TowerShape
 from .attention import PromptAttentionConfig, takes_prompts
 from .checked import CheckedTuner
@@ -98,7 +99,7 @@ class PromptTuner(CheckedTuner):
         check_targets(model, self._prepare_adapter_config(config, {}))
         if "text" in towers:
             check_text_prompts(towers["text"], config)
-        layers = self._layers(model, config)
+        layers, given = self._layers(model, config), f"target_modules={shortened(config.target_modules)}"
         fewest = min(len(tower.encoder.layers) for tower in towers.values())
         depths = {
             name: config.tower_settings(name)[1] or (fewest if config.needs_all_towers else None) for name in towers
@@ -106,13 +107,12 @@ class PromptTuner(CheckedTuner):
         prompted = {name for name, index in layers if depths[name] is None or index < depths[name]}
         if not prompted and config.depth is not None:
             raise ValueError(
-                f"target_modules={config.target_modules!r} matches none of the first depth={config.depth} layers, so "
-                f"no layer gets prompts; write a depth above {min(index for _, index in layers)}, since layers are "
+                f"{given} matches none of the first depth={config.depth} layers, so no layer gets prompts; write a depth above {min(index for _, index in layers)}, since layers are "
                 "counted from 0, or leave it out."
             )
         if config.needs_all_towers and len(prompted) < len(towers):
             raise ValueError(
-                f"target_modules={config.target_modules!r}, less exclude_modules={config.exclude_modules!r}, matches "
+                f"{given}, less exclude_modules={shortened(config.exclude_modules)}, matches "
                 f"layers that can get prompts in {len(prompted)} of {len(towers)} towers, but {type(config).__name__} "
                 f"puts prompts into the first {fewest} or fewer layers of each; match some of both."
             )
@@ -126,19 +126,20 @@ class PromptTuner(CheckedTuner):
     def _layers(self, model: nn.Module, config: PromptConfig) -> frozenset[tuple[str, int]]:
         """Tower and number of the encoder layers that get prompts."""
         layers, matched = encoder_layers(model), set()
+        given = f"target_modules={shortened(config.target_modules)}"
         for name, module in model.named_modules():
             if not self._check_target_module_exists(config, name):
                 continue
             if module not in layers:
                 raise ValueError(
-                    f"target_modules={config.target_modules!r} matches {name!r}, which is no encoder layer; prompts "
+                    f"{given} matches {name!r}, which is no encoder layer; prompts "
                     f"enter whole layers, so write a regular expression of those, such as {ENCODER_LAYERS!r}."
                 )
             matched.add(layers[module])
         chosen = frozenset((tower, index) for tower, index in matched if tower in config.towers)
         if not chosen:
             raise ValueError(
-                f"target_modules={config.target_modules!r} matches no layer of the {' or '.join(config.towers)} "
+                f"{given} matches no layer of the {' or '.join(config.towers)} "
                 f"tower, which {type(config).__name__} puts prompts into; match layers of it, or leave it out."
             )
         return chosen
