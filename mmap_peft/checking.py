@@ -7,7 +7,7 @@ import re
 import reprlib
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Le
@@ -38,11 +38,12 @@ Names = list[str] | tuple[str, ...] | set[str]
 
 
 def shortened(value: Any) -> str:
-    """A value's `repr`, on one line of about 60 characters."""
+    """A value's `repr`, on one line of at most 100 characters."""
     try:
-        return " ".join(_short.repr(value).split())
+        text = " ".join(_short.repr(value).split())
     except ValueError:  # Python writes no integer of more than 4300 digits
-        return f"an integer of {value.bit_length()} bits"
+        text = f"a {type(value).__name__} of a number with more than 4300 digits"
+    return text if len(text) <= 100 else f"{text[:65]}...{text[-32:]}"
 
 
 @functools.cache
@@ -79,15 +80,17 @@ def checked(value: Any, kind: Any, name: str, instead: str = "") -> Any:
         raise ValueError(f"Invalid value {shortened(given)} for `{name}{place}`: {reason}.") from None
 
 
-def check_fields(config: Any, kinds: Mapping[str, Any] = types.MappingProxyType({})) -> None:
-    """Raise a `ValueError` if a field of a dataclass is not of the kind that its annotation, or `kinds`, says.
+def check_fields(owner: type, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` if a value for a field of a dataclass is not of the kind that the field's annotation says.
 
-    A field's default is always right.
+    Args:
+        owner (`type`): the dataclass. The default of a field is always right.
+        values (`Mapping[str, Any]`): values by the names of fields, such as `vars(object)`.
+        kinds (`Mapping[str, Any]`): other kinds than those of the annotations, by the names of fields.
     """
-    for field, hint in _hints(type(config)):
-        value = getattr(config, field.name)
-        if value is not field.default and value is not MISSING:
-            checked(value, kinds.get(field.name, hint), field.name)
+    for field, hint in _hints(owner):
+        if field.name in values and values[field.name] is not field.default:
+            checked(values[field.name], kinds.get(field.name, hint), field.name)
 
 
 @functools.cache
@@ -103,7 +106,7 @@ def _place(value: Any, error: Mapping[str, Any]) -> tuple[str, Any, str]:
         # All other parts are pydantic's names for the members of a union.
         if isinstance(value, Mapping) and (part in value or error["type"] == "missing"):
             place, value = f"{place}[{shortened(part)}]", value.get(part)
-        elif isinstance(value, list | tuple) and isinstance(part, int):
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
             place, value = f"{place}[{part}]", value[part]
     return place, error["input"] if place else value, error["msg"]
 

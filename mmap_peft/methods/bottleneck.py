@@ -10,9 +10,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
+from ..checking import shortened
 from ..prompts.base import Deviation
 from ..prompts.method import Method, MethodConfig, Modules, Rank
 from ..tuner.checked import CheckedTuner
+from ..tuner.fitting import check_targets
 from ..tuner.model import ENCODER_LAYERS
 
 
@@ -73,12 +75,13 @@ class BottleneckTuner(CheckedTuner):
     )
 
     def _check(self, model: nn.Module, adapter_name: str, config: BottleneckAdapterConfig) -> None:
+        check_targets(model, config)
         for name, module in model.named_modules():
             base_layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             if self._check_target_module_exists(config, name) and not hasattr(base_layer, "out_features"):
                 raise ValueError(
-                    f"target_modules={config.target_modules!r} matches {name!r}, which is no linear layer; write a "
-                    f"regular expression of those, such as {SUBLAYER_OUTPUTS!r}."
+                    f"target_modules={shortened(config.target_modules)} matches {name!r}, which is no linear layer; "
+                    f"write a regular expression of those, such as {SUBLAYER_OUTPUTS!r}."
                 )
 
     def _create_and_replace(

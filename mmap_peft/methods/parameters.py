@@ -11,7 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..checking import Pattern
+from ..checking import Pattern, shortened
 from ..prompts.method import Method, MethodConfig
 from ..tuner.checked import CheckedTuner
 
@@ -129,8 +129,8 @@ class ParameterTuner(CheckedTuner):
             places[name] = model.get_submodule(path), attribute
         if not places:
             raise ValueError(
-                f"parameters={config.parameters!r} matches none of the base's parameters; write a regular expression "
-                "of whole names, such as '.*bias'."
+                f"parameters={shortened(config.parameters)} matches none of the base's parameters; write a "
+                "regular expression of whole names, such as '.*bias'."
             )
         return places
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import IA3Config, LNTuningConfig, LoraConfig
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig
 
+from ..checking import check_fields
 from ..keywords import check_keywords
-from ..prompts.method import Method
+from ..prompts.method import PEFT_KINDS, Method
 from ..tuner.model import ENCODER_LAYERS
 
 
@@ -40,6 +41,11 @@ OTHER_PEFT_TYPES = (
 )  # fmt: skip
 
 
+def _checked(config_class: type[PeftConfig], **fields: Any) -> Any:
+    check_fields(config_class, fields, PEFT_KINDS)
+    return config_class(**fields)
+
+
 @check_keywords(LoraConfig)
 def lora_config(**fields: Any) -> LoraConfig:
     r"""LoRA of queries and values in all layers (Hu et al., ICLR 2022, section 4.2): $W + \frac{\alpha}{r} B A$.
@@ -47,7 +53,7 @@ def lora_config(**fields: Any) -> LoraConfig:
     Args:
         fields: as for `peft.LoraConfig`, such as `r` (default 8), `lora_alpha` and `target_modules`.
     """
-    return LoraConfig(**{"target_modules": QUERIES_AND_VALUES, **fields})
+    return _checked(LoraConfig, **{"target_modules": QUERIES_AND_VALUES, **fields})
 
 
 @check_keywords(LNTuningConfig)
@@ -57,7 +63,7 @@ def ln_tuning_config(**fields: Any) -> LNTuningConfig:
     Args:
         fields: as for `peft.LNTuningConfig`.
     """
-    return LNTuningConfig(**{"target_modules": LAYER_NORMS, **fields})
+    return _checked(LNTuningConfig, **{"target_modules": LAYER_NORMS, **fields})
 
 
 @check_keywords(IA3Config)
@@ -68,4 +74,6 @@ def ia3_config(**fields: Any) -> IA3Config:
     Args:
         fields: as for `peft.IA3Config`.
     """
-    return IA3Config(**{"target_modules": KEYS_VALUES_AND_FEEDFORWARD, "feedforward_modules": FEEDFORWARD, **fields})
+    return _checked(
+        IA3Config, **{"target_modules": KEYS_VALUES_AND_FEEDFORWARD, "feedforward_modules": FEEDFORWARD, **fields}
+    )

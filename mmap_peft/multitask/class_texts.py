@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..checking import shortened
 from ..prompts.base import PromptConfig
 from ..tuner.assemble import Route
 from .task import Task, as_tuple
@@ -111,8 +112,9 @@ class ClassTexts:
         positions = self.config.max_position_embeddings
         for text, ids in zip(texts, tokenized):
             if len(ids) > positions:
+                fewer = f", or fewer than num_prompts={self.placeholders}" if self.placeholders else ""
                 raise ValueError(
-                    f"Text {text!r} of task {task.name!r} has {len(ids)} tokens with start and end, but the text "
-                    f"tower has {positions} positions; write a shorter template or class text."
+                    f"Text {shortened(text)} of task {shortened(task.name)} has {len(ids)} tokens with start and end, "
+                    f"but the text tower has {positions} positions; write a shorter template or class text{fewer}."
                 )
         return tokenized

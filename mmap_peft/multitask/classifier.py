@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo, snapshot_download
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -19,11 +18,12 @@ from ..export import files
 from ..export.merging import merged
 from ..export.task_classifier import TaskClassifier
 from ..keywords import check_keywords
+from ..prompts.method import check_config
 from ..tuner.assemble import Route
-from ..tuner.attention import takes_prompts
 from . import loading, saving
 from .adapters import ProbeSet
 from .class_texts import ClassTexts
+from .inputs import check_inputs
 from .output import Prediction
 from .overlap import Overlap
 from .peft_adapters import make_adapters
@@ -72,11 +72,8 @@ class MultiTaskClassifier(TaskForward):
         text_chunk: int | None = None,
     ) -> None:
         super().__init__()
-        if text_chunk is not None and (not isinstance(text_chunk, int) or text_chunk < 1):
-            raise ValueError(f"text_chunk={text_chunk!r} encodes no text; write 1 or more, or None for all at once.")
-        if not tasks:
-            raise ValueError("A MultiTaskClassifier was given no task; give a list with one Task or more.")
-        _check_model(model)
+        check_inputs(model, processor, tasks, seed, text_chunk)
+        check_config(config)
         self.processor, self.text_chunk = processor, text_chunk
         self.tasks, self.routes, self.grouping = {}, {}, None
         self.trained_adapters, self.record = set(), TrainingRecord()
@@ -262,26 +259,3 @@ class MultiTaskClassifier(TaskForward):
                 branch has not changed then.
         """
         return saving.push(self, repo_id, **options)
-
-
-def _check_model(model: PreTrainedModel) -> None:
-    """Raise a `ValueError` if a model cannot be the base of a classifier."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    if layers:
-        adapters = dict.fromkeys(
-            name for layer in layers for attribute in layer.adapter_layer_names for name in getattr(layer, attribute)
-        )
-        raise ValueError(
-            f"The {type(model).__name__} has the adapters {', '.join(adapters)} already, of another classifier or of "
-            "get_peft_model; load the CLIP again, or remove them by unload() of that classifier or model."
-        )
-    if takes_prompts(model):
-        raise ValueError(
-            f"Layers of the {type(model).__name__} have prompts already, of another model that shares them; load the "
-            "CLIP anew, or take them out with unload() of what they belong to."
-        )
-    if model.config.model_type == "siglip2":
-        raise ValueError(
-            "Siglip2Model takes images of any size as patches, which a MultiTaskClassifier does not make; give a "
-            "checkpoint of SigLIP 2 with a fixed resolution, which is a SiglipModel."
-        )

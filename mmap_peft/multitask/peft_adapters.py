@@ -8,21 +8,25 @@ adapter of a task called `art` is therefore `<art>`, which is part of no other n
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
 from accelerate.utils.modeling import align_module_device
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import LNTuningConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..checking import LONGEST, shortened
 from ..methods.linear_probe import LinearProbeConfig
 from ..prompts.base import PromptConfig, PromptGenerator
+from ..prompts.method import MethodConfig
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.container import PromptContainer, plain_name
-from ..tuner.model import unwrap_modules
+from ..tuner.fitting import check_modules_to_save, check_targets
+from ..tuner.model import remove_adapters, unwrap_modules
 from .adapters import GLOBAL, AdapterSet, ProbeSet
 from .overlap import Overlap
 
@@ -30,6 +34,9 @@ from .overlap import Overlap
 def _key(name: str) -> str:
     """PEFT's name of an adapter."""
     return f"<{name}>"
+
+
+_OF_PEFT = {field.name for field in dataclasses.fields(PeftConfig)}
 
 
 class PeftSet(AdapterSet):
@@ -173,13 +180,43 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
                 f"The {type(clip).__name__} is offloaded, so {type(config).__name__} has no weights to start from; "
                 "make the classifier first, and offload it then."
             )
-        return PeftSet(clip, config, seed)
+        return _fitted(PeftSet, clip, config, seed)
     if config.modules_to_save:
         raise ValueError(
             f"modules_to_save={config.modules_to_save} is not possible with prompts of many tasks, since only one "
             "adapter's copy of a module can run in a batch; leave it out, or use get_peft_model for a single adapter."
         )
-    return PromptSet(clip, config, seed)
+    return _fitted(PromptSet, clip, config, seed)
+
+
+def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed: int) -> PeftSet:
+    """Adapters in a CLIP. If PEFT cannot put them there, the CLIP is left as it was, and a `ValueError` says why."""
+    try:
+        if not isinstance(config, MethodConfig):  # those of this library are checked by their tuner
+            targets = [each for name, each in clip.named_modules() if check_target_module_exists(config, name)]
+            check_modules_to_save(clip, config, targets)
+            check_targets(clip, config)
+            if isinstance(config, LNTuningConfig) and any(list(each.children()) for each in targets):
+                raise ValueError(
+                    f"target_modules={shortened(config.target_modules)} matches modules that hold others, but LN-tuning "
+                    "copies single layers; write ln_tuning_config() for all layer norms."
+                )
+        return kind(clip, config, seed)
+    except MemoryError:
+        raise
+    except Exception as error:
+        remove_adapters(clip)
+        reason = " ".join(str(error).split())
+        if type(error) is ValueError and reason == str(error) and len(reason) <= LONGEST:
+            raise
+        changed = (
+            (each.name, getattr(config, each.name)) for each in dataclasses.fields(config) if each.name not in _OF_PEFT
+        )
+        given = ", ".join(f"{name}={shortened(value)}" for name, value in changed if value not in (None, False))
+        raise ValueError(
+            f"{type(config).__name__} does not fit the {type(clip).__name__}: {reason[:150] or type(error).__name__}. "
+            f"Change one of its settings, {given[:200]}."
+        ) from error
 
 
 @contextmanager

@@ -31,12 +31,14 @@ def adapter_name(task_name: str) -> str:
     Letters and digits of all scripts are kept, in one spelling of Unicode. Marks and invisible characters are not.
 
     Raises:
-        ValueError: the name is too long for a folder.
+        ValueError: the name is too long for a folder, or is no text that can be written.
     """
+    if any(unicodedata.category(each) == "Cs" for each in task_name):
+        raise ValueError(f"Invalid value {task_name[:40]!r} for `name` of a task: it holds half of a character.")
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", task_name).casefold())
     visible = "".join(each for each in folded if unicodedata.category(each) not in ("Mn", "Mc", "Me", "Cf"))
     name = re.sub(r"[\W_]+", "_", visible).strip("_")
-    size = len(name.encode(errors="replace"))
+    size = len(name.encode())
     if size > LONGEST_NAME:
         raise ValueError(
             f"Invalid value {task_name[:40]!r}... for `name` of a task: a folder of {size} bytes would be named after "

@@ -6,13 +6,16 @@ import copy
 from collections.abc import Sequence
 
 import torch
+from pydantic import InstanceOf
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..checking import Seed, checked
 from ..tuner.assemble import Route
 from .adapters import GLOBAL, AdapterSet
 from .class_texts import ClassTexts
 from .grouping import TaskGrouping
+from .inputs import check_task_object
 from .record import TrainingRecord
 from .task import Task
 
@@ -112,6 +115,8 @@ class TaskAdapters(nn.Module):
                 of two adapters. Nothing has changed then.
         """
         self.check_grouping()
+        checked(grouping, InstanceOf[TaskGrouping], "grouping")
+        checked(seed, Seed, "seed")
         if sorted(grouping.tasks) != sorted(self.tasks):
             raise ValueError(
                 f"The grouping is one of {sorted(grouping.tasks)}, but the classifier has {sorted(self.tasks)}; make "
@@ -141,6 +146,7 @@ class TaskAdapters(nn.Module):
 
     def share_one_adapter(self, seed: int = 0) -> None:
         """Give all tasks one global adapter, as in a new classifier, unless they have it already."""
+        checked(seed, Seed, "seed")
         if self.adapters != [GLOBAL]:
             self.check_grouping()
             self.replace_adapters([GLOBAL], seed)
@@ -148,6 +154,7 @@ class TaskAdapters(nn.Module):
 
     def separate_adapters(self, seed: int = 0) -> None:
         """Replace all adapters by one for each task, with none that tasks share."""
+        checked(seed, Seed, "seed")
         self.check_grouping()
         self.replace_adapters([task.adapter for task in self.tasks.values()], seed)
         self.routes, self.grouping = {name: (task.adapter,) for name, task in self.tasks.items()}, None
@@ -208,6 +215,9 @@ class TaskAdapters(nn.Module):
         """
         if self.adapter_config is None:
             raise ValueError("A classifier without a config is zero-shot and cannot learn a task; give a config.")
+        check_task_object(task)
+        checked(group, str | None, "group")
+        checked(seed, Seed, "seed")
         shared = None if group is None else self._group_adapter(group)
         route = self.adapter_set.first_route(task.adapter)
         if self.uses_prompts:

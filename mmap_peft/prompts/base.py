@@ -23,7 +23,7 @@ class TowerShape(NamedTuple):
 
 
 PromptCount = Annotated[int, Ge(1), Le(1024)]
-Depth = Annotated[int, Ge(1)]
+Depth = Annotated[int, Ge(1), Le(1000)]
 Deviation = Annotated[float, Gt(0), Le(100)]  # of initial values; more would overflow
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from peft import PeftConfig
+from peft import PeftConfig, TaskType
 from pydantic import StringConstraints
 
-from ..checking import Names, Pattern, check_fields
+from ..checking import Names, Pattern, check_fields, shortened
 
 
 class MethodType(str):
@@ -50,7 +51,7 @@ _INITIAL_LORA = "gaussian", "eva", "olora", "pissa", "corda", "loftq", "orthogon
 # What PEFT's settings can be, where its annotations leave out what it takes, or say less.
 PEFT_KINDS: dict[str, Any] = {
     "peft_type": str | None,
-    "task_type": str | None,
+    "task_type": Literal[tuple(map(str.__str__, TaskType))] | TaskType | None,
     "target_modules": Modules,
     "exclude_modules": Modules,
     "feedforward_modules": Modules,
@@ -76,10 +77,23 @@ class MethodConfig(PeftConfig):
     method: ClassVar[Method]
 
     def __post_init__(self) -> None:
+        self.check_values()
         super().__post_init__()
         self.peft_type = self.method.peft_type
-        self.check_values()
 
     def check_values(self) -> None:
         """Raise a `ValueError` if a setting is of a wrong type, outside of its range, or does not go with another."""
-        check_fields(self, PEFT_KINDS)
+        check_fields(type(self), vars(self), PEFT_KINDS)
+
+
+def check_config(config: Any) -> None:
+    """Raise a `ValueError` if something is neither a config, of any method, with possible settings, nor `None`."""
+    if isinstance(config, MethodConfig):
+        config.check_values()
+    elif isinstance(config, PeftConfig):
+        check_fields(type(config), vars(config), PEFT_KINDS)
+        copy.deepcopy(config).__post_init__()  # PEFT's own checks, again: settings may have been changed
+    elif config is not None:
+        raise ValueError(
+            f"Invalid value {shortened(config)} for `config`: expected the config of a method, such as MmAPConfig()."
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import nn
 
 from .base import Deviation, PromptConfig, PromptGenerator, TowerShape
@@ -38,7 +38,7 @@ class MmAPGenerator(PromptGenerator):
         return torch.kron(getattr(self, f"scale_{tower}"), self.source[None])  # of all layers at once
 
 
-Side = Annotated[int, Ge(1)]
+Side = Annotated[int, Ge(1), Le(100_000)]
 
 
 @dataclass

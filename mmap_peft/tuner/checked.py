@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn
 
@@ -10,23 +10,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-
-RESERVED = ("base_model", "mmap", "model", "tuned")
-
-
-def check_adapter_name(name: str, model: nn.Module, more: Collection[str] = ()) -> None:
-    """Raise a `ValueError` if no adapter of this model can have this name, or if `more`, names of tensors, hold it.
-
-    PEFT finds the tensors of an adapter by its name in theirs, and removes those that hold another adapter's.
-    """
-    parts = {part for path, _ in model.named_parameters() for part in path.split(".")}
-    taken = name in RESERVED or hasattr(nn.ModuleDict, name) or name in parts.union(more)
-    if taken or not name or set("./\\") & set(name):
-        raise ValueError(
-            f"{name[:60]!r} cannot name an adapter, since names become keys, attributes and folders; write one "
-            f"without '.' and '/' that is none of {', '.join(RESERVED)}, no part of a tensor's name, such as 'weight', and no "
-            "attribute of an nn.ModuleDict, such as 'train'."
-        )
+from .fitting import check_adapter_name
 
 
 class CheckedTuner(BaseTuner):
@@ -59,8 +43,10 @@ class CheckedTuner(BaseTuner):
                     f"{name!r} has it, and would keep its old parameters. Write another `adapter_name`, or remove the "
                     f"old adapter first, by `unload()` or `delete_adapter({adapter_name!r})`."
                 )
+        config = self.peft_config[adapter_name]
+        config.check_values()  # again: they may have been changed
         check_adapter_name(adapter_name, model, self.tuner_layer_cls.adapter_layer_names)
-        self._check(model, adapter_name, self.peft_config[adapter_name])
+        self._check(model, adapter_name, config)
         kwargs.pop("state_dict", None)  # its keys name the container, never the modules that are changed
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..checking import shortened
 from ..prompts.base import PromptConfig, TowerShape
 from .attention import PromptAttentionConfig, takes_prompts
 from .checked import CheckedTuner
 from .container import PromptContainer
+from .fitting import check_generator, check_modules_to_save, check_targets, check_text_prompts
 from .layer import PromptedLayer
 from .routes import use_routes
 from .tower import PromptedTower
@@ -91,26 +94,29 @@ class PromptTuner(CheckedTuner):
                 f"{type(config).__name__} adds tokens to images, but a {type(widened).__name__} masks images of any "
                 "size without added tokens; give a SigLIP 2 of one resolution (a SiglipModel), or use MmAPConfig."
             )
-        self._prepare_adapter_config(config, {})
-        _check_modules_to_save(model, config)
-        layers = self._layers(model, config)
+        hooked = (module for tower in towers.values() for module in (tower, tower.encoder, *tower.encoder.layers))
+        check_modules_to_save(model, config, hooked)
+        check_targets(model, self._prepare_adapter_config(config, {}))
+        if "text" in towers:
+            check_text_prompts(towers["text"], config)
+        layers, given = self._layers(model, config), f"target_modules={shortened(config.target_modules)}"
         fewest = min(len(tower.encoder.layers) for tower in towers.values())
         depths = {
             name: config.tower_settings(name)[1] or (fewest if config.needs_all_towers else None) for name in towers
         }
         prompted = {name for name, index in layers if depths[name] is None or index < depths[name]}
-        if layers and not prompted and config.depth is not None:
+        if not prompted and config.depth is not None:
             raise ValueError(
-                f"target_modules={config.target_modules!r} matches none of the first depth={config.depth} layers, so "
-                f"no layer gets prompts; write a depth above {min(index for _, index in layers)}, since layers are "
+                f"{given} matches none of the first depth={config.depth} layers, so no layer gets prompts; write a depth above {min(index for _, index in layers)}, since layers are "
                 "counted from 0, or leave it out."
             )
-        if layers and config.needs_all_towers and len(prompted) < len(towers):
+        if config.needs_all_towers and len(prompted) < len(towers):
             raise ValueError(
-                f"target_modules={config.target_modules!r}, less exclude_modules={config.exclude_modules!r}, matches "
+                f"{given}, less exclude_modules={shortened(config.exclude_modules)}, matches "
                 f"layers that can get prompts in {len(prompted)} of {len(towers)} towers, but {type(config).__name__} "
                 f"puts prompts into the first {fewest} or fewer layers of each; match some of both."
             )
+        check_generator(model, adapter_name, config, _prompted_shapes(towers, layers))
 
     def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
         # A regular expression, since PEFT would replace a list of 20 or more layers by suffixes.
@@ -118,21 +124,22 @@ class PromptTuner(CheckedTuner):
         return peft_config
 
     def _layers(self, model: nn.Module, config: PromptConfig) -> frozenset[tuple[str, int]]:
-        """Tower and number of the encoder layers that get prompts; none if `target_modules` matches nothing."""
+        """Tower and number of the encoder layers that get prompts."""
         layers, matched = encoder_layers(model), set()
+        given = f"target_modules={shortened(config.target_modules)}"
         for name, module in model.named_modules():
             if not self._check_target_module_exists(config, name):
                 continue
             if module not in layers:
                 raise ValueError(
-                    f"target_modules={config.target_modules!r} matches {name!r}, which is no encoder layer; prompts "
+                    f"{given} matches {name!r}, which is no encoder layer; prompts "
                     f"enter whole layers, so write a regular expression of those, such as {ENCODER_LAYERS!r}."
                 )
             matched.add(layers[module])
         chosen = frozenset((tower, index) for tower, index in matched if tower in config.towers)
-        if matched and not chosen:
+        if not chosen:
             raise ValueError(
-                f"target_modules={config.target_modules!r} matches no layer of the {' or '.join(config.towers)} "
+                f"{given} matches no layer of the {' or '.join(config.towers)} "
                 f"tower, which {type(config).__name__} puts prompts into; match layers of it, or leave it out."
             )
         return chosen
@@ -152,8 +159,7 @@ class PromptTuner(CheckedTuner):
             return  # PEFT calls this for each target module
         towers = find_towers(self.model)
         layers = self._layers(self.model, peft_config)
-        prompted = dict(layers)
-        shapes = {tower: shape for tower, shape in _shapes(towers).items() if tower in prompted}
+        shapes = _prompted_shapes(towers, layers)
         generator = peft_config.generator_class(peft_config, shapes)
         if container is None:
             container = self.model.mmap = PromptContainer(target.layer_norm1)
@@ -213,6 +219,17 @@ def unwrap_modules(model: nn.Module, trained: bool) -> None:
             model.set_submodule(name, copy if trained else module.original_module)
 
 
+def remove_adapters(model: nn.Module) -> None:
+    """Take out what PEFT has put into a model before it raised an error."""
+    unwrap_modules(model, trained=False)
+    for name, module in reversed(list(model.named_modules())):
+        base = getattr(module, "base_layer", None)
+        if isinstance(module, BaseTunerLayer) and isinstance(base, nn.Module):
+            model.set_submodule(name, base)
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        model.__dict__.pop(name, None)
+
+
 def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None:
     # Hooks instead of another `forward` keep what wraps a layer's forward (accelerate's device maps and offloading).
     for name, tower in towers.items():
@@ -227,21 +244,6 @@ def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None
             ]
         for layer, _ in layers:
             layer.self_attn.config = PromptAttentionConfig(layer.self_attn.config)
-
-
-def _check_modules_to_save(model: nn.Module, config: PromptConfig) -> None:
-    """Raise a `ValueError` if PEFT would copy a module with prompt hooks, since the copy would run the hooks again."""
-    towers = find_towers(model).values()
-    hooked = {module for tower in towers for module in (tower, tower.encoder, *tower.encoder.layers)}
-    for name, module in model.named_modules():
-        if not any(name == wanted or name.endswith(f".{wanted}") for wanted in config.modules_to_save or ()):
-            continue
-        inside = next((part for part in module.modules() if part in hooked or isinstance(part, PromptContainer)), None)
-        if inside is not None:
-            raise ValueError(
-                f"modules_to_save={config.modules_to_save} matches {name!r}, which holds encoder layers that prompts "
-                "enter; name modules outside of the encoders, or single modules inside a layer."
-            )
 
 
 class _Configs(dict):
@@ -264,3 +266,8 @@ def _shapes(towers: dict[str, nn.Module]) -> dict[str, TowerShape]:
     return {
         name: TowerShape(len(tower.encoder.layers), tower.config.hidden_size) for name, tower in sorted(towers.items())
     }
+
+
+def _prompted_shapes(towers: dict[str, nn.Module], layers: Iterable[tuple[str, int]]) -> dict[str, TowerShape]:
+    prompted = dict(layers)
+    return {tower: shape for tower, shape in _shapes(towers).items() if tower in prompted}

@@ -39,8 +39,9 @@ lora_ active_adapter active_adapters disable_adapters merged_adapters peft_confi
 bottleneck_up art clipart rt a 0 1 00 007 1e5 nan inf null true false None True self cls lambda global class def import
 if not and or is in del pass yield async await print super object type int str list dict set tuple __init__ __class__
 __dict__ __call__ __getattr__ __module__ _modules _parameters _buffers con nul aux prn com1 lpt1 grouping group group_0
-group_1 Group_A groups checkpoint-4 checkpoint_4 runs tasks tasks.json README README.md .git . .. ./.. ../../etc/passwd
-/ \\ // ~ ~root $HOME mean worst loss accuracy eval train test eval_art train_loss eval_loss labels task_ids pixel_values
+group_1 Group_A groups checkpoint-4 checkpoint_4 runs tasks tasks.json README README.md .git . ..
+./.. ../../etc/passwd / \\ // ~ ~root $HOME mean worst loss accuracy eval train test eval_art train_loss eval_loss
+labels task_ids pixel_values
 text_features affinity export prompts predict routes record classifier trainer adapter_set text_chunk processor
 """.split()  # noqa: SIM905
 STRANGE = [

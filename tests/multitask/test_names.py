@@ -19,8 +19,8 @@ def test_two_hundred_nasty_names(config, processor, tmp_path):
     names = accepted(NASTY)
     refused = set(NASTY) - set(names)
     assert {"global", "group_0", "mean", "", "!", "\u200b", "x" * 300} <= refused and len(refused) < 100
-    for start in range(0, len(names), 20):
-        check(names[start : start + 20], copy.deepcopy(config), random.Random(start), tmp_path / str(start))
+    for start in range(0, len(names), 10):
+        check(names[start : start + 10], copy.deepcopy(config), random.Random(start), tmp_path / str(start))
 
 
 @pytest.mark.parametrize("name", ["source", "export"])
@@ -66,11 +66,7 @@ def test_one_adapter_of_two_tasks(clip, processor):
 def test_tensors_names_are_refused_as_those_of_an_adapter_of_one_model(config, clip):
     own = {"mmap": ["source", "scale_text", "mmap_generators"], "bott": ["bottleneck_down", "bottleneck_up"]}
     state = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
-    for name in [
-        *own[config.peft_type.lower()[:4]],
-        *["weight", "bias", "encoder", "0", "fc2", "logit_scale", "pop"],
-        "",
-    ]:
+    for name in [*own[config.peft_type.lower()[:4]], "weight", "bias", "encoder", "0", "fc2", "pop", ""]:
         with pytest.raises(ValueError, match="cannot name an adapter"):
             get_peft_model(clip, copy.deepcopy(config), adapter_name=name)
     assert list(state) == list(clip.state_dict())

@@ -56,7 +56,7 @@ def test_initial_spread_of_the_prompts():
     [
         ({"num_prompts": 5, "source_shape": (2, 8)}, "m=2, which does not divide num_prompts=5"),
         ({"num_prompts": 0}, "Invalid value 0 for `num_prompts`: expected an integer from 1 to 1024"),
-        ({"depth": 0}, "Invalid value 0 for `depth`: expected an integer of 1 or more, or None"),
+        ({"depth": 0}, "Invalid value 0 for `depth`: expected an integer from 1 to 1000, or None"),
         ({"source_shape": (2,)}, r"for `source_shape`: expected two integers of 1 or more, \(m, n\)"),
         ({"source_shape": (0, 8)}, r"for `source_shape\[0\]`: expected a number greater than or equal to 1"),
         ({"init_std": 0.0}, "Invalid value 0.0 for `init_std`: expected a finite number above 0"),

@@ -18,9 +18,7 @@ TEXT, VISION = {"text": TowerShape(3, 32)}, {"vision": TowerShape(2, 48)}
 @pytest.mark.parametrize(("config_class", "name"), NUMBERS)
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_number_below_one_stops_with_a_sentence(config_class, name, value):
-    with pytest.raises(
-        ValueError, match=f"Invalid value {value} for `{name}`: expected an integer (of 1 or more|from 1)"
-    ):
+    with pytest.raises(ValueError, match=f"Invalid value {value} for `{name}`: expected an integer from 1 to"):
         config_class(**{name: value})
 
 

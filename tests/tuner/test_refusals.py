@@ -71,7 +71,7 @@ def test_other_models(inputs):
     [
         ({"source_shape": (2, 5)}, "n=5, which does not divide"),
         ({"target_modules": ["q_proj"]}, r"target_modules=.* matches .*q_proj', which is no encoder layer"),
-        ({"target_modules": "nothing"}, "not found in the base model"),
+        ({"target_modules": "nothing"}, "target_modules='nothing' matches no module of the CLIPModel"),
     ],
 )
 def test_settings_that_do_not_fit_leave_the_base_untouched(fields, sentence, clip, clip_folder, inputs):

@@ -1,0 +1,66 @@
+"""Checks what a classifier is made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..checking import Count, Seed, checked, shortened
+from ..tuner.attention import takes_prompts
+from .peft_adapters import plain_name
+from .task import Task
+
+
+def check_task_object(task: Any, name: str = "task") -> None:
+    """Raise a `ValueError` if something is no [`Task`]."""
+    if not isinstance(task, Task):
+        raise ValueError(f"Invalid value {shortened(task)} for `{name}`: expected a Task(name, class_names).")
+
+
+def check_inputs(model: Any, processor: Any, tasks: Any, seed: Any, text_chunk: Any) -> None:
+    """Raise a `ValueError` if one of these arguments of a `MultiTaskClassifier` is not what its docstring says."""
+    checked(seed, Seed, "seed")
+    checked(text_chunk, Count | None, "text_chunk")
+    if isinstance(tasks, Task | str | dict) or not hasattr(tasks, "__iter__"):
+        raise ValueError(f"Invalid value {shortened(tasks)} for `tasks`: expected a list with one Task or more.")
+    for number, task in enumerate(tasks):
+        check_task_object(task, f"tasks[{number}]")
+    if not len(tasks):
+        raise ValueError("A MultiTaskClassifier was given no task; give a list with one Task or more.")
+    for part in ("tokenizer", "image_processor"):
+        if not hasattr(processor, part):
+            raise ValueError(
+                f"Invalid {type(processor).__name__} for `processor`: it has no {part}; write "
+                "load_processor(name) with the name of the CLIP."
+            )
+    if not isinstance(model, nn.Module) or not all(hasattr(model, part) for part in ("config", "get_image_features")):
+        raise ValueError(
+            f"Invalid {type(model).__name__} for `model`: expected a CLIP, such as CLIPModel.from_pretrained(name)."
+        )
+    _check_model(model)
+
+
+def _check_model(model: nn.Module) -> None:
+    """Raise a `ValueError` if a model cannot be the base of a classifier."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if layers:
+        keys = (
+            name for layer in layers for attribute in layer.adapter_layer_names for name in getattr(layer, attribute)
+        )
+        adapters = ", ".join(dict.fromkeys(map(plain_name, keys)))
+        raise ValueError(
+            f"The {type(model).__name__} has the adapters {adapters} already, of another classifier or of "
+            "get_peft_model; load the CLIP again, or remove them by unload() of that classifier or model."
+        )
+    if takes_prompts(model):
+        raise ValueError(
+            f"Layers of the {type(model).__name__} have prompts already, of another model that shares them; load the "
+            "CLIP anew, or take them out with unload() of what they belong to."
+        )
+    if model.config.model_type == "siglip2":
+        raise ValueError(
+            "Siglip2Model takes images of any size as patches, which a MultiTaskClassifier does not make; give a "
+            "checkpoint of SigLIP 2 with a fixed resolution, which is a SiglipModel."
+        )
