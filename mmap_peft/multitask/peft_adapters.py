@@ -198,8 +198,8 @@ def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed
             check_targets(clip, config)
             if isinstance(config, LNTuningConfig) and any(list(each.children()) for each in targets):
                 raise ValueError(
-                    f"target_modules={shortened(config.target_modules)} matches modules that hold others, but LN-tuning "
-                    "copies single layers; write ln_tuning_config() for all layer norms."
+                    f"target_modules={shortened(config.target_modules)} matches modules that hold others, but "
+                    "LN-tuning copies single layers; write ln_tuning_config() for all layer norms."
                 )
         return kind(clip, config, seed)
     except MemoryError:
