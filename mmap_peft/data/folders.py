@@ -9,7 +9,7 @@ import re
 import reprlib
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,8 +125,11 @@ class ImageTree:
             wanted: names of domains and of classes; images in none of these folders do not count.
 
         Raises:
+            OSError: all folders are wanted, and one cannot be read.
             ValueError: no layout of `LAYOUTS` fits, or several may.
         """
+        if not any(wanted):
+            self.check_readable(lambda parts: True)
         folders = {parts: len(names) for parts, names in self.images.items() if names}
         for names in wanted:
             keys = set(map(spelling, names or ()))
@@ -150,6 +153,15 @@ class ImageTree:
             f"read from {', '.join(LAYOUTS)}, where splits are called train, val or test and no domain is; move the "
             "folders, or write layout=."
         )
+
+    def check_readable(self, is_wanted: Callable[[Parts], bool]) -> None:
+        """Raise an `OSError` if a folder that is wanted cannot be read."""
+        for parts, reason in self.unreadable.items():
+            if is_wanted(parts):
+                raise OSError(
+                    f"Folder {short('/'.join(parts))} in {short(self.root)} cannot be read ({reason}); allow it, or "
+                    "take the folder away."
+                )
 
     def check_depth(self, folders: Iterable[Parts], layout: Sequence[str]) -> None:
         """Raise a `ValueError` if one of the folders, which have images, does not lie as deep as the layout says."""
