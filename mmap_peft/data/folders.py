@@ -139,19 +139,20 @@ class ImageTree:
         depths = Counter()
         for parts, count in folders.items():
             depths[len(parts)] += count
-        (depth, _), *others = depths.most_common()
-        if others:
+        depth = max(depths, key=lambda depth: (depths[depth], -depth))
+        if len(depths) > 1:
             self._two_depths(next(parts for parts in folders if len(parts) != depth), depth, folders)
         splits = [{parts[level].lower() in SPLIT_OF for parts in folders} for level in range(depth)]
         fits = {"domain": ({False},), "split": ({True},), "class": ({False}, {True, False})}
         for layout in (layout.split("/") for layout in LAYOUTS):
             if len(layout) == depth and all(found in fits[level] for level, found in zip(layout, splits)):
                 return layout
-        example = min(folders, key=lambda parts: [part.lower() not in SPLIT_OF for part in parts])
+        ordered = sorted(folders, key=lambda parts: [part.lower() not in SPLIT_OF for part in parts])
+        examples = " or ".join(dict.fromkeys(self._example(parts) for parts in (ordered[0], ordered[-1])))
         raise ValueError(
-            f"Image {self._example(example)} in {short(self.root)} does not show what its folders are; images are "
-            f"read from {', '.join(LAYOUTS)}, where splits are called train, val or test and no domain is; move the "
-            "folders, or write layout=."
+            f"{examples} in {short(self.root)} does not show what its folders are; images are read from "
+            f"{', '.join(LAYOUTS)}, where splits are called train, val or test and no domain is; move the folders, or "
+            "write layout=."
         )
 
     def check_readable(self, is_wanted: Callable[[Parts], bool]) -> None:
