@@ -35,12 +35,7 @@ class ChosenFolders:
         self.tree, self.levels = tree, levels
         self.source = f"Folder {short(tree.root)}"
         self._keys = {level: None if names is None else set(map(spelling, names)) for level, names in wanted.items()}
-        for parts, reason in tree.unreadable.items():
-            if self._is_wanted(parts):
-                raise OSError(
-                    f"Folder {short('/'.join(parts))} in {short(tree.root)} cannot be read ({reason}); allow it, or "
-                    "take the folder away."
-                )
+        tree.check_readable(self._is_wanted)
         self.matches: dict[str, dict[str, str]] = {}
         for level, names in wanted.items():
             # A folder without images can only be one that is asked for.

@@ -9,7 +9,7 @@ import re
 import reprlib
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,8 +125,11 @@ class ImageTree:
             wanted: names of domains and of classes; images in none of these folders do not count.
 
         Raises:
+            OSError: all folders are wanted, and one cannot be read.
             ValueError: no layout of `LAYOUTS` fits, or several may.
         """
+        if not any(wanted):
+            self.check_readable(lambda parts: True)
         folders = {parts: len(names) for parts, names in self.images.items() if names}
         for names in wanted:
             keys = set(map(spelling, names or ()))
@@ -136,20 +139,30 @@ class ImageTree:
         depths = Counter()
         for parts, count in folders.items():
             depths[len(parts)] += count
-        (depth, _), *others = depths.most_common()
-        if others:
+        depth = max(depths, key=lambda depth: (depths[depth], -depth))
+        if len(depths) > 1:
             self._two_depths(next(parts for parts in folders if len(parts) != depth), depth, folders)
         splits = [{parts[level].lower() in SPLIT_OF for parts in folders} for level in range(depth)]
         fits = {"domain": ({False},), "split": ({True},), "class": ({False}, {True, False})}
         for layout in (layout.split("/") for layout in LAYOUTS):
             if len(layout) == depth and all(found in fits[level] for level, found in zip(layout, splits)):
                 return layout
-        example = min(folders, key=lambda parts: [part.lower() not in SPLIT_OF for part in parts])
+        ordered = sorted(folders, key=lambda parts: [part.lower() not in SPLIT_OF for part in parts])
+        examples = " or ".join(dict.fromkeys(self._example(parts) for parts in (ordered[0], ordered[-1])))
         raise ValueError(
-            f"Image {self._example(example)} in {short(self.root)} does not show what its folders are; images are "
-            f"read from {', '.join(LAYOUTS)}, where splits are called train, val or test and no domain is; move the "
-            "folders, or write layout=."
+            f"{examples} in {short(self.root)} does not show what its folders are; images are read from "
+            f"{', '.join(LAYOUTS)}, where splits are called train, val or test and no domain is; move the folders, or "
+            "write layout=."
         )
+
+    def check_readable(self, is_wanted: Callable[[Parts], bool]) -> None:
+        """Raise an `OSError` if a folder that is wanted cannot be read."""
+        for parts, reason in self.unreadable.items():
+            if is_wanted(parts):
+                raise OSError(
+                    f"Folder {short('/'.join(parts))} in {short(self.root)} cannot be read ({reason}); allow it, or "
+                    "take the folder away."
+                )
 
     def check_depth(self, folders: Iterable[Parts], layout: Sequence[str]) -> None:
         """Raise a `ValueError` if one of the folders, which have images, does not lie as deep as the layout says."""

@@ -55,12 +55,12 @@ class Places:
         seen: dict[int, str] = {}
         for part, files in parts.items():
             for file, row in zip(files, rows[part]):
+                named = f"{short(file)} in {part}"
                 if row in seen:
                     raise ValueError(
-                        f"The split of {short(owner)} names image {short(self.names[row])} twice, in {seen[row]} and "
-                        f"in {part} as {short(file)}; name each image once."
+                        f"{seen[row]} and {named} of {short(owner)} are one image of the data; name each image once."
                     )
-                seen[row] = part
+                seen[row] = named
         return rows
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -8,7 +9,9 @@ import pytest
 from PIL import Image
 
 from mmap_peft.data.domains import read_domains, read_folder, read_hub
-from mmap_peft.data.splits import make_tasks, read_lists, split_at_random
+from mmap_peft.data.splits import Split, make_tasks, read_lists, split_at_random
+
+from .test_folders import write_images
 
 
 LISTS = Path(__file__).parents[3] / "shared" / "data" / "office_home_splits"
@@ -204,3 +207,79 @@ def test_the_published_lists_of_office_home_are_read(fraction, art):
     assert len(split.train["Art"]) == art
     assert len(split.train["Art"]) + len(split.eval["Art"]) == 2427
     assert all(set(split.train[name]).isdisjoint(split.eval[name]) for name in split.train)
+
+
+def test_files_that_differ_in_case_or_spaces_are_not_mixed_up(tmp_path):
+    names = ["1 a.png", "1_a.png", "1_A.png", "B.png"]
+    write_images(tmp_path, [f"Art/{name}/{file}" for name in ("Bed", "TV") for file in names])
+    domains = read_folder(tmp_path)
+    split = Split({"Art": ["Art/Bed/1 a.png", "Art/bed/b.png"]}, {"art": ["Art/Bed/1_A.png"]}, {})
+    with pytest.raises(ValueError, match="only in train or only in eval"):
+        make_tasks(domains, split)
+    split.eval["Art"] = split.eval.pop("art")
+    (task,) = make_tasks(domains, split)
+    assert task.train["file"][:] == ["Art/Bed/1 a.png", "Art/Bed/B.png"]
+    assert task.eval["file"][:] == ["Art/Bed/1_A.png"]
+    for file, sentence in (
+        ("Art/Bed/1 A.png", "'Art/Bed/1 A.png' may be 'Art/Bed/1 a.png' and 'Art/Bed/1_A.png'"),
+        ("Art/Bed/b.png", "'Art/bed/b.png' in train and 'Art/Bed/b.png' in eval of 'Art' are one image"),
+        ("Art/Bed/1 a.png", "'Art/Bed/1 a.png' in train and 'Art/Bed/1 a.png' in eval"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            make_tasks(domains, Split(split.train, {"Art": [file]}, {}))
+    twice = datasets.concatenate_datasets([domains["Art"], domains["Art"]])
+    with pytest.raises(ValueError, match=r"Two images of 'Art' have the `file` 'Art/Bed/1 a\.png'"):
+        split_at_random({"Art": twice}, shots=1)
+    with pytest.raises(ValueError, match="'ART' and 'Art' of the split are the same domain"):
+        make_tasks(domains, Split(*({"Art": [], "ART": []} for _ in range(2)), {}))
+
+
+def test_lists_of_other_systems_are_read(domains, tmp_path):
+    (tmp_path / "Art").mkdir()
+    (tmp_path / "Art" / "train_10.txt").write_bytes(
+        "\ufeffArt/Bed/00003.png  01\r\n\r\nArt/TV/00001.png\t2\r\n".encode()
+    )
+    (tmp_path / "Art" / "test_10.txt").write_bytes(b"Art/Bed/a b.png 1")
+    split = read_lists(tmp_path, 0.1)
+    assert (split.train, split.eval) == (
+        {"Art": ["Art/Bed/00003.png", "Art/TV/00001.png"]},
+        {"Art": ["Art/Bed/a b.png"]},
+    )
+    for text, sentence in (
+        ("Art/Bed/é.png 1".encode("utf-16"), "test_10.txt is no UTF-8 from byte 0 on"),
+        (b"Art/Bed/1.png 1\nArt/Bed/1.png 1", r"test_10.txt names 'Art/Bed/1\.png' twice"),
+        ("Art/Bed/1.png ²".encode(), "of .*test_10.txt is not of the form"),
+        (b"Art/Bed/" + 5000 * b"1" + b".png", "of .*test_10.txt is not of the form"),
+    ):
+        (tmp_path / "Art" / "test_10.txt").write_bytes(text)
+        with pytest.raises(ValueError, match=sentence) as error:
+            read_lists(tmp_path, 0.1)
+        assert len(str(error.value)) <= 500
+    (tmp_path / "Art" / "test_10.txt").unlink()
+    os.mkfifo(tmp_path / "Art" / "test_10.txt")
+    with pytest.raises(ValueError, match="is no file"):
+        read_lists(tmp_path, 0.1)
+    with pytest.raises(ValueError, match="for `fraction`"):
+        read_lists(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"label": [0, -1]}, r"Row 1 and 0 more of 2 rows .* have no label \(-1\)"),
+        ({"domain": ["Art", None]}, r"Row 1 and 0 more of 2 rows .* have no domain \(None\)"),
+        ({"image_path": ["a/Bed/1.png", "a/Bed/1.png"]}, None),
+        ({"file": ["x", "y"], "image_path": ["a/Bed/1.png", None]}, None),
+    ],
+)
+def test_gaps_in_a_data_set_of_the_hub_are_named(changed, sentence, tmp_path, caplog):
+    rows = {"image": ["a", "b"], "domain": ["Art", "Art"], "label": [0, 1], **changed}
+    features = {name: datasets.Value("string") for name in rows}
+    features["label"] = datasets.ClassLabel(names=["Bed", "TV"])
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(str(tmp_path / "train.parquet"))
+    if sentence:
+        with pytest.raises(ValueError, match=sentence):
+            read_hub(str(tmp_path))
+    else:
+        assert read_hub(str(tmp_path))["Art"]["file"][:] == ["0", "1"]
+        assert "have the same or no image_path" in caplog.text

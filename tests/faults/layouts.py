@@ -115,6 +115,13 @@ class Folder:
             self.add(domain, split, other, "twin.png")
             self.warnings.append(ascii(other)[1:-1])
 
+    def twin_domain(self) -> None:
+        domain, split, name = self.expected[self.some()[0]]
+        other = self.rng.choice([unicodedata.normalize("NFD", domain), domain.swapcase(), domain.replace("_", " ")])
+        if other != domain and "domain" in self.levels:
+            self.add(other, split, name, "of twin.png")
+            self.warnings.append(ascii(other)[1:-1])
+
     def nested(self) -> None:
         number, _ = self.some()
         self.stray(self.root / self.folder(*self.expected[number]) / "sub" / "nested.png")
@@ -151,7 +158,7 @@ class Folder:
 
 
 HARMLESS = [Folder.hidden, Folder.hidden, Folder.other_files, Folder.twin_file, Folder.odd_name, Folder.twin_class]
-HARMLESS += [Folder.no_file, Folder.loop]
+HARMLESS += [Folder.no_file, Folder.loop, Folder.twin_domain]
 HARMFUL = [Folder.nested, Folder.too_high, Folder.no_permission, Folder.undecodable, Folder.link_of_class]
 
 
@@ -248,7 +255,8 @@ def check_lists(folder: Folder, found: dict, work: Path) -> None:
     rng, chosen = folder.rng, {}
     classes = sorted({name for _, _, name in folder.expected.values()}, key=plain)
     numbers = {plain(name): number for number, name in enumerate(dict.fromkeys(map(plain, classes)))}
-    if len(numbers) < len(classes) or any("\n" in file for file in folder.files.values()):
+    domains = {domain for domain, _, _ in folder.expected.values()}
+    if len(numbers) < len(classes) or len(found) < len(domains) or any("\n" in file for file in folder.files.values()):
         return  # lists cannot name these
     lines: dict[tuple[str, str], list[str]] = {}
     twice = rng.random() < 0.3
@@ -273,7 +281,7 @@ def check_lists(folder: Folder, found: dict, work: Path) -> None:
     def tasks() -> list:
         return splits.make_tasks(found, splits.read_lists(work / "lists", 0.1))
 
-    made = one_sentence(tasks, Path(file).name) if twice else tasks()
+    made = one_sentence(tasks, repr(Path(file).name)[1:-1]) if twice else tasks()
     assert made is None or not twice, "an image trains and evaluates"
     for task in made or ():
         for part in ("train", "test"):
