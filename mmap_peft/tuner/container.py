@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,16 @@ from .context import Overrides
 
 
 overrides: Overrides[Routing] = Overrides("mmap_peft_routes")  # what `use_routes` sets, by container
+
+
+def bracketed(name: str) -> str:
+    """PEFT's name of a classifier's adapter, which is part of no other name: `<art>` for `art`."""
+    return f"<{name}>"
+
+
+def plain_name(key: str) -> str:
+    """The name of the adapter that PEFT knows by this one, without the brackets."""
+    return key[1:-1] if key.startswith("<") and key.endswith(">") else key
 
 
 class PromptContainer(nn.Module, BaseTunerLayer):
@@ -61,7 +72,9 @@ class PromptContainer(nn.Module, BaseTunerLayer):
 
     def routing(self, routes: Sequence[Route], given: Iterable[str] = (), **options: Any) -> Routing:
         """The routing of routes that name adapters, or prompts that are `given` to `prompts`."""
-        return Routing.of([*self.mmap_generators, *given], routes, **options)
+        keys = {plain_name(key): key for key in self.mmap_generators}
+        routing = Routing.of([*keys, *given], routes, **options)
+        return replace(routing, used=frozenset(keys.get(name, name) for name in routing.used))
 
     def adapter_prompts(self, adapter: str, towers: Sequence[str]) -> AdapterPrompts:
         """The prompts of one adapter for these towers, computed by its generator."""
@@ -81,7 +94,7 @@ class PromptContainer(nn.Module, BaseTunerLayer):
             return None
         # Adapters of other methods may be active, too.
         active = tuple(name for name in self.active_adapters if name in self.mmap_generators)
-        routing = routing or overrides.get(self) or self.routing([active])
+        routing = routing or overrides.get(self) or Routing.of(list(self.mmap_generators), [active])
         # A compiled graph serves all routes, so it computes the prompts of all adapters, if they can be combined.
         compiled = torch.compiler.is_compiling() and bool(routing.index.shape[1])
         names = list(self.mmap_generators)  # once, since another thread may add an adapter meanwhile
