@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from pydantic import AfterValidator, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 
-LONGEST = 400  # characters of a reason
+LONGEST = 450  # characters of a reason
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
 

@@ -109,7 +109,7 @@ def test_arguments_of_a_classifier(fields, name, clip, processor, tasks):
 
 def test_layers_that_peft_cannot_change_leave_the_others_as_they_were(clip, processor, tasks):
     modules = [(name, type(module)) for name, module in clip.named_modules()]
-    with pytest.raises(ValueError, match="LoraConfig does not fit the CLIPModel: .*target_modules="):
+    with pytest.raises(ValueError, match=r"LoraConfig does not fit the CLIPModel: .*target_modules="):
         MultiTaskClassifier(clip, processor, tasks, LoraConfig(target_modules=["q_proj", "post_layernorm"]))
     assert modules == [(name, type(module)) for name, module in clip.named_modules()]
     assert not hasattr(clip, "peft_config")

@@ -190,7 +190,8 @@ def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed
     except Exception as error:
         remove_adapters(clip)
         reason = " ".join(str(error).split())
-        if type(error) is ValueError and reason == str(error) and len(reason) <= LONGEST:
+        names = [field.name for field in dataclasses.fields(config) if "_" in field.name]
+        if type(error) is ValueError and len(reason) <= LONGEST and any(name in reason for name in names):
             raise
         changed = (
             (each.name, getattr(config, each.name)) for each in dataclasses.fields(config) if each.name not in _OF_PEFT
