@@ -16,7 +16,7 @@ from pydantic import AfterValidator, ConfigDict, PydanticUserError, TypeAdapter,
 from .patterns import check_pattern
 
 
-LONGEST = 400  # characters of a reason
+LONGEST = 450  # characters of a reason
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
 
@@ -30,7 +30,7 @@ _PYDANTIC = {
 
 
 # Kinds of settings. A string among the constraints of a kind says in words what is expected.
-Count = Annotated[int, Ge(1), Le(2**31)]
+Count = Annotated[int, Ge(1), Le(2**31), "an integer of 1 or more"]
 Amount = Annotated[float, Ge(0)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Pattern = Annotated[str, AfterValidator(check_pattern), "a regular expression"]
@@ -118,8 +118,8 @@ def _words(kind: Any) -> str:
         limits = {
             key: getattr(note, key) for note in args[1:] for key in ("ge", "gt", "le", "lt") if hasattr(note, key)
         }
-        words = next((note for note in args[1:] if isinstance(note, str)), "") or _words(args[0])
-        return words + _range(**limits) if words else ""
+        words = _words(args[0])
+        return next((note for note in args[1:] if isinstance(note, str)), words and words + _range(**limits))
     if origin in (Union, types.UnionType):
         parts = list(dict.fromkeys(map(_words, args)))
         return f"{', '.join(parts[:-1])}, or {parts[-1]}" if all(parts) else ""

@@ -105,7 +105,10 @@ class AdapterSet(nn.Module):
         **rows: torch.Tensor,
     ) -> Prompts | None:
         """The prompts of a pass through a tower, or `None`; routes may name `given`, `rows` are as in `Routing`."""
-        return None
+        if self.container is None or tower not in self.config.towers:
+            return None
+        routing = self.container.routing(routes, given or (), pooled=True, **rows)
+        return self.container.prompts([tower], routing, given)
 
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
         """The linear classifier of unit image features: weight and bias for the classes of tasks with these routes."""

@@ -7,12 +7,15 @@ import multiprocessing
 import os
 import shutil
 from dataclasses import dataclass, fields
-from typing import Any
+from enum import Enum
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import torch
-from transformers import TrainingArguments
+from annotated_types import Ge, Gt, Le, Lt
+from transformers import SchedulerType, TrainingArguments
 from transformers.hf_argparser import HfArg
 
+from ..checking import Amount, Seed, checked
 from .aggregation import find_aggregator
 from .grouping import MODES
 from .processes import cores
@@ -39,6 +42,35 @@ _FIXED = {
 }
 # Optimizers that change a model's linear layers, or take a step during the backward pass.
 _REFUSED_OPTIMIZERS = ("galore", "apollo", "lomo", "layerwise")
+
+
+_AtLeast1, _AtLeast0 = Annotated[int, Ge(1)], Annotated[int, Ge(0)]
+_Momentum = Annotated[float, Ge(0), Lt(1)]
+# The ranges of arguments; of all others that are numbers, only the type is checked.
+_RANGES: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "snapshot_images",
+        ),
+        _AtLeast1,
+    ),
+    **dict.fromkeys(("max_groups", "eval_accumulation_steps", "ddp_timeout"), _AtLeast1),
+    **dict.fromkeys(("dataloader_prefetch_factor", "torch_empty_cache_steps"), _AtLeast1),
+    **dict.fromkeys(("grouping_steps", "grouping_snapshots", "dataloader_num_workers", "save_total_limit"), _AtLeast0),
+    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "image_cache_gb"), Amount),
+    "max_grad_norm": Amount | None,
+    **dict.fromkeys(("warmup_steps", "logging_steps", "eval_steps", "save_steps", "eval_delay"), Amount),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), _Momentum),
+    **dict.fromkeys(("seed", "data_seed"), Seed),
+    "num_train_epochs": Annotated[float, Gt(0), Le(1e9)],
+    "max_steps": Annotated[int, Ge(-1), Le(2**62)],
+    "grouping_threshold": str | float,
+    "lr_scheduler_type": SchedulerType | str,
+}
+_PLAIN = {int, float, bool, str, type(None)}
 
 
 @dataclass
@@ -139,6 +171,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         return min(1, super().n_gpu)
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         accelerator = not self.use_cpu and torch.accelerator.is_available()
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = self._workers() if accelerator else 0
@@ -156,6 +189,19 @@ class MultiTaskTrainingArguments(TrainingArguments):
         if self.aggregator is not None:
             find_aggregator(self.aggregator, 2 if self.sharing == "groups" else 1)
 
+    def _check_kinds(self) -> None:
+        """Raise a `ValueError` for a value of another type than its annotation, out of range, or no choice."""
+        hints = get_type_hints(type(self))
+        for name in [each.name for each in fields(self)]:
+            kind = _RANGES.get(name, hints[name])
+            kinds = {*(get_args(hints[name]) or [hints[name]]), *get_args(kind)}
+            choices = [each for each in kinds if isinstance(each, type) and issubclass(each, Enum)]
+            if choices:
+                kind = choices[0] | Literal[tuple(each.value for each in choices[0])]
+            elif not (kinds <= _PLAIN or name in _RANGES) or kinds >= {bool, str}:
+                continue  # transformers converts it
+            checked(getattr(self, name), kind | None if type(None) in kinds else kind, name)
+
     def _check_values(self) -> None:
         """Raise a `ValueError` for values that are not allowed, too small, or would fail later or have no effect."""
         for name, (expected, reason) in _FIXED.items():
@@ -167,12 +213,6 @@ class MultiTaskTrainingArguments(TrainingArguments):
             value, choices = getattr(self, name), metadata[name]["choices"]
             if value not in choices:
                 raise ValueError(f"{name}={value!r} is no choice; write one of {', '.join(choices)}.")
-        positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        positive += ("snapshot_images", "max_groups")
-        for name, least in {**dict.fromkeys(positive, 1), "grouping_steps": 0}.items():
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f"Invalid value {value} for `{name}`: expected an integer of at least {least}.")
 
     def _errors(self) -> dict[str, Any]:
         """Errors for settings that cannot be used, or not together, each with a value that is true if it applies."""
@@ -188,9 +228,6 @@ class MultiTaskTrainingArguments(TrainingArguments):
             "every task; write per_device_train_batch_size.": self.accelerator_config.split_batches,
             f"hub_strategy={self.hub_strategy.value!r} would upload the optimizer's state, which is a pickle; write "
             "'every_save' or 'end'.": uploads_pickles,
-            f"image_cache_gb={self.image_cache_gb} is no size; write 0 to keep no images.": not 0
-            <= self.image_cache_gb
-            < math.inf,
             "An aggregator would get gradients scaled for fp16; write bf16=True.": self.aggregator and self.fp16,
             "grouping='given' needs the groups; write given_groups='art+clipart,product', say.": lacks_groups,
             f"grouping='gradient' takes {snapshots} snapshots in {steps} steps; write grouping_steps and "

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..checking import Count, Seed, checked, shortened
 from ..tuner.attention import takes_prompts
-from .peft_adapters import plain_name
+from ..tuner.container import plain_name
 from .task import Task
 
 

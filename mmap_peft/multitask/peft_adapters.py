@@ -23,17 +23,12 @@ from ..checking import LONGEST, shortened
 from ..methods.linear_probe import LinearProbeConfig
 from ..prompts.base import PromptConfig, PromptGenerator
 from ..prompts.method import MethodConfig
-from ..tuner.assemble import AdapterPrompts, Prompts, Route
-from ..tuner.container import PromptContainer, plain_name
+from ..tuner.assemble import AdapterPrompts, Route
+from ..tuner.container import PromptContainer, bracketed, plain_name
 from ..tuner.fitting import check_modules_to_save, check_targets
 from ..tuner.model import remove_adapters, unwrap_modules
 from .adapters import GLOBAL, AdapterSet, ProbeSet
 from .overlap import Overlap
-
-
-def _key(name: str) -> str:
-    """PEFT's name of an adapter."""
-    return f"<{name}>"
 
 
 _OF_PEFT = {field.name for field in dataclasses.fields(PeftConfig)}
@@ -49,9 +44,9 @@ class PeftSet(AdapterSet):
 
     def _wrap(self, clip: PreTrainedModel, names: Sequence[str], seed: int) -> None:
         with _new_parameters(seed):
-            self.model = get_peft_model(clip, copy.deepcopy(self.config), adapter_name=_key(names[0]))
+            self.model = get_peft_model(clip, copy.deepcopy(self.config), adapter_name=bracketed(names[0]))
             for name in names[1:]:
-                self.model.add_adapter(_key(name), copy.deepcopy(self.config))
+                self.model.add_adapter(bracketed(name), copy.deepcopy(self.config))
 
     @property
     def clip(self) -> PreTrainedModel:
@@ -62,7 +57,7 @@ class PeftSet(AdapterSet):
         return list(map(plain_name, self.model.peft_config))
 
     def config_of(self, adapter: str) -> PeftConfig:
-        return self.model.peft_config[_key(adapter)]
+        return self.model.peft_config[bracketed(adapter)]
 
     @property
     def enabled(self) -> bool:
@@ -84,19 +79,19 @@ class PeftSet(AdapterSet):
         return (GLOBAL,)
 
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
-        part = f".{_key(adapter)}."
+        part = f".{bracketed(adapter)}."
         named = ((f"{name}.", parameter) for name, parameter in self.clip.named_parameters())
         return {name.replace(part, ".")[:-1]: tensor for name, tensor in named if part in name}
 
     def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
         with ExitStack() as stack:
             for name, module in self.model.named_modules():
-                if _key(adapter) in name.split(".") and any(each.is_meta for each in module.parameters(False)):
+                if bracketed(adapter) in name.split(".") and any(each.is_meta for each in module.parameters(False)):
                     stack.enter_context(align_module_device(module, "cpu"))  # it is offloaded
-            return get_peft_model_state_dict(self.model, adapter_name=_key(adapter), save_embedding_layers=False)
+            return get_peft_model_state_dict(self.model, adapter_name=bracketed(adapter), save_embedding_layers=False)
 
     def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        set_peft_model_state_dict(self.model, dict(tensors), adapter_name=_key(adapter))
+        set_peft_model_state_dict(self.model, dict(tensors), adapter_name=bracketed(adapter))
 
     def reset(self, names: Sequence[str], seed: int) -> None:
         training = self.model.training
@@ -130,28 +125,16 @@ class PromptSet(PeftSet):
 
     def generator(self, adapter: str) -> PromptGenerator:
         """The module that computes the prompts of an adapter."""
-        return self.container.mmap_generators[_key(adapter)]
+        return self.container.mmap_generators[bracketed(adapter)]
 
     def prompts_of(self, adapter: str) -> AdapterPrompts:
         """The prompts of one adapter for all towers that it has prompts for."""
-        return self.container.adapter_prompts(_key(adapter), list(self.generator(adapter).depths))
-
-    def prompts(
-        self,
-        tower: str,
-        routes: Sequence[Route],
-        given: Mapping[str, AdapterPrompts] | None = None,
-        **rows: torch.Tensor,
-    ) -> Prompts | None:
-        if tower not in self.config.towers:
-            return None
-        routing = self.container.routing(routes, given or (), pooled=True, **rows)
-        return self.container.prompts([tower], routing, given)
+        return self.container.adapter_prompts(bracketed(adapter), list(self.generator(adapter).depths))
 
     def add(self, name: str, seed: int) -> None:
         """Add an adapter with new parameters."""
         with _new_parameters(seed):
-            self.model.add_adapter(_key(name), copy.deepcopy(self.config))
+            self.model.add_adapter(bracketed(name), copy.deepcopy(self.config))
 
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
         return dict(self.generator(adapter).named_parameters())
@@ -193,10 +176,10 @@ def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed
     """Adapters in a CLIP. If PEFT cannot put them there, the CLIP is left as it was, and a `ValueError` says why."""
     try:
         if not isinstance(config, MethodConfig):  # those of this library are checked by their tuner
-            targets = [each for name, each in clip.named_modules() if check_target_module_exists(config, name)]
+            targets = [part for name, part in clip.named_modules() if check_target_module_exists(config, name)]
             check_modules_to_save(clip, config, targets)
             check_targets(clip, config)
-            if isinstance(config, LNTuningConfig) and any(list(each.children()) for each in targets):
+            if isinstance(config, LNTuningConfig) and any(list(part.children()) for part in targets):
                 raise ValueError(
                     f"target_modules={shortened(config.target_modules)} matches modules that hold others, but "
                     "LN-tuning copies single layers; write ln_tuning_config() for all layer norms."
@@ -207,7 +190,8 @@ def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed
     except Exception as error:
         remove_adapters(clip)
         reason = " ".join(str(error).split())
-        if type(error) is ValueError and reason == str(error) and len(reason) <= LONGEST:
+        names = [field.name for field in dataclasses.fields(config) if "_" in field.name]
+        if type(error) is ValueError and len(reason) <= LONGEST and any(name in reason for name in names):
             raise
         changed = (
             (each.name, getattr(config, each.name)) for each in dataclasses.fields(config) if each.name not in _OF_PEFT

@@ -187,8 +187,8 @@ class TaskAdapters(nn.Module):
             )
         if task.adapter in KEPT_NAMES or task.adapter.startswith("group_"):
             raise ValueError(
-                f"Task {task.name!r} would have the adapter {task.adapter!r}, a name that is kept for prompts or "
-                "accuracies of several tasks; rename it."
+                f"Task {task.name!r} would have the adapter {task.adapter!r}, a name that is kept for prompts of "
+                "several tasks, or for their accuracies; rename it."
             )
         contexts = getattr(self.adapter_config, "num_classes", None)
         if contexts not in (None, len(task.class_names)):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +16,16 @@ from .context import Overrides
 
 
 overrides: Overrides[Routing] = Overrides("mmap_peft_routes")  # what `use_routes` sets, by container
+
+
+def bracketed(name: str) -> str:
+    """PEFT's name of a classifier's adapter, which is part of no other name: `<art>` for `art`."""
+    return f"<{name}>"
+
+
+def plain_name(key: str) -> str:
+    """The name of the adapter that PEFT knows by this one, without the brackets."""
+    return key[1:-1] if key.startswith("<") and key.endswith(">") else key
 
 
 class PromptContainer(nn.Module, BaseTunerLayer):
@@ -64,7 +74,7 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         """The routing of routes that name adapters, or prompts that are `given` to `prompts`."""
         keys = {plain_name(key): key for key in self.mmap_generators}
         routing = Routing.of([*keys, *given], routes, **options)
-        return dataclasses.replace(routing, used=frozenset(keys.get(name, name) for name in routing.used))
+        return replace(routing, used=frozenset(keys.get(name, name) for name in routing.used))
 
     def adapter_prompts(self, adapter: str, towers: Sequence[str]) -> AdapterPrompts:
         """The prompts of one adapter for these towers, computed by its generator."""
@@ -83,8 +93,8 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return None
         # Adapters of other methods may be active, too.
-        active = tuple(plain_name(name) for name in self.active_adapters if name in self.mmap_generators)
-        routing = routing or overrides.get(self) or self.routing([active])
+        active = tuple(name for name in self.active_adapters if name in self.mmap_generators)
+        routing = routing or overrides.get(self) or Routing.of(list(self.mmap_generators), [active])
         # A compiled graph serves all routes, so it computes the prompts of all adapters, if they can be combined.
         compiled = torch.compiler.is_compiling() and bool(routing.index.shape[1])
         names = list(self.mmap_generators)  # once, since another thread may add an adapter meanwhile
@@ -93,11 +103,6 @@ class PromptContainer(nn.Module, BaseTunerLayer):
             adapters = {name: prompts for name, prompts in adapters.items() if name in routing.used}
         adapters = [adapters.get(name) for name in names]
         return assemble([*adapters, *(given or {}).values()], routing, towers, self.as_tokens)
-
-
-def plain_name(key: str) -> str:
-    """The name of an adapter without what a classifier puts around it, so that it is part of no other name."""
-    return key.removeprefix("<").removesuffix(">")
 
 
 def prompt_container(model: nn.Module) -> PromptContainer:

@@ -107,8 +107,9 @@ class PromptTuner(CheckedTuner):
         prompted = {name for name, index in layers if depths[name] is None or index < depths[name]}
         if not prompted and config.depth is not None:
             raise ValueError(
-                f"{given} matches none of the first depth={config.depth} layers, so no layer gets prompts; write a "
-                f"depth above {min(index for _, index in layers)}, since layers are counted from 0, or leave it out."
+                f"{given} matches none of the first depth={config.depth} layers, so no layer gets prompts; "
+                f"write a depth above {min(index for _, index in layers)}, since layers are counted from 0, or leave "
+                "it out."
             )
         if config.needs_all_towers and len(prompted) < len(towers):
             raise ValueError(

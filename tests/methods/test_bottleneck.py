@@ -90,8 +90,8 @@ def test_behind_the_mlp_alone(clip):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"bottleneck_size": 0}, "lets nothing through"),
-        ({"init_std": 0.0}, "neither gets a gradient"),
+        ({"bottleneck_size": 0}, "Invalid value 0 for `bottleneck_size`: expected an integer from 1"),
+        ({"init_std": 0.0}, "Invalid value 0.0 for `init_std`: expected a finite number above 0"),
         ({"target_modules": r".*layer_norm1"}, "which is no linear layer; write a regular expression"),
     ],
 )

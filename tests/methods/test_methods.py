@@ -94,7 +94,7 @@ def base_tensors(classifier):
     return {
         name.replace(".base_layer", ""): tensor
         for name, tensor in classifier.clip.state_dict().items()
-        if ".global." not in f"{name}."
+        if ".<global>." not in f"{name}."
     }
 
 

@@ -294,5 +294,5 @@ def test_chunks_of_texts_change_nothing(config, clip_folder, processor, tasks):
         rows.clear()
     for one in found[1:]:
         torch.testing.assert_close(one, found[0], atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match="text_chunk=0 encodes no text"):
+    with pytest.raises(ValueError, match="Invalid value 0 for `text_chunk`: expected an integer of 1 or more"):
         MultiTaskClassifier(clip, processor, tasks, config, text_chunk=0)

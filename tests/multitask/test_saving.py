@@ -143,7 +143,9 @@ def test_text_chunks_are_chosen_on_loading(classifier, folder):
     assert loaded.text_chunk == 2
     assert torch.allclose(probabilities(loaded), probabilities(classifier), atol=1e-5)
     for wrong in (0, "2", 2.5):
-        with pytest.raises(ValueError, match=f"text_chunk={wrong!r} encodes no text"):
+        with pytest.raises(
+            ValueError, match=f"Invalid value {wrong!r} for `text_chunk`: expected an integer of 1 or more"
+        ):
             MultiTaskClassifier.from_pretrained(folder, text_chunk=wrong)
 
 
