@@ -54,10 +54,6 @@ class Contents:
     @classmethod
     def _read(cls, folder: Path, verify: bool) -> Contents:
         description = Description.of(folder)
-        if verify and not description.unchanged:
-            raise ValueError(
-                f"{folder / TASKS_FILE} is damaged or was changed after it was saved; restore it, or {WITHOUT_CHECK}."
-            )
         digests, configs, weights = description.digests, {}, {}
         for adapter in description.adapters:
             paths = {}
@@ -95,27 +91,35 @@ def _state(folder: Path) -> list[tuple[str, int]]:
 def load(classifier: Any, folder: Path, verify: bool = True) -> None:
     """Take routes, grouping and weights from a folder, or raise a `ValueError` and change nothing."""
     contents = Contents.of(folder, verify)
-    _take(classifier, contents, folder)
+    _take(classifier, contents, folder, verify)
     _report(contents.description.base.differences(classifier))
 
 
-def _take(classifier: Any, contents: Contents, folder: Path) -> None:
+def _take(classifier: Any, contents: Contents, folder: Path, verify: bool) -> None:
     """Take over what a folder holds. What can fail comes first."""
-    description, weights = contents.description, contents.weights
-    adapters, routes = description.adapters, description.routes
-    for what, given, own in ("tasks", routes, classifier.tasks), ("adapters", adapters, classifier.adapters):
-        if list(given) != list(own) and (what == "tasks" or not classifier.uses_prompts):
-            names = [", ".join(names)[:150] for names in (given, own)]
-            raise ValueError(f"{folder} is of the {what} {names[0]}, but the classifier has {names[1]}.")
+    description, weights, routes = contents.description, contents.weights, dict(contents.description.routes)
+    if list(routes) != list(classifier.tasks):
+        names = [", ".join(names)[:150] for names in (routes, classifier.tasks)]
+        raise ValueError(f"{folder} is of the tasks {names[0]}, but the classifier has {names[1]}.")
+    if not classifier.uses_prompts:
+        # An early version called some adapters otherwise, since it left out accents.
+        names = {route: classifier.routes[task] for task, route in routes.items()}
+        if [names.get((adapter,)) for adapter in weights] != [(adapter,) for adapter in classifier.adapters]:
+            names = [", ".join(names)[:150] for names in (weights, classifier.adapters)]
+            raise ValueError(f"{folder} holds the adapters {names[0]}, but the classifier has {names[1]}.")
+        weights, routes = dict(zip(classifier.adapters, weights.values())), dict(classifier.routes)
     for adapter, tensors in weights.items():
         expected = classifier.adapter_state(adapter if adapter in classifier.adapters else classifier.adapters[0])
         check_shapes(tensors, expected, folder / adapter / WEIGHTS_FILE)
-    if classifier.adapters != adapters:
-        classifier.replace_adapters(adapters)
+    if verify and not description.unchanged:
+        raise ValueError(
+            f"{folder / TASKS_FILE} is damaged or was changed after it was saved; restore it, or {WITHOUT_CHECK}."
+        )
+    if classifier.adapters != list(weights):
+        classifier.replace_adapters(list(weights))
     for adapter, tensors in weights.items():
         classifier.load_adapter_state(adapter, tensors)
-    classifier.routes, classifier.record = dict(routes), description.record
-    classifier.grouping = description.grouping
+    classifier.routes, classifier.record, classifier.grouping = routes, description.record, description.grouping
 
 
 def _report(differences: Iterable[tuple[str, str]], refused: Collection[str] = ()) -> None:
@@ -173,7 +177,7 @@ def from_pretrained(
     config.inference_mode, config.base_model_name_or_path = False, model.name_or_path or None
     check_sizes(config, model, contents.weights)
     classifier = cls(model, processor, description.tasks, config, text_chunk=text_chunk)
-    _take(classifier, contents, folder)
+    _take(classifier, contents, folder, verify)
     _report(base.differences(classifier), found)
     return classifier.eval()
 

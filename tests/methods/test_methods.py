@@ -387,3 +387,19 @@ def test_a_probe_of_another_task_list_is_refused(make, tmp_path):
     (tmp_path / "tasks.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="holds the adapters"):
         make("linear probe").load_adapters(tmp_path)
+
+
+def test_probes_of_names_that_an_early_version_wrote_otherwise_load(make, tmp_path):
+    made = make("linear probe")
+    made.save_pretrained(tmp_path)
+    text = (tmp_path / "tasks.json").read_text()
+    (tmp_path / "photo").rename(tmp_path / "phot")
+    description = json.loads(text.replace('"photo"', '"phot"').replace('"name": "phot"', '"name": "photo"'))
+    del description["files"], description["sha256"]
+    (tmp_path / "tasks.json").write_text(json.dumps(description))
+    fresh = make("linear probe")
+    with torch.no_grad():
+        fresh.adapter_parameters("photo")["weight"].zero_()
+    fresh.load_adapters(tmp_path)
+    assert torch.equal(fresh.adapter_parameters("photo")["weight"], made.adapter_parameters("photo")["weight"])
+    assert fresh.routes == made.routes
