@@ -29,10 +29,11 @@ NEEDED = ("trainer_state.json", STATE_FILE, "tasks.json")
 def new_checkpoint(checkpoint: Path) -> Iterator[Path]:
     """Inside the `with` block, write a checkpoint into the path that it gets; at its end it has its own name."""
     new = partial(checkpoint)
-    shutil.rmtree(new.parent, ignore_errors=True)
-    new.parent.mkdir(parents=True)
-    try:
-        with lock(new.parent):
+    new.parent.mkdir(parents=True, exist_ok=True)
+    with lock(new.parent):  # another training may write the same checkpoint
+        shutil.rmtree(new, ignore_errors=True)
+        new.parent.mkdir(exist_ok=True)
+        try:
             yield new
             files = [path for path in sorted(new.rglob("*")) if path.is_file()]
             for path in files:
@@ -40,9 +41,9 @@ def new_checkpoint(checkpoint: Path) -> Iterator[Path]:
             write_json({path.relative_to(new).as_posix(): sha256(path) for path in files}, new / MANIFEST)
             _rename(new, checkpoint)
             shutil.rmtree(new.parent, ignore_errors=True)
-    finally:
-        if not (new / MANIFEST).exists():  # what is whole is renamed at the next start
-            shutil.rmtree(new.parent, ignore_errors=True)
+        finally:
+            if not (new / MANIFEST).exists():  # what is whole is renamed at the next start
+                shutil.rmtree(new.parent, ignore_errors=True)
 
 
 def partial(checkpoint: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,8 @@ from .saving import model_card
 
 
 logger = logging.get_logger(__name__)
+
+CANNOT_WRITE = "inline_container|PytorchStreamWriter|iostream error"  # what torch.save says of a full disk
 
 
 class State(TypedDict, total=False):
@@ -85,7 +88,7 @@ class ClassifierTrainer(Trainer):
                 if saves:
                     state.save_to_json(str(new / "trainer_state.json"))
         except (OSError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):  # torch cannot write
+            if isinstance(error, RuntimeError) and not re.search(CANNOT_WRITE, str(error)):
                 raise
             raise OSError(
                 f"{checkpoint} cannot be written ({str(error)[:200]}); earlier checkpoints are whole. Make space, and "

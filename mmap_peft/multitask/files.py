@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
+from .replacing import flush, lock
+
 
 LARGEST_JSON = 64 * 2**20  # bytes
+PART = ".part"
 
 
 def write_json(fields: dict[str, Any], path: str | os.PathLike) -> None:
     """Write fields to a JSON file, by a temporary file that then replaces it."""
-    temporary = Path(f"{path}.part")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(fields, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    temporary = Path(f"{path}{PART}")
+    with lock(temporary.parent):  # so that the temporary file is of one process, or was left by one that ended
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                json.dump(fields, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            flush(temporary.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def check_file(path: Path, most_bytes: float = float("inf")) -> None:
@@ -40,8 +46,8 @@ def check_file(path: Path, most_bytes: float = float("inf")) -> None:
         raise ValueError(f"{path} has {state.st_size} bytes, more than the {most_bytes:.0f} that it can need.")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file from anywhere.
+def read_json(path: Path, finite: bool = True) -> Any:
+    """The content of a JSON file from anywhere. Without `finite`, it may hold NaN and infinity.
 
     Raises:
         ValueError: it is no regular file, too large, not UTF-8, not JSON, too deep, or has a key twice or a number
@@ -51,7 +57,7 @@ def read_json(path: Path) -> Any:
 
     def number(text: str) -> float:
         value = float(text)
-        if value in (float("inf"), float("-inf")) or value != value:
+        if finite and not math.isfinite(value):
             raise ValueError(f"{text[:20]} is no finite number")
         return value
 

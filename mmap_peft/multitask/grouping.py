@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import write_json
+from .files import read_json, write_json
 
 
 MODES = ("gradient", "all", "none", "random", "given")
@@ -173,5 +172,16 @@ class TaskGrouping:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> TaskGrouping:
-        """Read a grouping from a JSON file."""
-        return cls(**json.loads(Path(path).read_text()))
+        """Read a grouping from a JSON file.
+
+        Raises:
+            ValueError: the file cannot be read, or holds no grouping. The error names the file.
+        """
+        fields = read_json(Path(path), finite=False)
+        try:
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error)[:200].split())
+            raise ValueError(
+                f"{path} holds no grouping ({reason}); give a file that TaskGrouping.save wrote."
+            ) from error
