@@ -11,11 +11,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.trainer_pt_utils import safe_globals
+from typing_extensions import NotRequired, TypedDict  # pydantic needs these before Python 3.12
 
-from .files import read_json, write_json
+from ..checking import checked
+from .files import PART, read_json, write_json
 from .replacing import flush, lock, sha256
 
 
@@ -23,6 +26,15 @@ MANIFEST = "checkpoint.json"
 PARTIAL = ".partial"
 STATE_FILE = "multitask_state.json"
 NEEDED = ("trainer_state.json", STATE_FILE, "tasks.json")
+
+
+class State(TypedDict):
+    """`multitask_state.json`. Only checkpoints of stage 1 have snapshots."""
+
+    sampling: str
+    order: dict[str, Any] | None
+    snapshot_steps: NotRequired[list[int]]
+    snapshots: NotRequired[list[list[list[float]]]]
 
 
 @contextlib.contextmanager
@@ -68,6 +80,9 @@ def remove_leftovers(output: Path) -> None:
             elif (folder / "replaced").exists() and not checkpoint.exists():
                 (folder / "replaced").rename(checkpoint)
             shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError), lock(output, seconds=0):
+        for part in output.glob(f"*{PART}"):
+            part.unlink()
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -85,30 +100,37 @@ def problem(checkpoint: Path) -> str | None:
     return None
 
 
+def saved_state(checkpoint: Path) -> dict[str, Any]:
+    """What the `multitask_state.json` of a checkpoint holds. Raises a `ValueError` if it is of another form."""
+    return checked(read_json(checkpoint / STATE_FILE), State, STATE_FILE)
+
+
 def _check(checkpoint: Path) -> None:
     manifest = checkpoint / MANIFEST
-    if manifest.exists():
-        digests = read_json(manifest)
-        for name, digest in digests.items():
-            path = checkpoint / name
-            if not path.is_file() or sha256(path) != digest:
-                raise ValueError(f"{path} is {'damaged' if path.is_file() else 'missing'}, so nothing was loaded.")
-    names = [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()]
+    digests = checked(read_json(manifest), dict[str, str], MANIFEST) if manifest.exists() else {}
+    for name, digest in digests.items():
+        path = checkpoint / name
+        if not path.is_file() or sha256(path) != digest:
+            raise ValueError(f"{path} is {'damaged' if path.is_file() else 'missing'}, so nothing was loaded.")
+    names = {path.name for path in checkpoint.iterdir()} if checkpoint.is_dir() else set()
     for name in NEEDED:
         if name not in names:
             raise ValueError(
                 f"{checkpoint} is no checkpoint to resume from (it has no {name}); give a folder `checkpoint-<step>` "
                 "that this trainer wrote."
             )
-        read_json(checkpoint / name)
-    for part, kind in ("optim", "optimizer"), ("scheduler", "scheduler"):
-        # DeepSpeed keeps a scheduler of its own with its optimizer.
-        if not any(part in name for name in names) and not any(name.startswith("global_step") for name in names):
+    saved_state(checkpoint)
+    checked(read_json(checkpoint / "trainer_state.json", finite=False), dict[str, Any], "trainer_state.json")
+    for part in ("optimizer", "scheduler", "rng_state"):
+        # DeepSpeed keeps optimizer and scheduler in a folder of its own.
+        parts = (part,) if part == "rng_state" else (part, "global_step")
+        if not any(name.startswith(parts) for name in names):
             raise ValueError(
-                f"{checkpoint} has no state of the {kind}, so training cannot go on as it was; resume from another "
-                "checkpoint, or load its adapters with load_adapters. save_only_model=True leaves this state out."
+                f"{checkpoint} has no state of the {part.replace('rng_state', 'random numbers')}, so training cannot "
+                "go on as it was; resume from another checkpoint, or load its adapters with load_adapters. "
+                "save_only_model=True leaves this state out."
             )
-    if not manifest.exists():  # saved by an early version
+    if not digests:  # saved by an early version
         for path in checkpoint.glob("*.pt*"):
             _check_tensors(path)
 

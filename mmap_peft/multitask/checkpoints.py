@@ -14,37 +14,18 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 from transformers.utils import logging
-from typing_extensions import Required, TypedDict  # pydantic needs these before Python 3.12
 
 from ..checking import checked
 from ..hub.repository import hub_errors
 from . import saving
 from .checkpoint_files import STATE_FILE, checkpoints, new_checkpoint, partial, problem, remove_leftovers
-from .files import read_json, write_json
+from .files import write_json
 from .saving import model_card
 
 
 logger = logging.get_logger(__name__)
 
 CANNOT_WRITE = "inline_container|PytorchStreamWriter|iostream error"  # what torch.save says of a full disk
-
-
-class State(TypedDict, total=False):
-    """`multitask_state.json`."""
-
-    sampling: Required[str]
-    order: Required[dict[str, Any] | None]
-    snapshot_steps: list[int]
-    snapshots: list[list[list[float]]]
-
-
-def saved_state(checkpoint: str | os.PathLike) -> dict[str, Any]:
-    """What the `multitask_state.json` of a checkpoint holds.
-
-    Raises:
-        ValueError: the folder has no such file.
-    """
-    return checked(read_json(Path(checkpoint) / STATE_FILE), State, STATE_FILE)
 
 
 class ClassifierTrainer(Trainer):
@@ -112,7 +93,7 @@ class ClassifierTrainer(Trainer):
         Raises:
             ValueError: training cannot go on from the checkpoint that is given, or there is none.
         """
-        if not resume_from_checkpoint:
+        if not checked(resume_from_checkpoint, bool | str | os.PathLike | None, "resume_from_checkpoint"):
             return None
         every = [each for folder in folders for each in checkpoints(folder)]
         if resume_from_checkpoint is not True:
@@ -129,10 +110,10 @@ class ClassifierTrainer(Trainer):
             f"{', as ' + reason[:200] if every else ''}; write train() to start again."
         )
 
-    def remove_leftovers(self) -> None:
-        """Remove what processes that ended while they wrote a checkpoint left in the output folder."""
-        if self.args.should_save:
-            remove_leftovers(Path(self.args.output_dir))
+    def remove_leftovers(self, *folders: Path) -> None:
+        """Remove what processes left that ended while they wrote a checkpoint into one of these folders."""
+        for folder in folders if self.args.should_save else ():
+            remove_leftovers(folder)
         self.accelerator.wait_for_everyone()
 
     def _load_best_model(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from .adapters import GLOBAL
 from .affinity import cosine_similarity, task_gradients
-from .checkpoints import saved_state
+from .checkpoint_files import saved_state
 from .images import IGNORE_INDEX
 from .processes import shard_rows
 from .task_trainer import TaskTrainer
@@ -70,5 +71,5 @@ class SharedAdapterTrainer(TaskTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = saved_state(resume_from_checkpoint)
+        saved = saved_state(Path(resume_from_checkpoint))
         self.similarities = dict(zip(saved["snapshot_steps"], map(np.array, saved[SNAPSHOTS_KEY])))

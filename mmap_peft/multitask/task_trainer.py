@@ -18,7 +18,8 @@ from . import processes
 from .aggregation import add_task_gradients, aggregate_task_gradients, drop_task_gradients, find_aggregator
 from .arguments import MultiTaskTrainingArguments
 from .base_record import BaseRecord
-from .checkpoints import ClassifierTrainer, saved_state
+from .checkpoint_files import saved_state
+from .checkpoints import ClassifierTrainer
 from .classifier import MultiTaskClassifier
 from .images import IGNORE_INDEX, TaskImages, collate
 from .not_finite import NotFinite
@@ -217,8 +218,9 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         """As `transformers.Trainer.train`; the metrics also have `train_waiting_share`."""
         self.check_images()
         self._check_optimizer()
-        self.remove_leftovers()
-        checkpoint = self.find_checkpoint(resume_from_checkpoint, [Path(self.args.output_dir)])
+        output = Path(self.args.output_dir)
+        self.remove_leftovers(output)
+        checkpoint = self.find_checkpoint(resume_from_checkpoint, [output])
         if checkpoint:
             self.check_order(checkpoint)
         self._seconds_waiting, self._not_finite = 0.0, NotFinite()
@@ -253,7 +255,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
 
     def check_order(self, checkpoint: str) -> None:
         """Raise a `ValueError` if the images would come in another order than in the training of a checkpoint."""
-        saved = saved_state(checkpoint)
+        saved = saved_state(Path(checkpoint))
         self._get_train_sampler()
         for name, value in TaskTrainer.checkpoint_state(self).items():
             if saved[name] != value:

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..keywords import check_keywords
 from .adapters import GLOBAL
 from .arguments import MultiTaskTrainingArguments
-from .checkpoints import saved_state
+from .checkpoint_files import saved_state
 from .classifier import MultiTaskClassifier
 from .grouping import TaskGrouping
 from .grouping_stage import SNAPSHOTS_KEY, SharedAdapterTrainer
@@ -95,12 +95,18 @@ class MultiTaskTrainer(TaskTrainer):
             grouping = TaskGrouping.from_similarity(tasks, cosines, args.threshold, args.max_groups, steps)
         classifier.set_grouping(grouping, seed=args.seed)
         if args.should_save:
-            folder = Path(args.output_dir) / GROUPING_FOLDER
+            self._write_grouping(grouping)
+        return grouping
+
+    def _write_grouping(self, grouping: TaskGrouping) -> None:
+        folder = Path(self.args.output_dir) / GROUPING_FOLDER
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             grouping.save(folder / "grouping.json")
             if grouping.similarity is not None:
                 plot_grouping(grouping, folder / "grouping.png")
-        return grouping
+        except OSError as error:
+            logger.warning(f"Training goes on, but the grouping was not written into {folder}: {error}")
 
     def _check_replacing(self) -> None:
         """Raise a `ValueError` if the classifier's adapters cannot be replaced by new ones."""
@@ -150,11 +156,11 @@ class MultiTaskTrainer(TaskTrainer):
             ValueError: there is no such checkpoint, a task has no training images, or an optimizer was given for
                 adapters that are replaced. No adapter has changed then.
         """
-        output = Path(self.args.output_dir)
-        self.remove_leftovers()
-        checkpoint = self.find_checkpoint(resume_from_checkpoint, [output, output / GROUPING_FOLDER])
+        folders = [Path(self.args.output_dir), Path(self.args.output_dir, GROUPING_FOLDER)]
+        self.remove_leftovers(*folders)
+        checkpoint = self.find_checkpoint(resume_from_checkpoint, folders)
         self.check_images()
-        if checkpoint and SNAPSHOTS_KEY in saved_state(checkpoint):
+        if checkpoint and SNAPSHOTS_KEY in saved_state(Path(checkpoint)):
             self.group_tasks(resume_from_checkpoint=checkpoint)
             checkpoint = None
         elif checkpoint:
