@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -22,7 +23,9 @@ class MarkdownText(str):
     """Text that a template with autoescape writes on one line, so that Markdown shows it as it is, in a table too."""
 
     def __html__(self) -> str:
-        return re.sub(r"([\\`*\[\]<>~|&$]|\b_|_\b)", r"\\\1", _one_line(self))
+        escaped = re.sub(r"([\\`*\[\]<>~|&$]|\b_|_\b)", r"\\\1", _one_line(self))
+        # No backslash keeps GitHub's Markdown from making links of addresses; a comment does, and is not seen.
+        return re.sub(r"(://|(?<=www)\.|@)", r"<!-- -->\1", escaped, flags=re.IGNORECASE)
 
 
 def model_card(
@@ -141,11 +144,12 @@ def _link(repo_id: str | None, text: str, kind: str = "") -> str:
 
 
 def _literal(text: str) -> Markup:
-    return Markup(json.dumps(text, ensure_ascii=False))
+    return Markup(json.dumps(text, ensure_ascii=any(unicodedata.category(each) == "Cf" for each in text)))
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """The text on one line, without invisible characters, which can change the direction of what follows."""
+    return " ".join("".join(each for each in text if unicodedata.category(each) != "Cf").split())
 
 
 def _escaped(value: Any) -> Any:
