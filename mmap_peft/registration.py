@@ -76,7 +76,7 @@ def check_peft_type(peft_type: Any) -> None:
     if not isinstance(peft_type, str) or peft_type not in known:
         raise ValueError(
             f"peft_type={shortened(peft_type)} is no method that a MultiTaskClassifier can train; those that it can "
-            f"are {', '.join(known)}"
+            f"are {', '.join(known)}."
         )
 
 

@@ -37,7 +37,7 @@ PEFT_METHODS = (
 # Other methods of PEFT that a classifier trains, saves and loads, with settings that have target_modules.
 OTHER_PEFT_TYPES = (
     "BEFT", "BOFT", "DEFT", "DELORA", "FOURIERFT", "GLORA", "GRALORA", "HIRA", "HRA", "LOHA", "LOKR", "OFT", "OSF",
-    "PEANUT", "PSOFT", "PVERA", "SUPERTUNING", "TINYLORA", "UNILORA", "VERA",
+    "PEANUT", "PSOFT", "PVERA", "TINYLORA", "UNILORA", "VERA",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ..checking import LONGEST, shortened
 from ..methods.linear_probe import LinearProbeConfig
 from ..prompts.base import PromptConfig, PromptGenerator
 from ..prompts.method import MethodConfig
+from ..registration import check_peft_type
 from ..tuner.assemble import AdapterPrompts, Route
 from ..tuner.container import PromptContainer, bracketed, plain_name
 from ..tuner.fitting import check_modules_to_save, check_targets
@@ -151,10 +152,12 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
     """The adapters of a method, added to a CLIP; with `None`, no adapters.
 
     Raises:
-        ValueError: the config does not fit the model, or has `modules_to_save` with prompts.
+        ValueError: the method cannot be trained, or the config does not fit the model or has `modules_to_save` with
+            prompts.
     """
     if config is None:
         return AdapterSet(clip)
+    check_peft_type(config.peft_type)
     if isinstance(config, LinearProbeConfig):
         return ProbeSet(clip, config)
     if not isinstance(config, PromptConfig):

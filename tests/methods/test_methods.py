@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoHaConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, CLIPConfig, CLIPModel, TrainerCallback
 
@@ -24,6 +25,7 @@ from mmap_peft import (
     starting_learning_rate,
 )
 from mmap_peft.data.pictograms import draw
+from mmap_peft.methods.peft_configs import OTHER_PEFT_TYPES, PEFT_METHODS
 from mmap_peft.multitask.images import TaskImages, collate
 
 from ..conftest import make_task
@@ -305,6 +307,43 @@ def test_one_more_task(method, make, batch):
     output = classifier.train()(batch["pixel_values"], torch.full((6,), 3), torch.zeros(6, dtype=torch.long))
     output.loss.backward()
     assert {a for a, _, p in parameters(classifier) if p.grad is not None} == {"sketch" if probe else "global"}
+
+
+OTHERS = [PEFT_TYPE_TO_CONFIG_MAPPING[name] for name in OTHER_PEFT_TYPES if name in PEFT_TYPE_TO_CONFIG_MAPPING]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of kernels that are not there, and of sizes that are adjusted
+@pytest.mark.parametrize("config_class", OTHERS, ids=lambda config_class: config_class.__name__)
+def test_each_of_the_listed_methods_of_peft_trains_and_a_folder_gives_it_back(
+    config_class, clip, clip_folder, processor, tasks, batch, tmp_path
+):
+    classifier = MultiTaskClassifier(clip, processor, tasks, config_class(target_modules=["q_proj", "v_proj"]))
+    before = logits(classifier, batch)
+    for _ in range(2):  # some start at a point where only a part of them has a gradient
+        classifier.train()(**batch).loss.backward()
+        with torch.no_grad():
+            for parameter in classifier.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.sign(), alpha=0.05)
+                    parameter.grad = None
+    trained = logits(classifier.eval(), batch)
+    assert not torch.equal(trained, before)
+    classifier.save_pretrained(tmp_path)
+    assert torch.equal(logits(MultiTaskClassifier.from_pretrained(tmp_path), batch), trained)
+
+
+KNOWN = {*OTHER_PEFT_TYPES, *(method.peft_type for method in PEFT_METHODS)}
+
+
+@pytest.mark.parametrize("peft_type", sorted({name.value for name in PeftType} - KNOWN))
+def test_other_methods_of_peft_are_refused_with_those_that_work(peft_type, clip, processor, tasks):
+    class Settings(PeftConfig):
+        pass
+
+    before = {name: parameter.requires_grad for name, parameter in clip.named_parameters()}
+    with pytest.raises(ValueError, match=f"peft_type='{peft_type}' is no method .* BITFIT, .* LORA, .* MMAP, "):
+        MultiTaskClassifier(clip, processor, tasks, Settings(peft_type=peft_type))
+    assert {name: parameter.requires_grad for name, parameter in clip.named_parameters()} == before
 
 
 def test_any_tuner_of_peft_will_do(make, clip, processor, tasks, batch, tmp_path):
