@@ -20,6 +20,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic needs these bef
 
 from ..checking import checked, shortened
 from ..patterns import check_pattern
+from ..prompts.method import check_config
 from ..registration import check_peft_type
 from .base_record import BaseRecord
 from .files import check_file, read_json
@@ -154,6 +155,7 @@ def read_config(path: Path) -> PeftConfig:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's, of settings of later versions, which it leaves out
             config = PEFT_TYPE_TO_CONFIG_MAPPING[fields["peft_type"]].from_peft_type(**fields)
+            check_config(config)
     except Exception as error:  # configs of PEFT raise exceptions of many kinds
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} holds settings that cannot be used ({reason}).") from error

@@ -111,15 +111,19 @@ def _take(classifier: Any, contents: Contents, folder: Path, verify: bool) -> No
     for adapter, tensors in weights.items():
         expected = classifier.adapter_state(adapter if adapter in classifier.adapters else classifier.adapters[0])
         check_shapes(tensors, expected, folder / adapter / WEIGHTS_FILE)
-    if verify and not description.unchanged:
-        raise ValueError(
-            f"{folder / TASKS_FILE} is damaged or was changed after it was saved; restore it, or {WITHOUT_CHECK}."
-        )
+    _check_unchanged(description, folder, verify)
     if classifier.adapters != list(weights):
         classifier.replace_adapters(list(weights))
     for adapter, tensors in weights.items():
         classifier.load_adapter_state(adapter, tensors)
     classifier.routes, classifier.record, classifier.grouping = routes, description.record, description.grouping
+
+
+def _check_unchanged(description: Description, folder: Path, verify: bool) -> None:
+    if verify and not description.unchanged:
+        raise ValueError(
+            f"{folder / TASKS_FILE} is damaged or was changed after it was saved; restore it, or {WITHOUT_CHECK}."
+        )
 
 
 def _report(differences: Iterable[tuple[str, str]], refused: Collection[str] = ()) -> None:
@@ -175,6 +179,7 @@ def from_pretrained(
         base.restore_image_processor(processor)
     # Digests are compared below; PEFT would warn of a model that only has another name.
     config.inference_mode, config.base_model_name_or_path = False, model.name_or_path or None
+    _check_unchanged(description, folder, verify)
     check_sizes(config, model, contents.weights)
     classifier = cls(model, processor, description.tasks, config, text_chunk=text_chunk)
     _take(classifier, contents, folder, verify)
