@@ -60,12 +60,11 @@ def as_rows(data: Any, split: str, where: str) -> Any:
         data = columns[column(columns, IMAGE_COLUMNS, where)], columns[column(columns, LABEL_COLUMNS, where)]
     if isinstance(data, tuple) and len(data) == 2 and not any(isinstance(each, tuple | Mapping) for each in data):
         return _paired(*data, where)
-    if isinstance(data, str | bytes | Mapping | set | frozenset) or not (
-        hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    ):
+    readable = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if isinstance(data, str | bytes | Mapping) or hasattr(data, "__array__") or not readable:
         raise ValueError(
-            f"The {where} are {shortened(data)}, whose rows cannot be counted and read in any order; {_FORMS}: "
-            "list(...) of a generator, load_dataset(...) without streaming, read_folder(...) of a folder."
+            f"The {where} are {shortened(data)}, no rows that can be counted and read in any order; {_FORMS}: list() "
+            "of a generator, load_dataset() without streaming, read_folder() of a folder."
         )
     return data
 
@@ -100,7 +99,8 @@ class Rows:
                 # Decoded here and not by `datasets`, so that an error can name the file.
                 undecoded = isinstance(data.features.get(self.image), datasets.Image)
                 self.data = plain.cast_column(self.image, datasets.Image(decode=False)) if undecoded else plain
-            self.labels = self._numbers(plain.with_format("numpy")[label][:])
+            numbers = plain.with_format("numpy")[label][:]
+            self.labels = self._numbers(numbers if numbers.dtype.kind in "iu" else plain[label][:])
         else:
             known = self._targets(data)
             self.labels = None if known is None else self._numbers(known)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import datasets
 import numpy as np
 from annotated_types import MinLen
+from pydantic import AfterValidator
 
 from ..checking import checked, shortened
 from .class_names import clean_name
@@ -21,9 +22,18 @@ from .rows import LABEL_COLUMNS, Rows, as_rows
 
 logger = logging.getLogger(__name__)
 
-Texts = str | Annotated[list[str], MinLen(1)] | Annotated[tuple[str, ...], MinLen(1)]
 DEFAULT_TEMPLATE = "a photo of a {}."
 LONGEST_NAME = 200  # bytes of an adapter's name: a file system takes 255, endings included
+
+
+def _whole(text: str) -> str:
+    if any(unicodedata.category(each) == "Cs" for each in text):
+        raise ValueError("it holds half of a character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+Texts = Text | Annotated[list[Text], MinLen(1)] | Annotated[tuple[Text, ...], MinLen(1)]
 
 
 def adapter_name(task_name: str) -> str:
@@ -102,7 +112,7 @@ class Task:
             )
         self._check_class_names()
         self._check_texts()
-        self._checked("dataset", str | None)
+        self._checked("dataset", Text | None)
         for split in ("train", "eval"):
             if getattr(self, split) is not None:
                 setattr(self, split, as_rows(getattr(self, split), split, self._where(split)))
@@ -121,7 +131,7 @@ class Task:
         if not isinstance(self.class_names, str | bytes | Mapping | Set):
             names = self.class_names
             self.class_names = names.tolist() if hasattr(names, "tolist") else _listed(names)
-        raw = self._checked("class_names", list[str], "expected a list of strings, in the order of the labels")
+        raw = self._checked("class_names", list[Text], "expected a list of strings, in the order of the labels")
         self.class_names = [clean_name(name) for name in raw]
         if len(raw) < 2:
             raise ValueError(f"Task {shortened(self.name)} has {len(raw)} class; give two or more.")
