@@ -13,6 +13,7 @@ from huggingface_hub import CommitInfo, snapshot_download
 from peft import PeftConfig
 from transformers import PreTrainedModel
 
+from ..checking import checked
 from ..export import files
 from ..export.merging import merged
 from ..export.task_classifier import TaskClassifier
@@ -125,6 +126,7 @@ class MultiTaskClassifier(TaskForward):
             ValueError: an image that cannot be read, with its position; a name that no task has, or another number of
                 names than of images.
         """
+        checked(task, str | list[str] | tuple[str, ...], "task")
         images = decode_all(images)
         tasks = [task] * len(images) if isinstance(task, str) else list(task)
         if len(tasks) != len(images):
@@ -134,8 +136,8 @@ class MultiTaskClassifier(TaskForward):
         for name in dict.fromkeys([task] if isinstance(task, str) else tasks):
             self.check_task(name)
         if not images:
-            size = max(len(each.class_names) for name, each in self.tasks.items() if task in (name, tasks))
-            return Prediction([], torch.zeros(0, size))
+            sizes = [len(self.tasks[name].class_names) for name in ([task] if isinstance(task, str) else self.tasks)]
+            return Prediction([], torch.zeros(0, max(sizes)))
         pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
         numbers = [list(self.tasks).index(name) for name in tasks]
         with self.evaluating():
