@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo, snapshot_download
 from peft import PeftConfig
-from PIL import Image
 from transformers import PreTrainedModel
 
+from ..checking import checked
 from ..export import files
 from ..export.merging import merged
 from ..export.task_classifier import TaskClassifier
@@ -23,6 +23,7 @@ from ..tuner.assemble import Route
 from . import loading, saving
 from .adapters import ProbeSet
 from .class_texts import ClassTexts
+from .decoding import decode_all
 from .inputs import check_inputs
 from .output import Prediction
 from .overlap import Overlap
@@ -112,27 +113,31 @@ class MultiTaskClassifier(TaskForward):
             raise ValueError(f"{task!r} is none of the tasks; write one of {', '.join(self.tasks)}.")
 
     @torch.no_grad()
-    def predict(self, images: Image.Image | Sequence[Image.Image], task: str | Sequence[str]) -> Prediction:
+    def predict(self, images: Any, task: str | Sequence[str]) -> Prediction:
         """Classify images, all in one batch.
 
         Args:
-            images (`PIL.Image.Image` or a list of them): the images.
+            images: one image or several: a list, a generator, a column of a data set, or an array or tensor (images,
+                height, width, channels). An image is a path, the bytes of a file, an open file, a PIL image, an array
+                or a tensor, as [`decode`] says.
             task (`str` or a list of them): name of their task, or of the task of each.
 
         Raises:
-            ValueError: no image, a name that no task has, or another number of names than of images.
+            ValueError: an image that cannot be read, with its position; a name that no task has, or another number of
+                names than of images.
         """
-        images = [images] if isinstance(images, Image.Image) else list(images)
-        if not images:
-            raise ValueError("There is no image to classify; give one or more.")
+        checked(task, str | list[str] | tuple[str, ...], "task")
+        images = decode_all(images)
         tasks = [task] * len(images) if isinstance(task, str) else list(task)
         if len(tasks) != len(images):
             raise ValueError(
                 f"{len(tasks)} tasks were given for {len(images)} images; write one a image, or one for all of them."
             )
-        for name in dict.fromkeys(tasks):
+        for name in dict.fromkeys([task] if isinstance(task, str) else tasks):
             self.check_task(name)
-        images = [image.convert("RGB") for image in images]
+        if not images:
+            sizes = [len(self.tasks[name].class_names) for name in ([task] if isinstance(task, str) else self.tasks)]
+            return Prediction([], torch.zeros(0, max(sizes)))
         pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
         numbers = [list(self.tasks).index(name) for name in tasks]
         with self.evaluating():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 from torch.utils.data import default_collate as collate  # noqa: F401, items of TaskImages as one batch
 
+from ..checking import shortened
+from .decoding import decode, is_stored, named
 from .image_cache import ImageCache
 from .preprocessing import Preprocessing
 from .task import Task
@@ -52,8 +51,8 @@ class TaskImages(Dataset):
         if unreadable not in ("refuse", "skip"):
             raise ValueError(f"unreadable={unreadable!r} is no choice; write 'refuse' or 'skip'.")
         self.tasks, self.unreadable = list(tasks), unreadable
-        self.data = [_undecoded(getattr(task, split)) if only is None or task.name in only else () for task in tasks]
-        self.sizes = [len(data) for data in self.data]
+        self.data = [task.rows(split) if only is None or task.name in only else None for task in tasks]
+        self.sizes = [0 if rows is None else len(rows) for rows in self.data]
         self.starts = np.cumsum([0, *self.sizes])
         self._preprocessing = Preprocessing(image_processor)
         shape = self._preprocessing.shape
@@ -64,39 +63,32 @@ class TaskImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         task_id = int(np.searchsorted(self.starts, index, side="right")) - 1
-        row = self.data[task_id][int(index - self.starts[task_id])]
-        item = {"labels": int(row["label"]), "task_ids": task_id}
-        resized = self._cache.get(index)
+        rows, number = self.data[task_id], int(index - self.starts[task_id])
+        resized = self._cache.get(index) if rows.stored else None
+        if resized is not None:
+            item = {"labels": int(rows.labels[number]), "task_ids": task_id}
+            return {**item, "pixel_values": self._preprocessing.normalise(resized)}
+        picture = None
+        try:
+            picture, label = rows[number]
+            image = decode(picture)
+        except Exception as error:  # a user's transform can raise anything
+            self._report(error, picture, number, task_id)
+            image, label = Image.new("RGB", (32, 32)), IGNORE_INDEX
+        item = {"labels": label, "task_ids": task_id}
+        resized = self._preprocessing.resize(image)
         if resized is None:
-            try:
-                image = _decoded(row["image"])
-            except Exception as error:  # decoders raise different exceptions for broken files
-                self._report(error, row["image"], index, task_id)
-                image, item["labels"] = Image.new("RGB", (32, 32)), IGNORE_INDEX
-            resized = self._preprocessing.resize(image)
-            if resized is None:
-                return {**item, "pixel_values": self._preprocessing(image)}
-            if item["labels"] != IGNORE_INDEX:
-                self._cache.put(index, resized)
+            return {**item, "pixel_values": self._preprocessing(image)}
+        if label != IGNORE_INDEX and rows.stored and is_stored(picture):
+            self._cache.put(index, resized)
         return {**item, "pixel_values": self._preprocessing.normalise(resized)}
 
-    def _report(self, error: Exception, image: Any, index: int, task_id: int) -> None:
-        path = image.get("path") if isinstance(image, dict) else getattr(image, "filename", image)
-        name = path if path and isinstance(path, (str, Path)) else f"number {index - self.starts[task_id]}"
-        message = f"Image {name} of task {self.tasks[task_id].name!r} cannot be read ({error})"
+    def _report(self, error: Exception, picture: Any, number: int, task_id: int) -> None:
+        reason = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+        message = (
+            f"Image {named(picture) or f'number {number}'} of task {shortened(self.tasks[task_id].name)} cannot be "
+            f"read ({' '.join(reason.split())[:150]})"
+        )
         if self.unreadable == "refuse":
             raise ValueError(f"{message}; repair or remove it, or choose unreadable='skip'.") from error
         logger.warning("%s; it is left out.", message)
-
-
-def _undecoded(data: Any) -> Any:
-    # Decoded here and not by `datasets`, so that an error can name the file.
-    if isinstance(data, datasets.Dataset) and isinstance(data.features.get("image"), datasets.Image):
-        return data.cast_column("image", datasets.Image(decode=False))
-    return () if data is None else data
-
-
-def _decoded(image: Any) -> Image.Image:
-    if isinstance(image, dict):
-        image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-    return (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")
