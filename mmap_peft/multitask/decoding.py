@@ -118,7 +118,9 @@ def _is_one(pictures: Any) -> bool:
 
 def _opened(picture: Any) -> Image.Image:
     if isinstance(picture, Mapping):
-        picture = picture["path"] if picture.get("bytes") is None else picture["bytes"]
+        if not {"bytes", "path"} & set(picture):
+            raise ValueError(f"{shortened(picture)} is no picture: give the column of images, such as data['image']")
+        picture = picture.get("path") if picture.get("bytes") is None else picture["bytes"]
     if isinstance(picture, Image.Image):
         return _loaded(picture)
     if isinstance(picture, str | os.PathLike):
