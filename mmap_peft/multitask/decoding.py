@@ -41,8 +41,8 @@ def decode(picture: Any) -> Image.Image:
     are scaled by 255 if they are from 0 to 1, and taken as bytes if they are from 0 to 255. A PIL image of mode `I` or
     `F` with other values is scaled by its own lowest and highest one; an array with other values is refused.
 
-    Pictures of more than `MOST_PIXELS` are reduced by the least whole factor with which they have fewer, JPEG files
-    while they are decoded.
+    Pictures of more than `MOST_PIXELS` are reduced by a whole factor, so that they have fewer; JPEG files while they
+    are decoded, which takes little memory. With more than `PIL.Image.MAX_IMAGE_PIXELS` after that they are refused.
 
     Args:
         picture: a path, a file's bytes, an open file, `{"bytes": ..., "path": ...}` as undecoded images of `datasets`,
@@ -118,7 +118,9 @@ def _is_one(pictures: Any) -> bool:
 
 def _opened(picture: Any) -> Image.Image:
     if isinstance(picture, Mapping):
-        picture = picture["path"] if picture.get("bytes") is None else picture["bytes"]
+        if not {"bytes", "path"} & set(picture):
+            raise ValueError(f"{shortened(picture)} is no picture: give the column of images, such as data['image']")
+        picture = picture.get("path") if picture.get("bytes") is None else picture["bytes"]
     if isinstance(picture, Image.Image):
         return _loaded(picture)
     if isinstance(picture, str | os.PathLike):
@@ -199,7 +201,7 @@ def _orientation(image: Image.Image) -> Any:
 
 def _on_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("LA") if image.mode == "La" else image
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

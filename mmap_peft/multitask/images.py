@@ -73,7 +73,7 @@ class TaskImages(Dataset):
             picture, label = rows[number]
             image = decode(picture)
         except Exception as error:  # a user's transform can raise anything
-            self._report(error, picture, number, task_id)
+            self._report(error, rows.file(number) if picture is None else picture, number, task_id)
             image, label = Image.new("RGB", (32, 32)), IGNORE_INDEX
         item = {"labels": label, "task_ids": task_id}
         resized = self._preprocessing.resize(image)

@@ -89,16 +89,19 @@ class Rows:
     def __init__(self, data: Any, class_names: Sequence[str], where: str) -> None:
         self.data, self.class_names, self.where = data, class_names, where
         self._number_of = {name: number for number, name in enumerate(class_names)}
-        self.stored, self.image = type(data) in (list, tuple), None
+        self.stored, self.image, self.files = type(data) in (list, tuple), None, None
         if isinstance(data, datasets.Dataset):
             self.stored = data.format["type"] != "custom"
             plain = data.with_format(None)
             label = column(data.column_names, LABEL_COLUMNS, where)
-            if self.stored:
-                self.image = next((name for name in IMAGE_COLUMNS if name in data.column_names), None)
+            image = next((name for name in IMAGE_COLUMNS if name in data.column_names), None)
+            if image:
                 # Decoded here and not by `datasets`, so that an error can name the file.
-                undecoded = isinstance(data.features.get(self.image), datasets.Image)
-                self.data = plain.cast_column(self.image, datasets.Image(decode=False)) if undecoded else plain
+                undecoded = isinstance(data.features[image], datasets.Image)
+                images = plain.select_columns([image])
+                self.files = images.cast_column(image, datasets.Image(decode=False)) if undecoded else images
+            if self.stored and image:
+                self.data, self.image = self.files, image
             numbers = plain.with_format("numpy")[label][:]
             self.labels = self._numbers(numbers if numbers.dtype.kind in "iu" else plain[label][:])
         else:
@@ -115,6 +118,10 @@ class Rows:
             return row[self.image], int(self.labels[number])
         image, label = self._parts(row, self.labels is None)
         return image, int(self._numbers([label])[0] if self.labels is None else self.labels[number])
+
+    def file(self, number: int) -> Any:
+        """What is known of an image whose row cannot be read: the path in a data set with a transform, or `None`."""
+        return None if self.files is None else next(iter(self.files[number].values()))
 
     def all_labels(self) -> np.ndarray:
         """Numbers of all classes; images are decoded if they are not known otherwise."""

@@ -154,7 +154,9 @@ class Task:
                     f"Template {shortened(text)} of task {shortened(self.name)} must hold {{}} once, for the class "
                     "name, and no other braces."
                 )
-        self._checked("class_texts", Mapping[str, Texts], "expected a dictionary with a text, or a list of them")
+        if isinstance(self.class_texts, Mapping):
+            self.class_texts = dict(self.class_texts)
+        self._checked("class_texts", dict[str, Texts], "expected a dictionary with a text, or a list of them")
         cleaned = {clean_name(name): texts for name, texts in self.class_texts.items()}
         if len(cleaned) < len(self.class_texts):
             raise ValueError(

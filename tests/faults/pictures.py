@@ -198,7 +198,7 @@ def trial(rng: random.Random, folder: Path) -> None:
     names = ["a.png", "写真.jpg", "a b's.png", "a\u202eb.png", "x" * 200, os.fsdecode(b"\xff\xfe.png"), "a.txt"]
     path = folder / rng.choice(names)
     image.save(path, format, **options)
-    damage = rng.choice([None, None, *DAMAGES[: rng.choice([0, 7])]])
+    damage = rng.choice(DAMAGES) if rng.random() < 0.5 else None
     if damage is None and rng.random() < 0.2:
         return wrong_form(rng)
     if damage is not None:

@@ -165,7 +165,7 @@ def test_bad_files_are_named(tmp_path):
         (None, "None is no picture"),
         (5, "5 is no picture"),
         ({"path": None}, "None is no picture"),
-        ({"a": 1}, "KeyError"),
+        ({"a": 1}, "give the column of images"),
         (b"", "empty"),
         (io.StringIO("text"), "StringIO"),
     ],

@@ -147,6 +147,15 @@ def test_what_draws_anew_is_asked_at_each_visit(paths, processor):
     assert task.labels("train").tolist() == LABELS
 
 
+def test_a_broken_file_behind_a_transform_is_named(paths, processor):
+    Path(paths[1]).write_bytes(b"text")
+    data = dataset(paths)
+    data.set_transform(lambda batch: batch)
+    images = TaskImages([Task("art", NAMES, train=data)], "train", processor.image_processor)
+    with pytest.raises(ValueError, match=r"Image .*1\.png of task 'art' cannot be read"):
+        images[1]
+
+
 def stream():
     yield {"image": None, "label": 0}
 
