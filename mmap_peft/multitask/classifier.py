@@ -124,7 +124,7 @@ class MultiTaskClassifier(TaskForward):
 
         Raises:
             ValueError: an image that cannot be read, with its position; a name that no task has, or another number of
-                names than of images.
+                names than of images; or probabilities that are not finite.
         """
         checked(task, str | list[str] | tuple[str, ...], "task")
         images = decode_all(images)
@@ -144,6 +144,11 @@ class MultiTaskClassifier(TaskForward):
             logits = self(pixels.to(self.device), torch.tensor(numbers, device=self.device)).logits
         classes = [self.tasks[name].class_names for name in tasks]
         probabilities = logits[:, : max(map(len, classes))].float().softmax(-1).cpu()
+        if not probabilities.isfinite().all():
+            raise ValueError(
+                "Probabilities are not finite: weights of the base or of the adapters are too large; load them from "
+                "a file that is not damaged."
+            )
         labels = [names[number] for names, number in zip(classes, probabilities.argmax(-1).tolist())]
         return Prediction(labels, probabilities)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Len
+from annotated_types import Ge, Le, Len
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import safe_open
@@ -31,7 +31,7 @@ from .task import Task
 
 
 Texts = str | Annotated[list[str], Len(1)]
-Matrix = list[list[float]]
+Matrix = list[list[Annotated[float, Ge(-1e6), Le(1e6)]]]  # cosines, or a user's own numbers that can be drawn
 LARGEST_USUAL = 1024  # a setting of this size takes little memory
 DTYPES = {"F16", "BF16", "F32", "F64"}  # in safetensors
 
@@ -42,7 +42,7 @@ class _Task(TypedDict):
     template: Texts
     class_texts: NotRequired[dict[str, Texts]]
     dataset: NotRequired[str | None]
-    route: list[str]
+    route: Annotated[list[str], Len(1)]
 
 
 class _Grouping(TypedDict):
@@ -170,12 +170,11 @@ def _check_harmless(fields: dict[str, Any]) -> None:
     start = fields.get("init_lora_weights", True)
     if not isinstance(start, bool) and start not in ("gaussian", "orthogonal"):
         raise ValueError(f"init_lora_weights={shortened(start)} would change the base")
-    for name in ("target_modules", "exclude_modules", "feedforward_modules", "parameters", "layers_pattern"):
-        if isinstance(fields.get(name), str):
-            check_pattern(fields[name])
-    for name in ("rank_pattern", "alpha_pattern"):
-        for pattern in fields.get(name) or {}:
-            check_pattern(pattern)
+    for name, value in fields.items():
+        if re.search("modules|pattern|parameters", name):  # PEFT makes expressions of names in lists and keys, too
+            for pattern in [value] if isinstance(value, str) else value if isinstance(value, list | dict) else []:
+                if isinstance(pattern, str):
+                    check_pattern(pattern)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -204,9 +203,13 @@ def check_sizes(config: PeftConfig, model: PreTrainedModel, weights: dict[str, d
     """Raise a `ValueError` if settings ask for other tensors than the files hold, before memory is taken for them."""
     if max(_numbers(vars(config)), default=0) <= LARGEST_USUAL:
         return  # the classifier's check comes early enough
-    with torch.device("meta"):
-        model = get_peft_model(type(model)(model.config), copy.deepcopy(config))
-        needed = get_peft_model_state_dict(model, save_embedding_layers=False)
+    try:
+        with torch.device("meta"):
+            model = get_peft_model(type(model)(model.config), copy.deepcopy(config))
+            needed = get_peft_model_state_dict(model, save_embedding_layers=False)
+    except Exception as error:  # those of PEFT are of many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"The settings in {CONFIG_FILE} do not fit the {type(model).__name__} ({reason}).") from error
     for adapter, tensors in weights.items():
         check_shapes(tensors, needed, Path(adapter) / WEIGHTS_FILE)
 
@@ -224,7 +227,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def check_shapes(tensors: dict[str, torch.Tensor], needed: dict[str, torch.Tensor], path: Path) -> None:
-    """Raise a `ValueError` if the tensors of a file are not of these names and shapes."""
+    """Raise a `ValueError` if the tensors of a file are not of these names and shapes, or too large for the dtypes."""
     found, shapes = ({name: list(each.shape) for name, each in state.items()} for state in (tensors, needed))
     for name in sorted(found.keys() | shapes.keys()):
         if found.get(name) != shapes.get(name):
@@ -232,3 +235,6 @@ def check_shapes(tensors: dict[str, torch.Tensor], needed: dict[str, torch.Tenso
                 f"{path} holds {name[-150:]!r} of shape {found.get(name)}, but the classifier's settings and base "
                 f"need {shapes.get(name)}; nothing was loaded."
             )
+        dtype = needed[name].dtype
+        if tensors[name].dtype != dtype and not tensors[name].to(dtype).isfinite().all():
+            raise ValueError(f"{path} holds numbers in {name[-150:]!r} that {dtype} has not; nothing was loaded.")

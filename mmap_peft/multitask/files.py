@@ -71,7 +71,9 @@ def read_json(path: Path, finite: bool = True) -> Any:
 
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=fields)
+        content = json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=fields)
+        json.dumps(content, ensure_ascii=False).encode()  # half of a character, such as "\\ud800", cannot be written
+        return content
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:

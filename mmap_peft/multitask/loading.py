@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from huggingface_hub import snapshot_download
 from peft import PeftConfig
 from transformers import AutoProcessor, ProcessorMixin
 
+from ..checking import shortened
 from ..hub import repository
 from ..keywords import check_keywords
 from .description import Description, check_shapes, check_sizes, read_config, read_weights
@@ -91,8 +93,32 @@ def _state(folder: Path) -> list[tuple[str, int]]:
 def load(classifier: Any, folder: Path, verify: bool = True) -> None:
     """Take routes, grouping and weights from a folder, or raise a `ValueError` and change nothing."""
     contents = Contents.of(folder, verify)
+    if not classifier.adapters:
+        raise ValueError("A zero-shot classifier has no adapters to load; give the MultiTaskClassifier a config.")
+    if verify:
+        _check_settings(classifier.adapter_set.config_of(classifier.adapters[0]), contents.config, folder)
     _take(classifier, contents, folder, verify)
     _report(contents.description.base.differences(classifier))
+
+
+def _check_settings(own: PeftConfig, saved: PeftConfig, folder: Path) -> None:
+    """Raise a `ValueError` if settings differ that count after training and do not show in the shapes of tensors."""
+    skipped = {field.name for field in fields(PeftConfig)} - {"peft_type"}
+    for name, value in vars(saved).items():
+        mine = getattr(own, name, None)
+        if (
+            name not in skipped
+            and not re.search("init|dropout|modules|layers", name)
+            and _plain(value) != _plain(mine)
+        ):
+            raise ValueError(
+                f"{folder} was saved with {name}={shortened(value)}, but the classifier has {shortened(mine)}; give "
+                "it the same settings, or write verify=False."
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _take(classifier: Any, contents: Contents, folder: Path, verify: bool) -> None:

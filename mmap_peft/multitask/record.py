@@ -7,10 +7,12 @@ import platform
 import re
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
 from transformers import TrainingArguments
 
+from ..checking import checked
 from ..version import __version__
 
 
@@ -42,15 +44,15 @@ class TrainingRecord:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingRecord:
         """Make a record from the values of a JSON file. Raises a `ValueError` if they are not those of a record."""
-        numbers, texts = (int, float), (int, float, str, type(None))
-        kinds = {"settings": texts, "versions": texts, "zero_shot": numbers, "prompted": numbers}
-        fits = isinstance(values, dict) and all(
-            isinstance(entries, dict) and all(isinstance(entry, kinds.get(name, ())) for entry in entries.values())
-            for name, entries in values.items()
-        )
-        if not fits or not values.keys() <= kinds.keys():
-            raise ValueError("The record of training is not of the form that a trainer writes; leave it out.")
-        return cls(**values)
+        texts, accuracies = dict[str, bool | int | float | str | None], dict[str, Annotated[float, Ge(0), Le(1)]]
+        kinds = {"settings": texts, "versions": texts, "zero_shot": accuracies, "prompted": accuracies}
+        try:
+            values = checked(values, dict[Literal[tuple(kinds)], Any], "training")
+            return cls(**{name: checked(value, kinds[name], f"training.{name}") for name, value in values.items()})
+        except ValueError as error:
+            raise ValueError(
+                f"The record of training is not of the form that a trainer writes; leave it out. {error}"
+            ) from None
 
 
 def versions() -> dict[str, str]:

@@ -124,6 +124,27 @@ def huge_tensors(rng: random.Random, folder: Path) -> None:
         setting(name, 3000)(rng, folder)
 
 
+def filled(value: float, dtype: torch.dtype) -> Callable[[random.Random, Path], None]:
+    """Give all tensors one value."""
+
+    def change(rng: random.Random, folder: Path) -> None:
+        for path in folder.glob("*/adapter_model.safetensors"):
+            tensors = {name: torch.full(each.shape, value, dtype=dtype) for name, each in load_file(path).items()}
+            save_file(tensors, path, metadata={"format": "pt"})
+
+    return change
+
+
+def several(**settings: Any) -> Callable[[random.Random, Path], None]:
+    """Settings that PEFT takes together only."""
+
+    def change(rng: random.Random, folder: Path) -> None:
+        for name, value in settings.items():
+            setting(name, value)(rng, folder)
+
+    return change
+
+
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {
     "pickle as weights": in_place(lambda: pickle.dumps(executes())),
     "pickle beside": in_place(lambda: pickle.dumps(executes()), "adapter_model.bin"),
@@ -140,6 +161,13 @@ KINDS: dict[str, Callable[[random.Random, Path], None]] = {
     "random": linked("/dev/urandom"),
     "process": linked("/proc/self/mem"),
     "huge tensors": huge_tensors,
+    "beyond the dtype": filled(1e300, torch.float64),
+    "pattern of layers": several(
+        target_modules=["q_proj", "v_proj"], layers_to_transform=[0], layers_pattern=["(a+)+$", r"(\w+\.?)+#"]
+    ),
+    "patterns in lists": several(target_modules=["q_proj", r"(\w+\.?)+#"], modules_to_save=["((a*)*)*b"]),
+    "half a character": described(training={"settings": {"\ud800": "\udfff"}}),
+    "huge accuracy": described(training={"prompted": {"print": 10**400, "photo": 0.5}}),
     "image size": base(image_processor={"size": {"shortest_edge": 10**6}}),
     "crop size": base(image_processor={"crop_size": {"height": 10**6, "width": 10**6}}),
     "image settings": base(image_processor={"size": "x", "do_resize": [], "y": 1}),
@@ -170,6 +198,7 @@ KINDS: dict[str, Callable[[random.Random, Path], None]] = {
             "layers_pattern": ("(a+)+$",),
             "runtime_config": ({"ephemeral_gpu_offload": True},),
             "trust_remote_code": (True,),
+            "trainable_token_indices": ([10**9], {"token_embedding": [10**9]}),
             "init_ids": ([10**9] * 4, [-1] * 4),
             "task_type": ("CAUSAL_LM",),
         }.items()
