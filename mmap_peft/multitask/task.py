@@ -206,7 +206,8 @@ class Task:
             )
 
     def _check_labels(self, split: str) -> None:
-        data = self.rows(split).data  # checks the labels
+        self.rows(split)  # checks the labels
+        data = getattr(self, split)
         features = data.features if isinstance(data, datasets.Dataset) else {}
         feature = features.get(next((name for name in LABEL_COLUMNS if name in features), None))
         if isinstance(feature, datasets.ClassLabel):

@@ -68,6 +68,8 @@ def trial(rng: random.Random, folder: Path) -> None:
             assert found.labels == expected[number].labels
             assert torch.allclose(found.probabilities, expected[number].probabilities, atol=1e-6)
 
+    torch.set_num_threads(torch.get_num_threads())  # a forked process makes torch's pool anew, in one thread only
+
     with ThreadPoolExecutor(THREADS) as pool:
 
         def run(count: int) -> None:

@@ -81,8 +81,8 @@ def test_texts_need_a_word_for_each_prompt(inputs):
     ("fields", "sentence"),
     [
         ({"depth": 2}, "depth=2 is not CoOp"),
-        ({"position": "left"}, "position='left' is no choice; write one of end, middle, front"),
-        ({"num_classes": 0}, "num_classes=0 is no number"),
+        ({"position": "left"}, "'left' for `position`: expected one of 'end', 'middle', 'front'"),
+        ({"num_classes": 0}, "0 for `num_classes`: expected an integer from 1"),
         ({"init_ids": [1, 2]}, "are 2 words for 4 prompts"),
     ],
 )
