@@ -207,7 +207,10 @@ def from_pretrained(
     config.inference_mode, config.base_model_name_or_path = False, model.name_or_path or None
     _check_unchanged(description, folder, verify)
     check_sizes(config, model, contents.weights)
-    classifier = cls(model, processor, description.tasks, config, text_chunk=text_chunk)
+    try:
+        classifier = cls(model, processor, description.tasks, config, text_chunk=text_chunk)
+    except ValueError as error:
+        raise ValueError(f"The classifier in {folder} cannot be made: {str(error)[:350]}") from error
     _take(classifier, contents, folder, verify)
     _report(base.differences(classifier), found)
     return classifier.eval()

@@ -179,7 +179,9 @@ def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed
     """Adapters in a CLIP. If PEFT cannot put them there, the CLIP is left as it was, and a `ValueError` says why."""
     try:
         if not isinstance(config, MethodConfig):  # those of this library are checked by their tuner
-            targets = [part for name, part in clip.named_modules() if check_target_module_exists(config, name)]
+            targets = []
+            if config.target_modules is not None:
+                targets = [part for name, part in clip.named_modules() if check_target_module_exists(config, name)]
             check_modules_to_save(clip, config, targets)
             check_targets(clip, config)
             if isinstance(config, LNTuningConfig) and any(list(part.children()) for part in targets):

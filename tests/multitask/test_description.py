@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, lora_config
+from mmap_peft import MmAPConfig, MultiTaskClassifier, ia3_config, ln_tuning_config, lora_config
 from mmap_peft.data.pictograms import draw
 
 
@@ -77,6 +77,14 @@ def test_settings_that_no_model_can_have_are_refused_before_memory_is_taken(save
     folder = save(LORA)[1]
     edit(folder / "global" / "adapter_config.json", lambda content: content.update(trainable_token_indices=[10**9]))
     with pytest.raises(ValueError, match=r"settings in adapter_config\.json do not fit the CLIPModel"):
+        MultiTaskClassifier.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("config", [LORA, ia3_config(), ln_tuning_config()], ids=lambda config: type(config).__name__)
+def test_settings_without_modules_are_refused_with_the_name_of_the_folder(config, save):
+    folder = save(config)[1]
+    edit(folder / "global" / "adapter_config.json", lambda content: content.update(target_modules=None))
+    with pytest.raises(ValueError, match=r"The classifier in .* cannot be made: Please specify `target_modules`"):
         MultiTaskClassifier.from_pretrained(folder)
 
 
