@@ -95,7 +95,9 @@ def problem(checkpoint: Path) -> str | None:
     """A sentence that says why training cannot go on from a checkpoint, or `None` if it can."""
     try:
         _check(checkpoint)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        return f"{checkpoint} cannot be read ({str(error)[:300]}); resume from another checkpoint."
+    except ValueError as error:
         return str(error)
     return None
 

@@ -29,11 +29,15 @@ LONGEST_WAIT = 60  # seconds
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal digits. Raises an `OSError` that names the file if it cannot be read."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
+    try:
+        with open(path, "rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    except OSError as error:
+        error.filename = str(path)  # reading, other than opening, does not say which file it was
+        raise
     return digest.hexdigest()
 
 

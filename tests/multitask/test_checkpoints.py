@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer
 from mmap_peft.multitask.checkpoint_files import new_checkpoint, problem, remove_leftovers
+from mmap_peft.multitask.replacing import sha256
 
 
 @pytest.fixture
@@ -63,6 +66,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_refused_by_name(name, damage, t
         trainer.train(resume_from_checkpoint=True)
     assert "Passing over" in caplog.text
     assert same(weights(trainer.model), expected)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that can be opened but not read")
+def test_a_file_that_can_be_opened_but_not_read_is_named(trained):
+    path = trained[1] / "checkpoint-6" / "optimizer.pt"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=r"optimizer\.pt"):
+        sha256(path)
+    assert re.search(r"checkpoint-6 cannot be read .*optimizer\.pt", problem(path.parent))
 
 
 def test_a_checkpoint_without_its_optimizer_is_no_place_to_go_on_from(make, tmp_path):
