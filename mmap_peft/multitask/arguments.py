@@ -60,7 +60,7 @@ _RANGES: dict[str, Any] = {
     **dict.fromkeys(("max_groups", "eval_accumulation_steps", "ddp_timeout"), _AtLeast1),
     **dict.fromkeys(("dataloader_prefetch_factor", "torch_empty_cache_steps"), _AtLeast1),
     **dict.fromkeys(("grouping_steps", "grouping_snapshots", "dataloader_num_workers", "save_total_limit"), _AtLeast0),
-    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "image_cache_gb"), Amount),
+    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "image_cache_gb", "grouping_seconds"), Amount),
     "max_grad_norm": Amount | None,
     **dict.fromkeys(("warmup_steps", "logging_steps", "eval_steps", "save_steps", "eval_delay"), Amount),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), _Momentum),
@@ -134,6 +134,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
         help="Similarity above which two tasks gain from sharing a group: a number, or 'mean' (all pairs).",
     )
     max_groups: int | None = HfArg(default=None, help="Largest number of groups; for 'random' their number (None: 2).")
+    grouping_seconds: float = HfArg(
+        default=30.0, help="How long to look for the best groups at most; up to 20 tasks take a few seconds."
+    )
     given_groups: str | None = HfArg(default=None, help="The groups for 'given', such as 'art+clipart,product'.")
     sampling: str = HfArg(
         default="uniform",

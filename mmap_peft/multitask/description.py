@@ -53,6 +53,7 @@ class _Grouping(TypedDict):
     steps: NotRequired[list[int]]
     threshold: NotRequired[float | None]
     mode: NotRequired[Literal[MODES]]
+    gap: NotRequired[float | None]
 
 
 class _Description(TypedDict):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -92,7 +93,14 @@ class MultiTaskTrainer(TaskTrainer):
             classifier._is_accelerate_prepared = False  # with other adapters it must be wrapped and compiled again
         if grouping is None:
             cosines, steps = np.array(list(stage.similarities.values())), list(stage.similarities)
-            grouping = TaskGrouping.from_similarity(tasks, cosines, args.threshold, args.max_groups, steps)
+            seconds = args.grouping_seconds
+            grouping = TaskGrouping.from_similarity(tasks, cosines, args.threshold, args.max_groups, steps, seconds)
+            grouping = broadcast_object_list([grouping])[0]  # processes that run out of time may find different groups
+            if grouping.gap:
+                logger.warning(
+                    f"These are the best groups found in grouping_seconds={seconds:g}; others may gain up to "
+                    f"{grouping.gap:.1%} more."
+                )
         classifier.set_grouping(grouping, seed=args.seed)
         if args.should_save:
             self._write_grouping(grouping)

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from mmap_peft import TaskGrouping, plot_grouping
-from mmap_peft.multitask.grouping import correlation_clustering
+from mmap_peft.multitask.clustering import correlation_clustering
 
 
 def partitions(items):
@@ -34,13 +34,43 @@ def symmetric(count, seed):
 def test_equals_the_best_of_all_partitions(count, max_groups):
     for seed in range(3):
         gains = symmetric(count, seed)
-        found = correlation_clustering(gains, max_groups)
+        found = correlation_clustering(gains, max_groups).groups
         assert sorted(member for group in found for member in group) == list(range(count))
         allowed = [
             groups for groups in partitions(list(range(count))) if max_groups is None or len(groups) <= max_groups
         ]
         assert gain(gains, found) == pytest.approx(max(gain(gains, groups) for groups in allowed), abs=1e-6)
         assert max_groups is None or len(found) <= max_groups
+
+
+def planted(count, groups, noise, seed=0):
+    rng = np.random.default_rng(seed)
+    truth, errors = rng.integers(0, groups, count), rng.normal(0, noise, (count, count))
+    return truth, np.where(truth[:, None] == truth, 0.3, -0.3) + (errors + errors.T) / 2
+
+
+@pytest.mark.parametrize(("count", "groups"), [(20, 3), (60, 8), (200, 25), (600, 30)])
+def test_planted_groups_of_many_tasks_are_found(count, groups):
+    truth, gains = planted(count, groups, 0.1)
+    found = correlation_clustering(gains)
+    assert {frozenset(group) for group in found.groups} == {
+        frozenset(np.flatnonzero(truth == group).tolist()) for group in np.unique(truth)
+    }
+    assert found.value == pytest.approx(gain(gains, found.groups))
+    assert found.gap == 0 or count > 250
+
+
+@pytest.mark.parametrize("max_groups", [None, 4])
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_what_is_found_in_time_is_a_partition_with_a_bound(seconds, max_groups):
+    gains = symmetric(40, 0)
+    found = correlation_clustering(gains, max_groups, seconds)
+    assert sorted(member for group in found.groups for member in group) == list(range(40))
+    assert found.value == pytest.approx(gain(gains, found.groups))
+    assert found.value < found.bound
+    assert 0 < found.gap < 1
+    assert max_groups is None or len(found.groups) <= max_groups
+    assert seconds or found.value <= correlation_clustering(gains, max_groups, 1).value
 
 
 @pytest.mark.parametrize("seed", range(5))
