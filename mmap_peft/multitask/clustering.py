@@ -29,8 +29,9 @@ class Clustering:
 
     @property
     def gap(self) -> float:
-        """How far the value may be from the largest possible one, as a share of the bound; 0 if it is the largest."""
-        gap = (self.bound - self.value) / self.bound if self.bound > 0 else 0.0
+        """How far the value may be from the largest possible one, as a share of the larger of value and bound; 0 if it
+        is the largest."""
+        gap = (self.bound - self.value) / (max(abs(self.bound), abs(self.value)) or 1.0)
         return gap if gap > 1e-6 else 0.0
 
 

@@ -73,6 +73,12 @@ def test_what_is_found_in_time_is_a_partition_with_a_bound(seconds, max_groups):
     assert seconds or found.value <= correlation_clustering(gains, max_groups, 1).value
 
 
+def test_groups_that_were_not_shown_to_be_the_best_have_a_gap_though_no_pair_gains():
+    gains = -np.ones((8, 8))
+    assert correlation_clustering(gains, 2, seconds=0).gap > 0
+    assert correlation_clustering(gains, 2).gap == 0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_permuting_tasks_permutes_the_answer(seed):
     names = [f"task {number}" for number in range(7)]
