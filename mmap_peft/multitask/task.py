@@ -44,8 +44,10 @@ def adapter_name(task_name: str) -> str:
     Raises:
         ValueError: the name is too long for a folder, or is no text that can be written.
     """
-    if any(unicodedata.category(each) == "Cs" for each in task_name):
-        raise ValueError(f"Invalid value {task_name[:40]!r} for `name` of a task: it holds half of a character.")
+    try:
+        _whole(task_name)
+    except ValueError as error:
+        raise ValueError(f"Invalid value {task_name[:40]!r} for `name` of a task: {error}.") from None
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", task_name).casefold())
     visible = "".join(each for each in folded if unicodedata.category(each) not in ("Mn", "Mc", "Me", "Cf"))
     name = re.sub(r"[\W_]+", "_", visible).strip("_")
