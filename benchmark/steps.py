@@ -12,10 +12,10 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from mmap_peft.data.pictograms import CLASS_NAMES
-from mmap_peft.multitask.affinity import task_gradients
 from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.multitask.grouping import TaskGrouping
 from mmap_peft.multitask.task import Task
+from mmap_peft.multitask.task_gradients import task_gradients
 from mmap_peft.prompts.mmap import MmAPConfig
 
 from .internals import group_prompts_alone, plain_path, prompt_generators, text_ids

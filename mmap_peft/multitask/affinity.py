@@ -1,140 +1,182 @@
-"""Similarity of tasks: cosines of their gradients with respect to shared prompts."""
+"""Affinity of tasks: how much their gradients with respect to shared prompts agree, and how reliable this is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ..tuner.assemble import AdapterPrompts, Route
-from .classifier import MultiTaskClassifier
-from .images import IGNORE_INDEX
-from .processes import is_sharded
+
+AFFINITIES = ("cosine", "early", "lookahead", "directions")
+EARLY = 0.2  # share of stage 1 in which the loss falls fastest
+MOST_ELEMENTS = 2**16  # of a gradient; of larger ones a random part is compared, so that memory is bounded
+EPSILON = 1e-3  # of the root mean square of all elements, so that elements with hardly any gradient do not count
 
 
-def task_gradients(
-    classifier: MultiTaskClassifier, adapter: str, batches: Iterable[dict[str, torch.Tensor]]
-) -> torch.Tensor:
-    """Gradient of each task's summed loss with respect to an adapter that tasks share.
-
-    The result equals that of a backward pass for each task. Each task uses its own copy of the prompts, so one forward
-    and one backward pass over a batch give the gradients of all tasks with respect to their copies. At the end, one
-    small backward pass through the generator gives those with respect to the adapter's parameters. The texts are
-    encoded once for all batches. Tasks with the same texts share this forward pass, but not its backward pass.
-
-    The classifier is not changed (`.grad`, training mode, routes), and no random number is drawn.
+@dataclass
+class Snapshot:
+    """Inner products of the tasks' gradients at one training step, each from several disjoint parts of its images.
 
     Args:
-        classifier (`MultiTaskClassifier`): a classifier whose adapters are prompts.
-        adapter (`str`): name of the adapter.
-        batches: batches of `TaskImages`, with images of any tasks.
+        step (`int`): the training step.
+        products (`np.ndarray`): (tasks, parts, tasks, parts), inner products of the gradients.
+        scaled (`np.ndarray`): the same of the gradients that are scaled as Adam scales them: each element is divided
+            by its root mean square over tasks and parts.
+        losses (`np.ndarray`): (tasks, parts), the losses. They and the gradients are sums over the images of a part,
+            divided by the number of the task's images.
+    """
+
+    step: int
+    products: np.ndarray
+    scaled: np.ndarray
+    losses: np.ndarray
+
+    def __post_init__(self) -> None:
+        self.losses = np.asarray(self.losses, dtype=np.float64)
+        for name in ("products", "scaled"):
+            setattr(self, name, np.asarray(getattr(self, name), dtype=np.float64).reshape(self.losses.shape * 2))
+
+    @classmethod
+    def of(cls, step: int, gradients: torch.Tensor, losses: torch.Tensor, tasks: Sequence[str]) -> Snapshot:
+        """Make a snapshot of gradients, (tasks, parts, elements), and losses, (tasks, parts).
+
+        Raises:
+            ValueError: a task's gradient is zero or not finite, so that it has no direction.
+        """
+        for name, norm in zip(tasks, gradients.sum(dim=1).norm(dim=1).tolist()):
+            if not 0 < norm < float("inf"):
+                raise ValueError(
+                    f"The gradient of task {name!r} has the norm {norm}, so its similarity to other tasks is unknown; "
+                    "see that it has training images, that its prompts are trained, and that its loss is finite."
+                )
+        flat = gradients.flatten(0, 1).double()
+        size = flat.square().mean(dim=0).sqrt()
+        scaled = flat / (size + EPSILON * size.square().mean().sqrt())
+        products = [(each @ each.T).cpu().numpy() for each in (flat, scaled)]
+        return cls(step, *products, losses.cpu().numpy())
+
+    def to_dict(self) -> dict:
+        """All fields as JSON values, without loss of precision: `Snapshot(**fields)` is the inverse."""
+        size = self.losses.size
+        matrices = {name: getattr(self, name).reshape(size, size).tolist() for name in ("products", "scaled")}
+        return {"step": self.step, "losses": self.losses.tolist(), **matrices}
+
+    @property
+    def has_images(self) -> np.ndarray:
+        """(tasks, parts), whether a part has images."""
+        return np.einsum("ipip->ip", self.products) > 0
+
+
+def snapshot_steps(affinity: str, steps: int, count: int) -> list[int]:
+    """The training steps after which stage 1 takes snapshots: at most `count` of `steps`.
+
+    They are evenly spaced for `"cosine"` and `"lookahead"`, the same in the first fifth for `"early"`, and for
+    `"directions"` spaced by a constant factor, since early and late gradients show different things.
+    """
+    if affinity == "directions":
+        wanted = np.geomspace(1, steps, count) if count > 1 else [steps]
+    else:
+        last = max(1.0, EARLY * steps) if affinity == "early" else steps
+        wanted = [last * (number + 1) / count for number in range(count)]
+    return sorted({max(1, round(float(step))) for step in wanted})
+
+
+def affinity_matrix(
+    snapshot: Snapshot, affinity: str, weights: np.ndarray | None = None, others: np.ndarray | None = None
+) -> np.ndarray:
+    r"""The affinity of all pairs of tasks, (tasks, tasks), from one snapshot.
+
+    With $g_i$ the gradient of task i and $L_i$ its loss, it is for `"cosine"` and `"early"` $\cos(g_i, g_j)$, for
+    `"directions"` $\cos(D g_i, D g_j)$, where $D$ scales each element as Adam does, so that $-D g_i$ is the direction
+    in which task i alone would move the prompts, and for `"lookahead"` $\langle g_i, g_j \rangle / (|g_i| L_j)$: the
+    share of $L_j$ by which a step of unit length on task i lowers it, to first order. It is made symmetric by the mean
+    of both directions (Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Learning", 2021).
+
+    Args:
+        snapshot, affinity: the snapshot, and one of `AFFINITIES`.
+        weights (`np.ndarray`, *optional*): (tasks, parts), how often each part counts. By default once.
+        others (`np.ndarray`, *optional*): the same for the second task of each pair. By default as `weights`.
+    """
+    weights = np.ones(snapshot.losses.shape) if weights is None else weights
+    others = weights if others is None else others
+    products = snapshot.scaled if affinity == "directions" else snapshot.products
+    between = np.einsum("ip,ipjq,jq->ij", weights, products, others, optimize=True)
+    own, other = (
+        np.sqrt(np.einsum("ip,ipiq,iq->i", each, products, each, optimize=True).clip(min=0))
+        for each in (weights, others)
+    )
+    if affinity == "lookahead":
+        found = _divided(between, own[:, None] * (others * snapshot.losses).sum(axis=1))
+    else:
+        found = _divided(between, own[:, None] * other).clip(-1, 1)
+    return (found + found.T) / 2
+
+
+def _divided(products: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """The quotient; 0 where a norm is 0."""
+    return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+
+
+def mean_affinity(
+    snapshots: Sequence[Snapshot], affinity: str, weights: np.ndarray | None = None, others: np.ndarray | None = None
+) -> np.ndarray:
+    """The mean of `affinity_matrix` over snapshots, (tasks, tasks)."""
+    return np.mean([affinity_matrix(each, affinity, weights, others) for each in snapshots], axis=0)
+
+
+def reliability(snapshots: Sequence[Snapshot], affinity: str) -> np.ndarray:
+    """The affinity of each task to itself, (tasks,), each side from another half of its images. For cosines, 1 means
+    that all images agree, and 0 that the affinities of this task are noise of the images (or that it has only one)."""
+    half = np.arange(snapshots[0].losses.shape[1]) % 2
+    halves = [np.broadcast_to(half == side, snapshots[0].losses.shape).astype(float) for side in (0, 1)]
+    return mean_affinity(snapshots, affinity, *halves).diagonal().copy()
+
+
+def resampled(snapshots: Sequence[Snapshot], affinity: str, rng: np.random.Generator) -> np.ndarray:
+    """The affinity, (tasks, tasks), of snapshots that are drawn with replacement, and for each of them of parts of the
+    images that are drawn with replacement, for each task by itself."""
+    found = []
+    for number in rng.integers(len(snapshots), size=len(snapshots)):
+        shares = snapshots[number].has_images.astype(float)
+        counts = shares.sum(axis=1).astype(int)
+        weights = np.stack([rng.multinomial(count, share / count) for count, share in zip(counts, shares)])
+        found.append(affinity_matrix(snapshots[number], affinity, weights.astype(float)))
+    return np.mean(found, axis=0)
+
+
+def co_membership(
+    snapshots: Sequence[Snapshot],
+    affinity: str,
+    partition: Callable[[np.ndarray], np.ndarray],
+    found: np.ndarray,
+    draws: int = 50,
+    seed: int = 0,
+) -> tuple[np.ndarray, float]:
+    """How often two tasks are in the same group when the measurement is repeated, and how stable the groups are.
+
+    Args:
+        snapshots, affinity: as for `mean_affinity`.
+        partition: makes a partition, (tasks,) group numbers, of an affinity matrix.
+        found (`np.ndarray`): (tasks,), the partition whose stability is asked for.
+        draws (`int`): bootstrap draws, each of snapshots and of parts of the images.
+        seed (`int`): seed of the draws.
 
     Returns:
-        (tasks, elements of the adapter's parameters), float64; zero for a task without images.
+        (tasks, tasks), the share of draws in which a pair is in the same group, and the mean adjusted Rand index of
+        the draws' partitions with `found`: 1 if all are the same, about 0 if they agree by chance only.
     """
-    names = list(classifier.tasks)
-    # No dropout, so that no random number is drawn.
-    with torch.enable_grad(), classifier.evaluating():
-        prompts, copies, given, routes = _copies(classifier, adapter)
-        # A sharded tower must run inside the whole forward pass, so there it encodes the texts for each batch.
-        keys = [] if is_sharded(classifier) else classifier.text_keys(names)
-        owners = [keys.index(key) for key in keys]  # for each task, the first task with the same texts
-        features: list[torch.Tensor] = []
-        if owners:
-            with classifier.override_routes({task: routes[names[owner]] for task, owner in zip(names, owners)}):
-                features = classifier.encode_texts(names, given)
-        texts = {name: part.detach().requires_grad_() for name, part in zip(names, features)}
-        leaves = [*texts.values(), *copies]
-        sums = [torch.zeros_like(leaf, dtype=torch.float32) for leaf in leaves]
-        with classifier.override_routes(routes):
-            for batch in batches:
-                batch = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
-                loss = classifier(**batch, text_features=texts, given=given).loss
-                loss = loss * (batch["labels"] != IGNORE_INDEX).sum()
-                for total, part in zip(sums, torch.autograd.grad(loss, leaves, materialize_grads=True)):
-                    total += part
-        by_texts, by_copies = sums[: len(features)], sums[len(features) :]
-        if features and features[0].requires_grad:
-            _back_through_texts(features, by_texts, owners, copies, by_copies)
-        return _pull_back(prompts, list(classifier.adapter_parameters(adapter).values()), by_copies)
+    rng = np.random.default_rng(seed)
+    labels = [partition(resampled(snapshots, affinity, rng)) for _ in range(draws)]
+    together = np.mean([each[:, None] == each for each in labels], axis=0)
+    return together, float(np.mean([adjusted_rand_index(each, found) for each in labels]))
 
 
-def _copies(
-    classifier: MultiTaskClassifier, adapter: str
-) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, AdapterPrompts], dict[str, Route]]:
-    """Copies of an adapter's prompts for each task.
-
-    Returns the prompts of each tower, their copies as leaves, (tasks, ...), the copies as `given` prompts by name, and
-    for each task its route with its copy in place of the adapter.
-    """
-    names = {task: f"{adapter}/{number}" for number, task in enumerate(classifier.tasks)}  # no adapter's name
-    prompts = classifier.adapter_set.prompts_of(adapter)
-    copies = [torch.stack([part.detach()] * len(names)).requires_grad_() for part in prompts.towers.values()]
-    given = {
-        name: prompts._replace(towers=dict(zip(prompts.towers, parts)))
-        for name, *parts in zip(names.values(), *copies)
-    }
-    routes = {
-        task: tuple(name if part == adapter else part for part in classifier.current_routes[task])
-        for task, name in names.items()
-    }
-    return list(prompts.towers.values()), copies, given, routes
-
-
-def _back_through_texts(
-    features: Sequence[torch.Tensor],
-    by_texts: Sequence[torch.Tensor],
-    owners: Sequence[int],
-    copies: Sequence[torch.Tensor],
-    by_copies: Sequence[torch.Tensor],
-) -> None:
-    """Add to `by_copies`, the gradients with respect to the copies, (tasks, ...), the part through the text features.
-
-    `by_texts` are the gradients with respect to each task's features; `owners` are the tasks whose copies made them.
-    """
-    turns = [owners[:number].count(owner) for number, owner in enumerate(owners)]
-    for turn in range(max(turns) + 1):  # a turn has at most one of the tasks with the same texts
-        tasks = [number for number, task_turn in enumerate(turns) if task_turn == turn]
-        ends, back = zip(*((features[task], by_texts[task].to(features[task].dtype)) for task in tasks))
-        parts = torch.autograd.grad(ends, copies, back, retain_graph=turn < max(turns), materialize_grads=True)
-        for total, part in zip(by_copies, parts):
-            total[tasks] += part[[owners[task] for task in tasks]]
-
-
-def _pull_back(
-    prompts: list[torch.Tensor], parameters: list[torch.Tensor], by_copies: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    """Gradients with respect to the adapter's parameters, from those with respect to the copies of its prompts."""
-    by_copies = [part.to(prompt.dtype) for part, prompt in zip(by_copies, prompts)]
-    # One batched backward pass for all tasks, which are the first dimension.
-    parts = torch.autograd.grad(prompts, parameters, by_copies, is_grads_batched=True, allow_unused=True)
-    tasks = len(by_copies[0])
-    parts = [
-        parameter.new_zeros(tasks, *parameter.shape) if part is None else part
-        for part, parameter in zip(parts, parameters)
-    ]
-    return torch.cat([part.reshape(tasks, -1) for part in parts], dim=1).double()
-
-
-def cosine_similarity(gradients: torch.Tensor, tasks: Sequence[str]) -> np.ndarray:
-    """Cosines of all pairs of gradients, (tasks, tasks): symmetric, with ones on the diagonal.
-
-    Args:
-        gradients (`torch.Tensor`): (tasks, elements).
-        tasks (`Sequence[str]`): their names, for the error.
-
-    Raises:
-        ValueError: a task's gradient is zero or not finite, so that it has no direction.
-    """
-    norms = gradients.norm(dim=1)
-    for name, norm in zip(tasks, norms.tolist()):
-        if not 0 < norm < float("inf"):
-            raise ValueError(
-                f"The gradient of task {name!r} has the norm {norm}, so its similarity to other tasks is unknown; see "
-                "that it has training images, that its prompts are trained, and that its loss is finite."
-            )
-    unit = gradients / norms[:, None]
-    similarity = (unit @ unit.T).clamp(-1, 1).cpu().numpy()
-    np.fill_diagonal(similarity, 1.0)
-    return (similarity + similarity.T) / 2
+def adjusted_rand_index(one: Sequence, other: Sequence) -> float:
+    """Agreement of two partitions, given as the group of each task (Hubert and Arabie, 1985): 1 if they are the same,
+    0 on average if they are random."""
+    pairs = [np.equal.outer(each, each)[np.triu_indices(len(each), 1)] for each in map(np.asarray, (one, other))]
+    both, first, second = (pairs[0] & pairs[1]).sum(), pairs[0].sum(), pairs[1].sum()
+    expected, largest = first * second / max(len(pairs[0]), 1), (first + second) / 2
+    return 1.0 if largest == expected else float((both - expected) / (largest - expected))

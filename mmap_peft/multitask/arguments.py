@@ -16,8 +16,9 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from ..checking import Amount, Seed, checked
+from .affinity import AFFINITIES
 from .aggregation import find_aggregator
-from .grouping import MODES
+from .grouping import MODES, STABLE, UNSTABLE
 from .processes import cores
 from .task import DEFAULT_TEMPLATE
 
@@ -104,9 +105,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
     )
     sharing: str = HfArg(
         default="groups",
-        help="The adapters of a task. 'groups': one of its group (see grouping) and its own; 'all': one for all "
-        "tasks (-MT in the paper); 'none': only its own.",
-        metadata={"choices": ["groups", "all", "none"]},
+        help="The adapters of a task. 'groups': one of its group (see grouping) and its own; 'global+groups': one of "
+        "all tasks, too; 'all': one for all tasks (-MT in the paper); 'none': only its own.",
+        metadata={"choices": ["groups", "global+groups", "all", "none"]},
     )
     aggregator: str | None = HfArg(
         default=None,
@@ -124,13 +125,28 @@ class MultiTaskTrainingArguments(TrainingArguments):
         help="Steps of stage 1, which trains one adapter on all tasks. 0: no stage 1, so `grouping` cannot be "
         "'gradient'.",
     )
+    affinity: str = HfArg(
+        default="directions",
+        help="How stage 1 compares two tasks. 'directions': cosine of the directions in which each would move the "
+        "prompts, its gradient scaled as Adam scales it; 'cosine': of the gradients themselves, as in the paper; "
+        "'early': the same in the first fifth of stage 1; 'lookahead': how much a step on one lowers the loss of the "
+        "other.",
+        metadata={"choices": list(AFFINITIES)},
+    )
+    unstable: str = HfArg(
+        default="all",
+        help="What is used if the groups found are not stable, that is, if a repeated measurement finds others "
+        f"(stability below {STABLE:g}). 'all': one group; 'none': one group a task; 'keep': the groups found.",
+        metadata={"choices": list(UNSTABLE)},
+    )
     grouping_snapshots: int = HfArg(
-        default=5, help="How often stage 1 compares gradients, at evenly spaced steps; the last time is at its end."
+        default=5,
+        help="How often stage 1 compares gradients: evenly spaced; for 'directions' spaced by a constant factor.",
     )
     snapshot_images: int = HfArg(
         default=128,
-        help="Images of each task in one snapshot, which takes ceil(tasks * snapshot_images / (processes * "
-        "per_device_train_batch_size)) forward and backward passes, each no slower than a training step.",
+        help="Images of each task in one snapshot, which takes about tasks * snapshot_images / (processes * "
+        "per_device_train_batch_size) forward and backward passes, each no slower than a training step.",
     )
     grouping_threshold: str = HfArg(
         default="mean",
@@ -193,7 +209,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
             if applies:
                 raise ValueError(error)
         if self.aggregator is not None:
-            find_aggregator(self.aggregator, 2 if self.sharing == "groups" else 1)
+            find_aggregator(self.aggregator, 2 if "groups" in self.sharing else 1)
 
     def _check_kinds(self) -> None:
         """Raise a `ValueError` for a value of another type than its annotation, out of range, or no choice."""
@@ -215,7 +231,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
             if value != expected:
                 raise ValueError(f"Invalid value {value!r} for `{name}`: expected {expected!r}, since {reason}.")
         metadata = {each.name: each.metadata for each in fields(self)}
-        for name in ("sharing", "grouping", "sampling", "unreadable"):
+        for name in ("sharing", "grouping", "affinity", "unstable", "sampling", "unreadable"):
             value, choices = getattr(self, name), metadata[name]["choices"]
             if value not in choices:
                 raise ValueError(f"{name}={value!r} is no choice; write one of {', '.join(choices)}.")

@@ -28,13 +28,19 @@ STATE_FILE = "multitask_state.json"
 NEEDED = ("trainer_state.json", STATE_FILE, "tasks.json")
 
 
+class _Snapshot(TypedDict):
+    step: int
+    products: list[list[float]]
+    scaled: list[list[float]]
+    losses: list[list[float]]
+
+
 class State(TypedDict):
-    """`multitask_state.json`. Only checkpoints of stage 1 have snapshots."""
+    """`multitask_state.json`. Only checkpoints of stage 1 have gradients."""
 
     sampling: str
     order: dict[str, Any] | None
-    snapshot_steps: NotRequired[list[int]]
-    snapshots: NotRequired[list[list[list[float]]]]
+    gradients: NotRequired[list[_Snapshot]]
 
 
 @contextlib.contextmanager

@@ -35,7 +35,9 @@ class Clustering:
         return gap if gap > 1e-6 else 0.0
 
 
-def correlation_clustering(gains: np.ndarray, max_groups: int | None = None, seconds: float = 30.0) -> Clustering:
+def correlation_clustering(
+    gains: np.ndarray, max_groups: int | None = None, seconds: float = 30.0, exact: bool = True
+) -> Clustering:
     r"""The partition that maximises the sum of the gains of all pairs in the same group (Bansal et al., 2004).
 
     $$\max \sum_{i<j} g_{ij} x_{ij}, \quad x_{ij} + x_{jk} - x_{ik} \le 1, \quad x_{ij} \in \{0, 1\}$$
@@ -52,6 +54,7 @@ def correlation_clustering(gains: np.ndarray, max_groups: int | None = None, sec
         max_groups (`int`, *optional*): largest number of groups.
         seconds (`float`): when to stop looking for a better partition. More than 250 tasks are grouped by the moves
             only.
+        exact (`bool`): whether to look for the best partition after the moves, which find it most of the time.
     """
     end = time.monotonic() + seconds
     gains = np.triu(np.asarray(gains, dtype=np.float64), 1)
@@ -62,7 +65,7 @@ def correlation_clustering(gains: np.ndarray, max_groups: int | None = None, sec
     limit = len(gains) if max_groups is None else max_groups
     labels = _improved(priced, _contracted(priced, limit), limit, end)
     bound = float(gains[np.triu_indices(len(gains), 1)].clip(min=0).sum())
-    if len(gains) > 2 and len(gains) <= MOST_EXACT:
+    if exact and 2 < len(gains) <= MOST_EXACT:
         labels, exact_bound = _exact(priced, labels, max_groups, end)
         bound = min(bound, exact_bound)
     value = _value(gains, labels)

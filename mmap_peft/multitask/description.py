@@ -22,16 +22,18 @@ from ..checking import checked, shortened
 from ..patterns import check_pattern
 from ..prompts.method import check_config
 from ..registration import check_peft_type
+from .affinity import AFFINITIES
 from .base_record import BaseRecord
 from .files import check_file, read_json
-from .grouping import MODES, TaskGrouping
+from .grouping import MATRICES, MODES, TaskGrouping
 from .record import TrainingRecord
 from .saving import CONFIG_FILE, DIGEST, DIGESTS, TASKS_FILE, WEIGHTS_FILE, content_digest
 from .task import Task
 
 
 Texts = str | Annotated[list[str], Len(1)]
-Matrix = list[list[Annotated[float, Ge(-1e6), Le(1e6)]]]  # cosines, or a user's own numbers that can be drawn
+_Number = Annotated[float, Ge(-1e6), Le(1e6)]  # a cosine, or a user's own number that can be drawn
+Matrix = list[list[_Number]]
 LARGEST_USUAL = 1024  # a setting of this size takes little memory
 DTYPES = {"F16", "BF16", "F32", "F64"}  # in safetensors
 
@@ -54,6 +56,10 @@ class _Grouping(TypedDict):
     threshold: NotRequired[float | None]
     mode: NotRequired[Literal[MODES]]
     gap: NotRequired[float | None]
+    affinity: NotRequired[Literal[AFFINITIES] | None]
+    reliability: NotRequired[list[_Number] | None]
+    together: NotRequired[Matrix | None]
+    stability: NotRequired[Annotated[float, Ge(-1), Le(1)] | None]
 
 
 class _Description(TypedDict):
@@ -135,9 +141,9 @@ def _grouping(fields: dict[str, Any], tasks: list[str]) -> TaskGrouping:
     count, grouping = len(tasks), TaskGrouping(**fields)
     if sorted(grouping.tasks) != sorted(tasks):
         raise ValueError("its grouping is one of other tasks")
-    for name, shape in ("similarity", (count, count)), ("snapshots", (None, count, count)):
-        matrix = getattr(grouping, name)
-        if matrix is not None and matrix.shape != (shape if shape[0] else (len(matrix), count, count)):
+    for name in MATRICES:
+        matrix, size = getattr(grouping, name), (count,) if name == "reliability" else (count, count)
+        if matrix is not None and matrix.shape != (size if name != "snapshots" else (len(matrix), *size)):
             raise ValueError(f"grouping.{name} has no row and column for each task")
     return grouping
 

@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from .affinity import Snapshot, affinity_matrix, co_membership, reliability
 from .clustering import correlation_clustering
 from .files import read_json, write_json
 
 
 MODES = ("gradient", "all", "none", "random", "given")
+UNSTABLE = ("all", "none", "keep")
+STABLE = 0.7  # least stability of groups that are used
+MATRICES = ("similarity", "snapshots", "reliability", "together")
 
 
 @dataclass
@@ -25,13 +29,20 @@ class TaskGrouping:
     Args:
         tasks (`Sequence[str]`): names of the tasks.
         groups (`Sequence[Sequence[str]]`): the partition. The prompts of the first group are the adapter `group_0`.
-        similarity (`np.ndarray`, *optional*): (tasks, tasks), cosines of the tasks' gradients, mean of the snapshots.
-        snapshots (`np.ndarray`, *optional*): (snapshots, tasks, tasks), the cosines of each snapshot.
+        similarity (`np.ndarray`, *optional*): (tasks, tasks), the tasks' affinity, mean of the snapshots.
+        snapshots (`np.ndarray`, *optional*): (snapshots, tasks, tasks), the affinity of each snapshot.
         steps (`Sequence[int]`): training step of each snapshot.
         threshold (`float`, *optional*): similarity above which two tasks gain from sharing a group.
         mode (`str`): how the groups were made: `"gradient"`, `"all"`, `"none"`, `"random"` or `"given"`.
         gap (`float`, *optional*): how much more another partition may gain at most, as a share of that; 0 if these
             groups are the best.
+        affinity (`str`, *optional*): how the affinity was measured, one of `AFFINITIES`.
+        reliability (`np.ndarray`, *optional*): (tasks,), affinity of each task to itself, from two halves of its
+            images.
+        together (`np.ndarray`, *optional*): (tasks, tasks), share of the draws of a bootstrap in which two tasks were
+            in the same group.
+        stability (`float`, *optional*): agreement of these draws with the groups that were found, a mean adjusted Rand
+            index: 1 if all agree, about 0 if by chance only. With less than `STABLE`, 0.7, there is nothing to find.
 
     Raises:
         ValueError: the groups are not a partition of the tasks.
@@ -45,10 +56,14 @@ class TaskGrouping:
     threshold: float | None = None
     mode: str = "given"
     gap: float | None = None
+    affinity: str | None = None
+    reliability: np.ndarray | None = None
+    together: np.ndarray | None = None
+    stability: float | None = None
 
     def __post_init__(self) -> None:
         self.tasks, self.steps, self.groups = list(self.tasks), list(self.steps), list(map(list, self.groups))
-        for name in ("similarity", "snapshots"):
+        for name in MATRICES:
             if getattr(self, name) is not None:
                 setattr(self, name, np.asarray(getattr(self, name), dtype=np.float64))
         if sorted(chain(*self.groups)) != sorted(self.tasks) or not all(self.groups):
@@ -59,8 +74,23 @@ class TaskGrouping:
 
     @property
     def spread(self) -> np.ndarray | None:
-        """(tasks, tasks), standard deviation of the cosines over the snapshots: how stable the similarity is."""
+        """(tasks, tasks), standard deviation of the affinity over the snapshots."""
         return None if self.snapshots is None else self.snapshots.std(axis=0)
+
+    @property
+    def is_stable(self) -> bool:
+        """Whether the groups were found again when the measurement was repeated, or this was not tried."""
+        return self.stability is None or self.stability >= STABLE
+
+    def remark(self) -> str | None:
+        """A sentence that says that no stable groups were found, and what is used instead; `None` if they were."""
+        if self.is_stable:
+            return None
+        used = {1: "one group is used", len(self.tasks): "each task is a group of its own"}
+        return (
+            f"No stable groups (stability {self.stability:.2f}, less than {STABLE:g}): "
+            f"{used.get(len(self.groups), 'the groups that were found are kept')}."
+        )
 
     @classmethod
     def from_similarity(
@@ -72,7 +102,7 @@ class TaskGrouping:
         steps: Sequence[int] = (),
         seconds: float = 30.0,
     ) -> TaskGrouping:
-        """Group tasks by the cosines of their gradients: `correlation_clustering` of `similarity - threshold`.
+        """Group tasks by their affinity: `correlation_clustering` of `similarity - threshold`.
 
         Args:
             tasks, snapshots, steps: as for the class.
@@ -82,11 +112,47 @@ class TaskGrouping:
         """
         snapshots = np.asarray(snapshots, dtype=np.float64)
         similarity = snapshots.mean(axis=0)
-        if threshold == "mean":
-            threshold = similarity[np.triu_indices(len(tasks), 1)].mean() if len(tasks) > 1 else 0.0
-        found = correlation_clustering(similarity - float(threshold), max_groups, seconds)
+        level = _level(similarity, threshold)
+        found = correlation_clustering(similarity - level, max_groups, seconds)
         names = [[tasks[member] for member in group] for group in found.groups]
-        return cls(tasks, names, similarity, snapshots, steps, float(threshold), "gradient", found.gap)
+        return cls(tasks, names, similarity, snapshots, steps, level, "gradient", found.gap)
+
+    @classmethod
+    def from_gradients(
+        cls,
+        tasks: Sequence[str],
+        snapshots: Sequence[Snapshot],
+        affinity: str,
+        threshold: float | str = "mean",
+        max_groups: int | None = None,
+        unstable: str = "all",
+        seconds: float = 30.0,
+        seed: int = 0,
+    ) -> TaskGrouping:
+        """Group tasks by the affinity of their gradients, and measure how reliable it and the groups are.
+
+        Args:
+            tasks, threshold, max_groups, seconds: as for `from_similarity`.
+            snapshots (`Sequence[Snapshot]`): the gradients of some training steps.
+            affinity: one of `AFFINITIES`.
+            unstable: what to do with groups that are not stable: `"all"` (one group instead), `"none"` (a group for
+                each task) or `"keep"`.
+            seed: seed of the bootstrap.
+        """
+        matrices, steps = [affinity_matrix(each, affinity) for each in snapshots], [each.step for each in snapshots]
+        grouping = cls.from_similarity(tasks, np.array(matrices), threshold, max_groups, steps, seconds)
+
+        def partition(similarity: np.ndarray) -> np.ndarray:
+            gains = similarity - _level(similarity, threshold)
+            groups = correlation_clustering(gains, max_groups, seconds, exact=False).groups
+            return np.array([next(n for n, group in enumerate(groups) if task in group) for task in range(len(tasks))])
+
+        found = np.array([next(n for n, group in enumerate(grouping.groups) if task in group) for task in tasks])
+        grouping.affinity, grouping.reliability = affinity, reliability(snapshots, affinity)
+        grouping.together, grouping.stability = co_membership(snapshots, affinity, partition, found, seed=seed)
+        if not grouping.is_stable and unstable != "keep":
+            grouping.groups = cls.by_mode(unstable, tasks).groups
+        return grouping
 
     @classmethod
     def by_mode(
@@ -139,3 +205,11 @@ class TaskGrouping:
             raise ValueError(
                 f"{path} holds no grouping ({reason}); give a file that TaskGrouping.save wrote."
             ) from error
+
+
+def _level(similarity: np.ndarray, threshold: float | str) -> float:
+    """The threshold as a number; `"mean"` is the mean of all pairs."""
+    if threshold != "mean":
+        return float(threshold)
+    pairs = similarity[np.triu_indices(len(similarity), 1)]
+    return float(pairs.mean()) if len(pairs) else 0.0

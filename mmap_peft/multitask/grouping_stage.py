@@ -11,19 +11,21 @@ import torch
 from torch import nn
 
 from .adapters import GLOBAL
-from .affinity import cosine_similarity, task_gradients
+from .affinity import MOST_ELEMENTS, Snapshot, snapshot_steps
 from .checkpoint_files import saved_state
 from .images import IGNORE_INDEX
 from .processes import shard_rows
+from .task_gradients import task_gradients
 from .task_trainer import TaskTrainer
 
 
-SNAPSHOTS_KEY = "snapshots"  # in `saved_state` of checkpoints of stage 1 only
+SNAPSHOTS_KEY = "gradients"  # in `saved_state` of checkpoints of stage 1 only
+PARTS = 4  # disjoint parts of each task's images
+TASKS_AT_ONCE = 16  # whose texts are in memory at the same time
 
 
 class SharedAdapterTrainer(TaskTrainer):
-    """Trains the adapter that all tasks share, and measures the similarity of the tasks' gradients (a snapshot) at
-    evenly spaced steps, the last time at the end.
+    """Trains the adapter that all tasks share, and compares the tasks' gradients (a snapshot) after some steps.
 
     The adapter only initializes those of the groups, so the classifier does not count it as trained.
 
@@ -31,45 +33,67 @@ class SharedAdapterTrainer(TaskTrainer):
         args, kwargs: as for `TaskTrainer`.
 
     Attributes:
-        similarities (`dict[int, np.ndarray]`): the result of `snapshot` by training step.
+        snapshots (`list[Snapshot]`): the results of `snapshot`.
     """
 
     keeps_adapters = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.similarities: dict[int, np.ndarray] = {}
+        self.snapshots: list[Snapshot] = []
+
+    def snapshot_steps(self) -> list[int]:
+        """The steps after which a snapshot is taken."""
+        args = self.args
+        return snapshot_steps(args.affinity, args.grouping_steps, args.grouping_snapshots)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        count = args.grouping_snapshots
-        if state.global_step in {round((i + 1) * state.max_steps / count) for i in range(count)}:
-            self.similarities[state.global_step] = self.snapshot()
+        if state.global_step in self.snapshot_steps():
+            self.snapshots.append(self.snapshot())
 
-    def snapshot(self) -> np.ndarray:
-        """Cosines of the tasks' gradients with respect to all parameters of the shared adapter, (tasks, tasks)."""
-        with self.compute_loss_context_manager():
-            gradients = task_gradients(self.model, GLOBAL, self.snapshot_batches())
-        gradients = self.accelerator.reduce(gradients, reduction="sum")
-        return cosine_similarity(gradients, list(self.model.tasks))
+    def snapshot(self) -> Snapshot:
+        """The tasks' gradients with respect to all parameters of the shared adapter, and their inner products.
 
-    def snapshot_batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """This process's share of the images of one snapshot. All processes have the same number of batches."""
-        data, chosen = self.train_dataset, []
+        Some tasks at a time, and of each part of the images by itself, so that memory does not grow with the number of
+        tasks.
+        """
+        tasks, chosen = list(self.model.tasks), self._chosen_images()
+        size = sum(parameter.numel() for parameter in self.model.adapter_parameters(GLOBAL).values())
+        elements = torch.from_numpy(np.random.default_rng(0).permutation(size)[:MOST_ELEMENTS].copy())
+        gradients = torch.zeros(len(tasks), PARTS, len(elements), device=self.args.device)
+        losses = torch.zeros(len(tasks), PARTS, dtype=torch.float64, device=self.args.device)
+        for start in range(0, len(tasks), TASKS_AT_ONCE):
+            block = slice(start, start + TASKS_AT_ONCE)
+            for part in range(PARTS):
+                rows = np.concatenate([images[part::PARTS] for images in chosen[block]])
+                with self.compute_loss_context_manager():
+                    found, loss = task_gradients(self.model, GLOBAL, self._batches(rows), tasks[block])
+                gradients[block, part], losses[block, part] = found[:, elements].float(), loss.to(losses.device)
+        counts = torch.tensor([len(images) for images in chosen], device=gradients.device).clamp(min=1)[:, None]
+        gradients = self.accelerator.reduce(gradients, reduction="sum") / counts[..., None]
+        losses = self.accelerator.reduce(losses, reduction="sum") / counts
+        return Snapshot.of(self.state.global_step, gradients, losses, tasks)
+
+    def _chosen_images(self) -> list[np.ndarray]:
+        """For each task the images of a snapshot, in random order."""
+        data, args, chosen = self.train_dataset, self.args, []
         for task, size in enumerate(data.sizes):
-            rng = np.random.default_rng([self.args.seed, self.state.global_step, task])
-            chosen.extend(data.starts[task] + rng.permutation(size)[: self.args.snapshot_images])
-        shards = shard_rows(np.array(chosen), self._train_batch_size, self.args.process_index, self.args.world_size)
-        for rows in shards:
-            batch = self.data_collator([data[int(row)] for row in (rows if len(rows) else chosen[:1])])
-            if not len(rows):  # fewer images than processes: an image that does not count
+            rng = np.random.default_rng([args.seed, self.state.global_step, task])
+            chosen.append(data.starts[task] + rng.permutation(size)[: args.snapshot_images])
+        return chosen
+
+    def _batches(self, rows: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
+        """This process's share of some images. All processes have the same number of batches."""
+        data = self.train_dataset
+        for shard in shard_rows(rows, self._train_batch_size, self.args.process_index, self.args.world_size):
+            batch = self.data_collator([data[int(row)] for row in (shard if len(shard) else rows[:1])])
+            if not len(shard):  # fewer images than processes: an image that does not count
                 batch["labels"].fill_(IGNORE_INDEX)
             yield batch
 
     def checkpoint_state(self) -> dict[str, Any]:
-        snapshots = [matrix.tolist() for matrix in self.similarities.values()]
-        return {**super().checkpoint_state(), "snapshot_steps": list(self.similarities), SNAPSHOTS_KEY: snapshots}
+        return {**super().checkpoint_state(), SNAPSHOTS_KEY: [each.to_dict() for each in self.snapshots]}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = saved_state(Path(resume_from_checkpoint))
-        self.similarities = dict(zip(saved["snapshot_steps"], map(np.array, saved[SNAPSHOTS_KEY])))
+        self.snapshots = [Snapshot(**each) for each in saved_state(Path(resume_from_checkpoint))[SNAPSHOTS_KEY]]

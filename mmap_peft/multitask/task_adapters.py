@@ -104,11 +104,13 @@ class TaskAdapters(nn.Module):
             if parameter.requires_grad
         }
 
-    def set_grouping(self, grouping: TaskGrouping, seed: int = 0) -> None:
+    def set_grouping(self, grouping: TaskGrouping, seed: int = 0, keep_global: bool = False) -> None:
         """Replace all adapters by one for each group and one for each task; all of them train.
 
         The prompts of a group start as a copy of the global ones, if there are any (a choice of this library); those
-        of a task are initialized from `seed`. `grouping` must have exactly the classifier's tasks.
+        of a task are initialized from `seed`. `grouping` must have exactly the classifier's tasks. With `keep_global`,
+        every task uses the global prompts, its group's and its own, in this order; those of a group then are
+        initialized from `seed`, too.
 
         Raises:
             ValueError: the grouping has other tasks, the method has no prompts, or a text is too long with the prompts
@@ -117,6 +119,7 @@ class TaskAdapters(nn.Module):
         self.check_grouping()
         checked(grouping, InstanceOf[TaskGrouping], "grouping")
         checked(seed, Seed, "seed")
+        checked(keep_global, bool, "keep_global")
         if sorted(grouping.tasks) != sorted(self.tasks):
             raise ValueError(
                 f"The grouping is one of {sorted(grouping.tasks)}, but the classifier has {sorted(self.tasks)}; make "
@@ -124,14 +127,15 @@ class TaskAdapters(nn.Module):
             )
         groups = {f"group_{number}": members for number, members in enumerate(grouping.groups)}
         group_of = {task: group for group, members in groups.items() for task in members}
-        routes = {name: (group_of[name], task.adapter) for name, task in self.tasks.items()}
+        first = (GLOBAL,) * keep_global
+        routes = {name: (*first, group_of[name], task.adapter) for name, task in self.tasks.items()}
         for name, task in self.tasks.items():
-            self.texts.of(task, routes[name])  # raises if there is no place for two adapters' prompts
+            self.texts.of(task, routes[name])  # raises if there is no place for the prompts of several adapters
         shared = copy.deepcopy(self.adapter_parameters(GLOBAL)) if GLOBAL in self.adapters else {}
-        self.replace_adapters([*groups, *(task.adapter for task in self.tasks.values())], seed)
+        self.replace_adapters([*first, *groups, *(task.adapter for task in self.tasks.values())], seed)
         with torch.no_grad():
-            for group in groups if shared else ():
-                for name, parameter in self.adapter_parameters(group).items():
+            for adapter in (first or groups) if shared else ():
+                for name, parameter in self.adapter_parameters(adapter).items():
                     parameter.copy_(shared[name])
         self.routes, self.grouping = routes, grouping
 
@@ -218,10 +222,8 @@ class TaskAdapters(nn.Module):
         check_task_object(task)
         checked(group, str | None, "group")
         checked(seed, Seed, "seed")
-        shared = None if group is None else self._group_adapter(group)
-        route = self.adapter_set.first_route(task.adapter)
-        if self.uses_prompts:
-            route = (task.adapter,) if shared is None else (shared, task.adapter)
+        shared = () if group is None else self._shared_route(group)
+        route = (*shared, task.adapter) if self.uses_prompts else self.adapter_set.first_route(task.adapter)
         self.check_new_task(task, route)
         if self.uses_prompts:
             self.adapter_set.add(task.adapter, seed)
@@ -229,13 +231,21 @@ class TaskAdapters(nn.Module):
         self.grouping = self._grouping_with(task.name, shared)
         self.train_adapters([route[-1]])
 
-    def _group_adapter(self, group: str) -> str:
-        """The adapter of a group, which is given by its name or by that of one of its tasks."""
+    def shared_routes(self) -> dict[str, Route]:
+        """For each group, and for the adapter that all tasks share, what a task's route has before its own adapter."""
+        found = {GLOBAL: (GLOBAL,)} if GLOBAL in self.adapters else {}
+        shared = [tuple(name for name in route if _is_shared(name)) for route in self.routes.values()]
+        return {**found, **{route[-1]: route for route in shared if route}}
+
+    def _shared_route(self, group: str) -> Route:
+        """The part of a route that a new task shares with a group, which is given by its name or by a task of it."""
         self.check_grouping()
-        groups = [name for name in self.adapters if name == GLOBAL or name.startswith("group_")]
-        adapter = self.routes[group][0] if group in self.tasks else group
-        if adapter in groups:
-            return adapter
+        groups = self.shared_routes()
+        name = group
+        if group in self.tasks:
+            name = next((each for each in reversed(self.routes[group]) if each in groups), "")
+        if name in groups:
+            return groups[name]
         if group in self.tasks:
             raise ValueError(
                 f"Task {group!r} is in no group, so there are no prompts to share with it; write group=None, for "
@@ -243,11 +253,11 @@ class TaskAdapters(nn.Module):
             )
         raise ValueError(f"{group!r} is no group or task; write one of {', '.join([*groups, *self.tasks])}.")
 
-    def _grouping_with(self, task: str, shared: str | None) -> TaskGrouping | None:
-        """The grouping with one more task, in the group of the adapter `shared`, or in a new group."""
+    def _grouping_with(self, task: str, shared: Route) -> TaskGrouping | None:
+        """The grouping with one more task, in the group whose tasks share these adapters, or in a new group."""
         if self.grouping is None:
             return None
-        in_group = {name for name, route in self.routes.items() if route[0] == shared}
+        in_group = {name for name, route in self.routes.items() if name != task and route[:-1] == shared != ()}
         groups = [[*members, task] if in_group & set(members) else list(members) for members in self.grouping.groups]
         if not any(task in members for members in groups):
             groups.append([task])
@@ -256,3 +266,8 @@ class TaskAdapters(nn.Module):
     def _enter(self, task: Task, route: Route) -> None:
         """Add a task that was checked."""
         raise NotImplementedError
+
+
+def _is_shared(adapter: str) -> bool:
+    """Whether an adapter is one of several tasks, by its name."""
+    return adapter == GLOBAL or adapter.startswith("group_")

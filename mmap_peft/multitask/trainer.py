@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
@@ -92,18 +91,33 @@ class MultiTaskTrainer(TaskTrainer):
             stage.train(resume_from_checkpoint=resume_from_checkpoint)
             classifier._is_accelerate_prepared = False  # with other adapters it must be wrapped and compiled again
         if grouping is None:
-            cosines, steps = np.array(list(stage.similarities.values())), list(stage.similarities)
-            seconds = args.grouping_seconds
-            grouping = TaskGrouping.from_similarity(tasks, cosines, args.threshold, args.max_groups, steps, seconds)
-            grouping = broadcast_object_list([grouping])[0]  # processes that run out of time may find different groups
-            if grouping.gap:
-                logger.warning(
-                    f"These are the best groups found in grouping_seconds={seconds:g}; others may gain up to "
-                    f"{grouping.gap:.1%} more."
-                )
-        classifier.set_grouping(grouping, seed=args.seed)
+            grouping = self._group_by_gradients(stage)
+        classifier.set_grouping(grouping, seed=args.seed, keep_global=args.sharing == "global+groups")
         if args.should_save:
             self._write_grouping(grouping)
+        return grouping
+
+    def _group_by_gradients(self, stage: SharedAdapterTrainer) -> TaskGrouping:
+        """The groups that the snapshots of stage 1 give, with warnings if they are not stable or not the best."""
+        args, seconds = self.args, self.args.grouping_seconds
+        grouping = TaskGrouping.from_gradients(
+            list(self.model.tasks),
+            stage.snapshots,
+            args.affinity,
+            args.threshold,
+            args.max_groups,
+            args.unstable,
+            seconds,
+            args.seed,
+        )
+        grouping = broadcast_object_list([grouping])[0]  # processes that run out of time may find different groups
+        if grouping.gap:
+            logger.warning(
+                f"These are the best groups found in grouping_seconds={seconds:g}; others may gain up to "
+                f"{grouping.gap:.1%} more."
+            )
+        if not grouping.is_stable:
+            logger.warning(grouping.remark())
         return grouping
 
     def _write_grouping(self, grouping: TaskGrouping) -> None:
@@ -189,7 +203,7 @@ class MultiTaskTrainer(TaskTrainer):
                 f"training results are not replaced, so {', '.join(classifier.training_adapters)} will be trained as "
                 "they are; write classifier.reset_adapters() first to start again."
             )
-        elif sharing == "groups":
+        elif sharing in ("groups", "global+groups"):
             self.group_tasks()  # raises if the method cannot have groups
         else:
             classifier.check_grouping()
@@ -204,5 +218,7 @@ def _has_layout(classifier: MultiTaskClassifier, args: MultiTaskTrainingArgument
         return not classifier.uses_prompts or classifier.adapters == [GLOBAL]
     if args.sharing == "none":
         return classifier.routes == {name: (task.adapter,) for name, task in classifier.tasks.items()}
+    if classifier.grouping is not None:
+        return (GLOBAL in classifier.adapters) == (args.sharing == "global+groups")
     # By default a method without prompts trains without groups; with any other `grouping`, `group_tasks` raises.
-    return classifier.grouping is not None or not (classifier.uses_prompts or args.grouping != "gradient")
+    return not (classifier.uses_prompts or args.grouping != "gradient")

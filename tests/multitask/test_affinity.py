@@ -1,221 +1,179 @@
-import contextlib
-
 import numpy as np
 import pytest
 import torch
 
-from mmap_peft import (
-    CoOpConfig,
-    IVLPConfig,
-    MaPLeConfig,
-    MmAPConfig,
-    MultiTaskClassifier,
-    MultiTaskTrainer,
-    Task,
-    VPTConfig,
-    lora_config,
+from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, TaskGrouping
+from mmap_peft.multitask import grouping_stage
+from mmap_peft.multitask.affinity import (
+    AFFINITIES,
+    Snapshot,
+    adjusted_rand_index,
+    affinity_matrix,
+    mean_affinity,
+    reliability,
+    snapshot_steps,
 )
-from mmap_peft.multitask import affinity
-from mmap_peft.multitask.affinity import cosine_similarity, task_gradients
-from mmap_peft.multitask.images import IGNORE_INDEX
+from mmap_peft.multitask.task_gradients import task_gradients
 
 
-CONFIGS = {
-    "mmap": MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1),
-    "mmap, shallow": MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1, depth=1),
-    "coop": CoOpConfig(num_prompts=2, init_std=0.1, position="middle"),
-    "coop, class-specific": CoOpConfig(num_prompts=2, init_std=0.1, num_classes=3),
-    "vpt": VPTConfig(num_prompts=3, init_std=0.1),
-    "ivlp": IVLPConfig(num_prompts=2, num_vision_prompts=3, vision_depth=1, init_std=0.1),
-    "maple": MaPLeConfig(num_prompts=2, init_std=0.1),
-}
-WORDS = ["sun", "cloud", "star", "heart", "snowman", "umbrella"]
+FAMILIES = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+TASKS = [f"task {number}" for number in range(8)]
 
 
-def make(clip, processor, config, count=3, classes=None):
-    """Tasks whose class lists differ in words and, unless `classes` is given, in length."""
-    names = [[WORDS[(task + place) % 6] for place in range(classes or 2 + task % 4)] for task in range(count)]
-    tasks = [Task(f"task {number}", found, train=[], eval=[]) for number, found in enumerate(names)]
-    return MultiTaskClassifier(clip, processor, tasks, config)
+def snapshots(families=FAMILIES, signal=1.0, noise=1.0, agree=0.0, count=5, parts=4, seed=0, elements=200):
+    """Gradients of tasks: a direction of their family and one of all tasks (`agree`), and noise of each part."""
+    rng, names = np.random.default_rng(seed), [f"task {number}" for number in range(len(families))]
+    ways, common = rng.normal(size=(max(families) + 1, elements)), rng.normal(size=elements)
+    made = []
+    for step in range(1, count + 1):
+        gradients = signal * ways[families][:, None] + agree * common
+        gradients = gradients + noise * rng.normal(size=(len(families), parts, elements))
+        losses = torch.from_numpy(rng.uniform(0.5, 2, size=(len(families), parts)))
+        made.append(Snapshot.of(step, torch.from_numpy(gradients), losses, names))
+    return made
 
 
-def images(classifier, sizes, seed=0):
-    """A shuffled batch with so many images of each task; every fifth counts for nothing.
-
-    The others of a task are of one class: gradients of a random CLIP would all but cancel, and show rounding alone.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    numbers = numbers[torch.randperm(len(numbers), generator=generator)]
-    classes = torch.tensor([len(task.class_names) for task in classifier.tasks.values()])[numbers]
-    labels = numbers % classes
-    labels[4::5] = IGNORE_INDEX
-    return {
-        "pixel_values": torch.randn(len(numbers), 3, 48, 48, generator=generator),
-        "labels": labels,
-        "task_ids": numbers,
-    }
+def labels(grouping):
+    return [next(n for n, group in enumerate(grouping.groups) if task in group) for task in grouping.tasks]
 
 
-def a_backward_pass_a_task(classifier, batch):
-    """What `task_gradients` equals: each task's images alone, and a whole backward pass for each."""
-    parameters, found = list(classifier.adapter_parameters("global").values()), []
-    with classifier.evaluating():
-        for task in range(len(classifier.tasks)):
-            rows = batch["task_ids"] == task
-            logits = classifier(batch["pixel_values"][rows], batch["task_ids"][rows]).logits
-            loss = torch.nn.functional.cross_entropy(logits, batch["labels"][rows], reduction="sum")
-            parts = torch.autograd.grad(loss, parameters)
-            found.append(torch.cat([part.flatten() for part in parts]).double())
-    return torch.stack(found)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("affinity", AFFINITIES)
+def test_planted_families_are_found_and_stable(affinity, seed):
+    found = TaskGrouping.from_gradients(TASKS, snapshots(agree=1.0, seed=seed), affinity, seed=seed)
+    assert labels(found) == FAMILIES.tolist()
+    assert found.is_stable and found.remark() is None
+    assert found.together[:4, :4].min() > 0.9 > 0.1 > found.together[:4, 4:].max()
 
 
-def assert_same_directions(found, expected):
-    names = [str(number) for number in range(len(found))]
-    np.testing.assert_allclose(cosine_similarity(found, names), cosine_similarity(expected, names), atol=1e-5)
-    errors = (found - expected).norm(dim=1) / expected.norm(dim=1)
-    assert errors.max() < 1e-4
+@pytest.mark.parametrize("unstable", ["all", "none", "keep"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_noise_is_said_to_have_no_groups(unstable, seed):
+    made = snapshots(signal=0.0, agree=0.3, seed=seed)
+    found = TaskGrouping.from_gradients(TASKS, made, "directions", unstable=unstable, seed=seed)
+    assert not found.is_stable and found.stability < 0.5
+    kept = TaskGrouping.from_similarity(TASKS, found.snapshots).groups
+    assert found.groups == {"all": [TASKS], "none": [[task] for task in TASKS], "keep": kept}[unstable]
+    assert "No stable groups (stability" in found.remark()
+    assert {"all": "one group is used", "none": "a group of its own", "keep": "are kept"}[unstable] in found.remark()
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_gradients_equal_a_backward_pass_a_task(clip, processor, config):
-    classifier = make(clip, processor, config, classes=getattr(config, "num_classes", None))
-    batch = images(classifier, [7, 2, 5])
-    assert_same_directions(task_gradients(classifier, "global", [batch]), a_backward_pass_a_task(classifier, batch))
+def test_reliability_is_high_where_images_agree_and_zero_for_noise():
+    made = snapshots(noise=0.5)
+    for affinity in "cosine", "early", "directions":
+        assert reliability(made, affinity).min() > 0.7
+        assert np.abs(reliability(snapshots(signal=0.0), affinity)).max() < 0.2
+    assert reliability(made, "lookahead").min() > 0
 
 
-@pytest.mark.parametrize("count", [1, 16])
-def test_any_number_of_tasks(clip, processor, count):
-    classifier = make(clip, processor, CONFIGS["mmap"], count)
-    batch = images(classifier, [2 + task % 2 for task in range(count)])
-    assert_same_directions(task_gradients(classifier, "global", [batch]), a_backward_pass_a_task(classifier, batch))
+def test_a_task_with_one_image_has_no_reliability_and_is_resampled_all_the_same():
+    made = []
+    for step in range(1, 4):
+        rng = np.random.default_rng(step)
+        gradients, losses = rng.normal(size=(3, 4, 50)), rng.uniform(1, 2, size=(3, 4))
+        gradients[1, 1:], losses[1, 1:] = 0, 0
+        made.append(Snapshot.of(step, torch.from_numpy(gradients), torch.from_numpy(losses), list("xyz")))
+    for affinity in AFFINITIES:
+        found = TaskGrouping.from_gradients(list("xyz"), made, affinity)
+        assert found.reliability[1] == 0 and np.isfinite(found.similarity).all() and found.together.min() >= 0
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_batches_of_any_tasks_give_the_same_gradients(clip, processor, monkeypatch, sharded):
-    monkeypatch.setattr(affinity, "is_sharded", lambda model: sharded)
-    classifier = make(clip, processor, CONFIGS["mmap"])
-    batch = images(classifier, [7, 2, 5])
-    small = [{name: tensor[start : start + 3] for name, tensor in batch.items()} for start in range(0, 14, 3)]
-    nothing = {**small[0], "labels": torch.full_like(small[0]["labels"], IGNORE_INDEX)}
-    found = task_gradients(classifier, "global", [*small, nothing])
-    assert_same_directions(found, a_backward_pass_a_task(classifier, batch))
+def test_cosines_are_those_of_whole_gradients():
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(4, 3, 50, dtype=torch.float64, generator=generator)
+    losses = torch.rand(4, 3, dtype=torch.float64, generator=generator) + 0.5
+    made, whole = Snapshot.of(1, gradients, losses, list("wxyz")), gradients.sum(dim=1)
+    expected = torch.nn.functional.cosine_similarity(whole[:, None], whole[None], dim=-1).numpy()
+    np.testing.assert_allclose(affinity_matrix(made, "cosine"), expected, atol=1e-12)
+    # Adam's directions do not change when elements of the gradient are scaled, or a whole task is.
+    scales = torch.rand(50, dtype=torch.float64, generator=generator) + 0.5
+    scaled = Snapshot.of(1, gradients * scales, losses, list("wxyz"))
+    found = affinity_matrix(made, "directions")
+    np.testing.assert_allclose(affinity_matrix(scaled, "directions"), found, atol=1e-2)
+    assert np.abs(affinity_matrix(scaled, "cosine") - expected).max() > 1e-2
+    for affinity in AFFINITIES:
+        order = [2, 0, 3, 1]
+        shuffled = Snapshot.of(1, gradients[order], losses[order], list("wxyz"))
+        matrix = affinity_matrix(made, affinity)
+        np.testing.assert_allclose(affinity_matrix(shuffled, affinity), matrix[np.ix_(order, order)], atol=1e-12)
+        np.testing.assert_array_equal(matrix, matrix.T)
 
 
-def test_a_task_without_images_has_no_gradient(clip, processor):
-    classifier = make(clip, processor, CONFIGS["mmap"])
-    norms = task_gradients(classifier, "global", [images(classifier, [3, 0, 3])]).norm(dim=1)
-    assert norms[1] == 0 and norms[0] > 0 and norms[2] > 0
+def test_lookahead_is_the_share_of_the_loss_that_a_small_step_saves(clip, processor, tasks, arguments):
+    classifier = MultiTaskClassifier(clip, processor, tasks, MmAPConfig(source_shape=(2, 4), init_std=0.1))
+    stage = MultiTaskTrainer(model=classifier, args=arguments(snapshot_images=8)).shared_adapter_trainer()
+    rows = np.concatenate(stage._chosen_images())
+
+    def measured():
+        gradients, losses = task_gradients(classifier, "global", stage._batches(rows))
+        return gradients, losses
+
+    gradients, losses = measured()
+    made = Snapshot.of(0, gradients[:, None], losses[:, None], list(classifier.tasks))
+    length, saved = 1e-3, np.zeros((len(losses), len(losses)))
+    parameters = list(classifier.adapter_parameters("global").values())
+    for task, gradient in enumerate(gradients):
+        step = length * gradient / gradient.norm()
+        parts = step.split([parameter.numel() for parameter in parameters])
+        with torch.no_grad():
+            for parameter, part in zip(parameters, parts):
+                parameter.sub_(part.view_as(parameter).float())
+            saved[task] = ((losses - measured()[1]) / losses / length).numpy()
+            for parameter, part in zip(parameters, parts):
+                parameter.add_(part.view_as(parameter).float())
+    np.testing.assert_allclose(affinity_matrix(made, "lookahead"), (saved + saved.T) / 2, rtol=0.05, atol=1e-3)
 
 
-def count_tokens(clip):
-    """Tokens of each pass through a tower's first layer."""
-    tokens = {"text": [], "vision": []}
-    for name, tower in (("text", clip.text_model), ("vision", clip.vision_model)):
-        tower.encoder.layers[0].mlp.register_forward_hook(
-            lambda module, args, output, name=name: tokens[name].append(output.shape[0] * output.shape[1])
-        )
-    return tokens
+@pytest.mark.parametrize(
+    ("affinity", "steps", "count", "expected"),
+    [
+        ("cosine", 100, 5, [20, 40, 60, 80, 100]),
+        ("lookahead", 7, 2, [4, 7]),
+        ("early", 100, 5, [4, 8, 12, 16, 20]),
+        ("early", 3, 3, [1]),
+        ("directions", 100, 5, [1, 3, 10, 32, 100]),
+        ("directions", 100, 1, [100]),
+        ("directions", 2, 2, [1, 2]),
+        ("directions", 1, 1, [1]),
+    ],
+)
+def test_steps_of_snapshots(affinity, steps, count, expected):
+    assert snapshot_steps(affinity, steps, count) == expected
 
 
-def test_one_pass_holds_all_tasks(clip, processor):
-    classifier, tokens = make(clip, processor, CONFIGS["mmap"], 12), count_tokens(clip)
-    batch = images(classifier, [2] * 12)
-    classifier(**batch)
-    step = {name: list(found) for name, found in tokens.items()}
-    for found in tokens.values():
-        found.clear()
-    task_gradients(classifier, "global", [batch, batch, batch])
-    assert tokens == {"text": step["text"], "vision": step["vision"] * 3}
-
-
-@pytest.mark.parametrize(("method", "chunk"), [("mmap", None), ("mmap", 2), ("ivlp", None)])
-def test_tasks_of_the_same_texts_share_their_pass(clip, processor, method, chunk):
-    names = [WORDS[:3], WORDS[3:], WORDS[:3], WORDS[2:], WORDS[:3], WORDS[3:]]
-    tasks = [Task(f"task {number}", found, train=[], eval=[]) for number, found in enumerate(names)]
-    classifier = MultiTaskClassifier(clip, processor, tasks, CONFIGS[method], text_chunk=chunk)
-    batch = images(classifier, [3, 2, 4, 2, 3, 2])
-    expected, tokens = a_backward_pass_a_task(classifier, batch), count_tokens(clip)
-    assert_same_directions(task_gradients(classifier, "global", [batch]), expected)
-    if method == "mmap" and chunk is None:
-        classifier(**batch)
-        snapshot, step = tokens["text"]
-        assert snapshot == step
-
-
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("name", ["mmap", "vpt"])
-def test_nothing_is_left_behind(clip, processor, name, fails):
-    classifier = make(clip, processor, CONFIGS[name])
-    for layer in clip.text_model.encoder.layers:
-        layer.self_attn.dropout = 0.5
-    classifier.train()
-    clip.vision_model.eval()
-    batch = images(classifier, [4, 4, 4])
-    with torch.no_grad(), classifier.evaluating():
-        before = classifier(**batch).logits
-    container = clip.mmap
-
-    def state():
-        return {
-            "modules": [(name, module.training) for name, module in classifier.named_modules()],
-            "parameters": [(name, parameter.requires_grad) for name, parameter in classifier.named_parameters()],
-            "tensors": list(classifier.state_dict()),
-            "adapters": (list(classifier.model.peft_config), container.active_adapters, dict(container.layers)),
-            "routes": dict(classifier.routes),
-            "texts": set(classifier._text_cache._kept[1]),
-            "random": torch.get_rng_state().tolist(),
-        }
-
-    def batches():
-        yield batch
-        if fails:
-            raise OSError("no such file")
-
-    then = state()
-    with pytest.raises(OSError, match="no such file") if fails else contextlib.nullcontext():
-        task_gradients(classifier, "global", batches())
-    assert state() == then
-    assert all(parameter.grad is None for parameter in classifier.parameters())
-    with torch.no_grad(), classifier.evaluating():
-        assert torch.equal(classifier(**batch).logits, before)
-
-
-def test_adapters_beside_the_shared_one_stay_in_use(clip, processor):
-    classifier = make(clip, processor, CONFIGS["mmap"])
-    classifier.replace_adapters(["global", "own"])
-    classifier.routes["task 1"] = ("global", "own")
-    classifier.routes["task 2"] = ("own",)
-    batch = images(classifier, [4, 4, 4])
-    found = task_gradients(classifier, "global", [batch])
-    one = {name: tensor[batch["task_ids"] < 2] for name, tensor in batch.items()}
-    assert found[2].norm() == 0
-    del classifier.tasks["task 2"], classifier.routes["task 2"]
-    assert_same_directions(found[:2], a_backward_pass_a_task(classifier, one))
-
-
-def test_methods_without_prompts_take_no_snapshot(clip, processor, arguments, tasks):
-    classifier = MultiTaskClassifier(clip, processor, tasks, lora_config())
-    with pytest.raises(ValueError, match="has no prompts to join"):
-        MultiTaskTrainer(model=classifier, args=arguments()).group_tasks()
-
-
-def test_similarity_is_that_of_directions():
-    gradients = torch.randn(4, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    names = list("wxyz")
-    found = cosine_similarity(gradients, names)
-    assert np.array_equal(found, found.T)
-    assert np.array_equal(np.diag(found), np.ones(4))
-    # scaling a task's loss scales its gradient: nothing changes
-    scaled = gradients * torch.tensor([1e-3, 1.0, 7.0, 1e4], dtype=torch.float64)[:, None]
-    np.testing.assert_allclose(cosine_similarity(scaled, names), found, atol=1e-12)
-    order = [2, 0, 3, 1]
-    np.testing.assert_allclose(cosine_similarity(gradients[order], names), found[np.ix_(order, order)], atol=1e-12)
+def test_the_adjusted_rand_index():
+    assert adjusted_rand_index([0, 0, 1, 1], [5, 5, 3, 3]) == 1
+    assert adjusted_rand_index([0, 0, 0], [0, 0, 0]) == adjusted_rand_index([0, 1, 2], [2, 1, 0]) == 1
+    assert adjusted_rand_index([0, 0, 1, 1], [0, 1, 0, 1]) == pytest.approx(-0.5)
+    assert adjusted_rand_index([0, 0, 1, 2], [0, 0, 1, 1]) == pytest.approx(0.5714285714285715)  # scikit-learn's
+    rng = np.random.default_rng(0)
+    assert (
+        abs(np.mean([adjusted_rand_index(rng.integers(3, size=9), FAMILIES.tolist() + [1]) for _ in range(500)]))
+        < 0.03
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_a_task_without_a_direction_stops_with_its_name(value):
-    gradients = torch.ones(2, 3, dtype=torch.float64)
+    gradients = torch.ones(2, 1, 3, dtype=torch.float64)
     gradients[1] = value
     with pytest.raises(ValueError, match="gradient of task 'y' has the norm"):
-        cosine_similarity(gradients, ["x", "y"])
+        Snapshot.of(1, gradients, torch.ones(2, 1), ["x", "y"])
+
+
+def test_many_tasks_are_compared_some_at_a_time_with_the_same_result(clip, processor, tasks, arguments, monkeypatch):
+    classifier = MultiTaskClassifier(clip, processor, tasks, MmAPConfig(source_shape=(2, 4), init_std=0.1))
+    stage = MultiTaskTrainer(model=classifier, args=arguments(snapshot_images=8)).shared_adapter_trainer()
+    together = stage.snapshot()
+    sizes = []
+    monkeypatch.setattr(grouping_stage, "TASKS_AT_ONCE", 1)
+    monkeypatch.setattr(
+        grouping_stage, "task_gradients", lambda *args: sizes.append(len(args[3])) or task_gradients(*args)
+    )
+    apart = stage.snapshot()
+    assert set(sizes) == {1} and len(sizes) == 4 * len(tasks)
+    for affinity in AFFINITIES:
+        found, expected = (mean_affinity([each], affinity) for each in (apart, together))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    monkeypatch.setattr(grouping_stage, "MOST_ELEMENTS", 20)
+    assert stage.snapshot().products.shape == together.products.shape
