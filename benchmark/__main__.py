@@ -66,7 +66,7 @@ def main() -> int:
             return 0
         if untuned:
             print(f"`tune` has chosen nothing for {', '.join(untuned)}; the values in their files are used.")
-        return _end(runner(study.runs()))
+        return _end(runner(study.planted_runs("groups") + study.planted_runs("new_tasks") + study.runs()))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from mmap_peft.data.domains import read_domains
@@ -15,11 +16,14 @@ from mmap_peft.data.pictograms import PER_CLASS, pictogram_domains
 from mmap_peft.data.splits import Split, draw, make_tasks, read_lists, split_at_random
 from mmap_peft.multitask.task import Task
 
+from .planted import PLANTED, ladder_domains, planted_domains, planted_groups
 from .reading import check_name
 
 
 TAKES = {  # which fields each data set takes besides `name` and `label`
     "pictograms": {"per_class"},
+    "planted": {"family", "per_class"},
+    "ladder": {"tasks", "per_class"},
     "office_home": {"path", "split_dir"},
     "mini_domainnet": {"path", "split_dir", "at_most"},
     "folder": {"path", "split_dir", "at_most"},
@@ -32,11 +36,13 @@ class DataSet:
     """A data set of a study.
 
     Args:
-        name (`str`): `"pictograms"`, `"office_home"`, `"mini_domainnet"`, or `"folder"` for any other folder of
-            `domain/class/image`.
-        path (`str`, *optional*): its folder or its name on the Hub. Required, except for Pictograms.
+        name (`str`): `"pictograms"`, `"planted"` or `"ladder"` (tasks made of pictograms), `"office_home"`,
+            `"mini_domainnet"`, or `"folder"` for any other folder of `domain/class/image`.
+        path (`str`, *optional*): its folder or its name on the Hub. Required, except for pictograms.
         split_dir (`str`, *optional*): folder of published lists of training and test images.
-        per_class (`int`, *optional*): for Pictograms: images of each class and domain.
+        per_class (`int`, *optional*): for pictograms: images of each class and domain.
+        family (`str`, *optional*): for `"planted"`, required: one of `PLANTED`.
+        tasks (`int`, *optional*): for `"ladder"`, required: a multiple of 4 up to 96.
         at_most (`int`, *optional*): without lists: use at most this many images of each class and domain.
         label (`str`, *optional*): its name in results and tables. By default `name`.
 
@@ -49,6 +55,8 @@ class DataSet:
     split_dir: str | None = None
     per_class: int | None = None
     at_most: int | None = None
+    family: str | None = None
+    tasks: int | None = None
     label: str | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +73,10 @@ class DataSet:
             )
         if "path" in TAKES[self.name] and self.path is None:
             raise ValueError(f"Data set {self.name!r} has no path; write its folder, or its name on the Hub.")
+        if self.name == "planted" and self.family not in PLANTED:
+            raise ValueError(f"family of data set {self.label!r} is {self.family!r}; write {', '.join(PLANTED)}.")
+        if self.name == "ladder" and self.tasks not in range(4, 97, 4):
+            raise ValueError(f"tasks of data set {self.label!r} is {self.tasks!r}; write a multiple of 4, up to 96.")
         for name, least in (("per_class", 2), ("at_most", 2)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
@@ -74,6 +86,7 @@ class DataSet:
     def settings(self) -> dict[str, Any]:
         """All fields that decide which images there are, without paths of this machine."""
         options = {"lists": self.split_dir is not None, "per_class": self.per_class, "at_most": self.at_most}
+        options |= {"family": self.family, "tasks": self.tasks}
         return {"name": self.name, "label": self.label, **{name: value for name, value in options.items() if value}}
 
     def read(self, fraction: float | None, shots: int | None, seed: int) -> tuple[dict[str, Dataset], Split]:
@@ -84,6 +97,10 @@ class DataSet:
         """
         if self.name == "pictograms":
             domains = pictogram_domains(self.per_class or PER_CLASS)
+        elif self.name == "planted":
+            domains = planted_domains(self.family, self.per_class or PER_CLASS, seed)
+        elif self.name == "ladder":
+            domains = ladder_domains(self.tasks, self.per_class or PER_CLASS)
         elif self.name == "mini_domainnet":
             domains = read_mini_domainnet(self.path)
         else:
@@ -99,9 +116,29 @@ class DataSet:
             return domains, read_lists(self.split_dir, fraction)
         return domains, split_at_random(domains, fraction, shots, seed, self.at_most)
 
-    def tasks(self, split: Split, domains: dict[str, Dataset], template: str | Sequence[str]) -> list[Task]:
+    def make_tasks(self, split: Split, domains: dict[str, Dataset], template: str | Sequence[str]) -> list[Task]:
         """One task for each domain."""
         return make_tasks(domains, split, template, dataset=Path(self.path).name if self.path else "Pictograms")
+
+    def groups(self, name: str, seed: int) -> list[list[str]]:
+        """Groups of the tasks of `"planted"`: `"planted"`, the families, or `"random 1"` and so on, which are drawn at
+        random, of the same sizes.
+
+        Raises:
+            ValueError: the data set has no families, or `name` is none of these.
+        """
+        kind, _, number = name.partition(" ")
+        if self.family is None or kind not in ("planted", "random") or (kind == "random") != number.isdigit():
+            raise ValueError(
+                f"{name!r} is no grouping of data set {self.label!r}; write 'planted' or 'random 1' for planted "
+                "families only."
+            )
+        families = planted_groups(self.family)
+        if kind == "planted":
+            return families
+        tasks, starts = [task for group in families for task in group], np.cumsum([len(each) for each in families])
+        order = np.random.default_rng([seed, int(number)]).permutation(len(tasks))
+        return [[tasks[place] for place in sorted(part)] for part in np.split(order, starts[:-1])]
 
 
 def hold_out(

@@ -62,6 +62,9 @@ class Experiment:
         training (`dict`): fields of `MultiTaskTrainingArguments`, except those in `FIXED` and `OF_THE_RUN`.
         tasks (`str`): `"together"`: one classifier for all tasks. `"alone"`: one classifier for each task, without
             groups, as the single-task baseline.
+        groups (`str`, *optional*): given groups of planted tasks: `"planted"`, the families, or `"random 1"` and so
+            on, drawn at random, of the same sizes.
+        routing (`bool`): also predict test images whose task is not given.
         grid (`dict[str, list]`): values that `tune` chooses from, by `"training.<field>"` or `"config.<field>"`.
         chosen_as (`str`, *optional*): name of another experiment of the same study, whose chosen values are used
             instead of a grid.
@@ -75,6 +78,8 @@ class Experiment:
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     tasks: str = "together"
+    groups: str | None = None
+    routing: bool = False
     grid: dict[str, list[Any]] = field(default_factory=dict)
     chosen_as: str | None = None
 
@@ -88,7 +93,9 @@ class Experiment:
             )
         if self.tasks not in ("together", "alone"):
             raise ValueError(f"Experiment {self.name!r} has tasks {self.tasks!r}; write 'together' or 'alone'.")
-        together = sorted({"grouping", "sharing"} & set(self.training))
+        together = sorted({"grouping", "sharing"} & set(self.training)) + ["groups"] * (self.groups is not None)
+        if self.groups is not None and together != ["groups"]:
+            raise ValueError(f"Experiment {self.name!r} has groups and {together[0]}; write one of the two.")
         if self.tasks == "alone" and together:
             raise ValueError(
                 f"Experiment {self.name!r} trains each task alone, so {together[0]} has no meaning; leave it out."
@@ -131,7 +138,8 @@ class Experiment:
     @property
     def settings(self) -> dict[str, Any]:
         """All of its fields that its results depend on."""
-        return {"method": self.method, "config": self.config, "training": self.training, "tasks": self.tasks}
+        settings = {"method": self.method, "config": self.config, "training": self.training, "tasks": self.tasks}
+        return settings | {name: value for name in ("groups", "routing") if (value := getattr(self, name))}
 
     def peft_config(self) -> PeftConfig | None:
         """The method's config; `None` for zero-shot."""

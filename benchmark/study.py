@@ -27,8 +27,9 @@ class Run:
         fraction, shots: how many images train; see `split_at_random`.
         seed (`int`): seed of the split and of training.
         model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
-        validation (`bool`): train on two thirds of the training images and evaluate on the others; test images are not
-            read.
+        evaluated_on (`str`): `"test"`. `"validation"`: train on two thirds of the training images and evaluate on the
+            others; test images are not read. `"groups"`: stage 1 alone, and the groups that each affinity finds.
+            `"new_tasks"`: hold out each task once, and add it to the classifier of the others.
         note (`str`): printed for validation runs: the point of the grid.
     """
 
@@ -38,7 +39,7 @@ class Run:
     shots: int | None
     seed: int
     model: str = SMALL_CLIP
-    validation: bool = False
+    evaluated_on: str = "test"
     note: str = ""
 
     @classmethod
@@ -59,7 +60,7 @@ class Run:
             **amount,
             "seed": self.seed,
             "model": model,
-            "evaluated_on": "validation" if self.validation else "test",
+            "evaluated_on": self.evaluated_on,
         }
 
     @property
@@ -71,7 +72,7 @@ class Run:
             "data": self.data.label,
             "amount": f"{100 * self.fraction:g}-percent" if self.shots is None else f"{self.shots}-shots",
             "seed": self.seed,
-            "evaluated_on": self.settings["evaluated_on"],
+            "evaluated_on": self.evaluated_on,
             "digest": digest[:8],
         }
 
@@ -93,8 +94,8 @@ class Run:
 
     def __str__(self) -> str:
         words = [self.experiment.name, self.title, f"seed {self.seed}"]
-        if self.validation:
-            words[1:1] = ["validation", self.note]
+        if self.evaluated_on != "test":
+            words[1:1] = [self.evaluated_on, self.note] if self.note else [self.evaluated_on]
         return ", ".join(words)
 
 
@@ -111,6 +112,9 @@ class Study:
         seeds (`list[int]`): seeds of split and training.
         tune_seeds (`list[int]`): seeds that `tune` uses.
         tune_fractions (`list[float]`): fractions that `tune` uses. If empty, it uses all fractions and shots.
+        group_seeds (`list[int]`): seeds of runs of stage 1 alone, which compare the groups that each affinity finds
+            with the planted families.
+        new_task_seeds (`list[int]`): seeds of runs that hold out each task once, and add it to a trained classifier.
         model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
         training (`dict`): training arguments of all experiments. They override those of the experiments.
 
@@ -126,6 +130,8 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     tune_seeds: list[int] = field(default_factory=lambda: [0])
     tune_fractions: list[float] = field(default_factory=list)
+    group_seeds: list[int] = field(default_factory=list)
+    new_task_seeds: list[int] = field(default_factory=list)
     model: str = SMALL_CLIP
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -134,9 +140,11 @@ class Study:
         check_mapping(self.training, f"training of study {self.name!r}")
         limits = {"shots": (1, int), "seeds": (0, int), "tune_seeds": (0, int)}
         limits |= {"fractions": (0, float), "tune_fractions": (0, float)}
+        limits |= {"group_seeds": (0, int), "new_task_seeds": (0, int)}
+        needed = ("experiments", "data", "seeds", "tune_seeds")
         for part in ("experiments", "data", *limits):
             value = getattr(self, part)
-            if not isinstance(value, list) or (not value and part not in ("fractions", "shots", "tune_fractions")):
+            if not isinstance(value, list) or (not value and part in needed):
                 raise ValueError(f"{part} of study {self.name!r} is {value!r}; write a list.")
         for part, (least, kind) in limits.items():
             for value in getattr(self, part):
@@ -184,10 +192,19 @@ class Study:
             for experiment in (self.experiments if experiments is None else experiments)
         ]
 
+    def planted_runs(self, evaluated_on: str) -> list[Run]:
+        """The runs of the first experiment on planted families that are evaluated on `"groups"` or `"new_tasks"`."""
+        seeds = self.group_seeds if evaluated_on == "groups" else self.new_task_seeds
+        runs = replace(self, seeds=seeds or [0]).runs(self.experiments[:1]) if seeds else []
+        return [replace(run, evaluated_on=evaluated_on) for run in runs if run.data.family]
+
     def validation_runs(self, experiment: Experiment) -> list[list[Run]]:
         """For each point of an experiment's grid, the runs whose accuracies are compared by `tune`."""
         return [
-            [replace(run, validation=True, note=point_text(point)) for run in self.tuning.runs([experiment.at(point)])]
+            [
+                replace(run, evaluated_on="validation", note=point_text(point))
+                for run in self.tuning.runs([experiment.at(point)])
+            ]
             for point in experiment.points
         ]
 
@@ -210,7 +227,7 @@ def run_name(key: dict[str, Any]) -> str:
 
     A run that evaluates on test images keeps its name when its settings change, so that its new result replaces the
     old one. A run that evaluates on validation images has the digest of its settings in its name, so that the results
-    of all points of a grid are kept.
+    of all points of a grid are kept. Runs of the other kinds have the kind in their name.
 
     Args:
         key: `Run.key`, or the fields of the same names in a line of results.
@@ -218,6 +235,8 @@ def run_name(key: dict[str, Any]) -> str:
     place, digest = f"{key['data']}_{key['amount']}", ""
     if key["evaluated_on"] == "validation":
         place, digest = f"validation/{place}", f"_{key['digest']}"
+    elif key["evaluated_on"] != "test":
+        place = f"{key['evaluated_on']}/{place}"
     return f"{place}/{key['experiment']}{digest}_seed-{key['seed']}"
 
 

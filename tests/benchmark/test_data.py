@@ -23,7 +23,7 @@ def write_list(path, domain, classes, numbers):
 
 def sizes(data, fraction, shots):
     domains, split = data.read(fraction, shots, 0)
-    return [(len(task.train), len(task.eval)) for task in data.tasks(split, domains, "a {}.")]
+    return [(len(task.train), len(task.eval)) for task in data.make_tasks(split, domains, "a {}.")]
 
 
 def test_office_home(tmp_path):

@@ -106,7 +106,7 @@ def test_validation_never_reads_a_test_image(run, folder):
     _, split = run.data.read(0.5, None, 0)
     for file in [file for files in split.eval.values() for file in files]:
         (folder / file).write_bytes(b"no image")
-    found = measure(replace(run, validation=True))
+    found = measure(replace(run, evaluated_on="validation"))
     assert found["settings"]["evaluated_on"] == "validation"
     assert found["split"] != split.digest
     with pytest.raises(ValueError, match="cannot be read"):
