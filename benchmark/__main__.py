@@ -5,10 +5,12 @@
     python -m benchmark report benchmark/studies/pictograms.yaml
     python -m benchmark speed --out speed --growth
     python -m benchmark loading --out loading
+    python -m benchmark clustering --out clustering
 
 `tune` chooses settings from the grids of the experiments, by accuracy on a part of the training images. `run` trains
 and evaluates each run of the study that has no result yet. `report` writes tables and plots of the results. `speed`
-measures time and memory of a training step and of a prediction; `loading` measures how fast images are read.
+measures time and memory of a training step and of a prediction; `loading` measures how fast images are read;
+`clustering` how good and how fast groups of tasks are found.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 
 from mmap_peft.multitask.processes import cores
 
+from .clustering import measure_clustering
 from .growth import measure_growth
 from .loading import measure_loading
 from .report import write_report
@@ -47,6 +50,7 @@ def main() -> int:
         command.add_argument("--results", type=Path, help="folder of results [../results, as seen from the study]")
     _add_speed(commands.add_parser("speed", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     _add_loading(commands.add_parser("loading", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
+    _add_clustering(commands.add_parser("clustering", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stops the runs too
     try:
@@ -54,6 +58,9 @@ def main() -> int:
             return _speed(options)
         if options.command == "loading":
             print(measure_loading(options.out, options.workers, options.images, options.side, options.epochs))
+            return 0
+        if options.command == "clustering":
+            print(measure_clustering(options.out, options.tasks, options.seconds))
             return 0
         study = Study.read(options.study)
         results = Results((options.results or options.study.resolve().parents[1] / "results") / study.name)
@@ -71,7 +78,11 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        resumes = "" if options.command in ("speed", "loading") else ", and the same command goes on from there"
+        resumes = (
+            ""
+            if options.command in ("speed", "loading", "clustering")
+            else ", and the same command goes on from there"
+        )
         print(f"Interrupted; all results so far are kept{resumes}.", file=sys.stderr)
         return 130
 
@@ -101,6 +112,14 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     add("--images", type=int, default=1000, help="number of JPEG files to make and read")
     add("--side", type=int, default=400, help="height and width of each in pixels")
     add("--epochs", type=int, default=3, help="passes over all files")
+
+
+def _add_clustering(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("clustering"), help="folder for the results")
+    parser.add_argument(
+        "--tasks", type=int, nargs="+", default=[10, 20, 30, 100, 200, 300, 1000], help="numbers of tasks"
+    )
+    parser.add_argument("--seconds", type=float, default=30.0, help="time limit of each clustering")
 
 
 def _speed(options: argparse.Namespace) -> int:

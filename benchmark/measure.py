@@ -31,6 +31,7 @@ from .study import Run
 from .trainers import make_trainer
 
 
+ROUTED_AT_ONCE = 256  # images
 WARM_UP = 3  # the first steps of a training are slower; their times are left out, if there are more steps
 
 
@@ -81,6 +82,8 @@ class ClassifierResult:
             the CLIP, and size of the saved weights.
         meter (`StepMeter`): measurements of its training.
         train_seconds, evaluate_seconds (`float`): how long training and evaluation took.
+        routing (`dict[str, float]`, *optional*): of test images whose task is not given, the share whose task was
+            found (`tasks`) and whose class was right (`answers`), and the latter if the task is given (`given`).
     """
 
     accuracy: dict[str, float]
@@ -92,6 +95,7 @@ class ClassifierResult:
     meter: StepMeter
     train_seconds: float
     evaluate_seconds: float
+    routing: dict[str, float] | None = None
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -149,6 +153,7 @@ def _measure_classifier(run: Run, tasks: list[Task], args: MultiTaskTrainingArgu
         meter=meter,
         train_seconds=trained - start,
         evaluate_seconds=time.perf_counter() - trained,
+        routing=_routing(classifier) if run.experiment.routing else None,
     )
 
 
@@ -169,6 +174,7 @@ def _summarise(results: list[ClassifierResult], total_seconds: float) -> dict[st
         "trainable_parameters": parameters,
         "share_of_base": parameters / results[-1].base_size,
         "adapter_bytes": sum(result.adapter_bytes for result in results),
+        **({"routing": results[-1].routing} if results[-1].routing else {}),
         "steps": sum(result.meter.count for result in results),
         "seconds": {
             "step": statistics.median(step_seconds) if step_seconds else None,
@@ -193,6 +199,19 @@ def _evaluate(trainer: TaskTrainer, run: Run) -> dict[str, Any]:
         "accuracy": {task: output.metrics[f"eval_{task}_accuracy"] for task in tasks},
         "correct": {task: np.packbits(right[task_ids == number]).tobytes().hex() for number, task in enumerate(tasks)},
     }
+
+
+def _routing(classifier: MultiTaskClassifier) -> dict[str, float]:
+    classifier.compute_prototypes()
+    found = []
+    for name, task in classifier.tasks.items():
+        true = [task.class_names[number] for number in task.labels("eval")]
+        for start in range(0, len(true), ROUTED_AT_ONCE):
+            images = task.eval[start : start + ROUTED_AT_ONCE]["image"]
+            routed, given = classifier.predict(images), classifier.predict(images, task=name)
+            answers = zip(routed.tasks, routed.labels, given.labels, true[start:])
+            found += [(one == name, label == right, same == right) for one, label, same, right in answers]
+    return dict(zip(("tasks", "answers", "given"), np.mean(found, axis=0).tolist()))
 
 
 def _adapter_bytes(classifier: MultiTaskClassifier, folder: Path) -> int:

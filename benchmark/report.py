@@ -7,6 +7,7 @@ from typing import Any
 
 from mmap_peft.multitask.files import write_json
 
+from .planted_report import paired_lines, planted_lines, routing_lines
 from .plots import plot_accuracy
 from .results_file import Results
 from .study import Run, Study
@@ -50,6 +51,7 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
     if len(rows_by_place) > 1:
         rows_by_title = {runs_by_place[place][0].title: rows for place, rows in rows_by_place.items()}
         lines += [*_overview(rows_by_title), ""]
+    lines += planted_lines(study, results.read())
     summary = {}
     for place, rows in rows_by_place.items():
         title = runs_by_place[place][0].title
@@ -57,6 +59,9 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
         picture = f"{place}.png"
         plot_accuracy(rows, title, results.folder / picture)
         lines += [f"## {title}", "", *_table(rows), "", f"![Accuracy and parameters]({picture})", ""]
+        if runs_by_place[place][0].data.family:
+            lines += [*paired_lines(rows), "", *routing_lines(rows), ""]
+            continue
         for family in grouping_controls(rows):
             lines += [f"### Controls of the grouping of {family[0].experiment.method}", "", *_controls(family), ""]
     lines += ["## Settings", "", *_settings(study, untuned), ""]

@@ -82,15 +82,23 @@ class TaskGrouping:
         """Whether the groups were found again when the measurement was repeated, or this was not tried."""
         return self.stability is None or self.stability >= STABLE
 
-    def remark(self) -> str | None:
-        """A sentence that says that no stable groups were found, and what is used instead; `None` if they were."""
-        if self.is_stable:
-            return None
-        used = {1: "one group is used", len(self.tasks): "each task is a group of its own"}
-        return (
-            f"No stable groups (stability {self.stability:.2f}, less than {STABLE:g}): "
-            f"{used.get(len(self.groups), 'the groups that were found are kept')}."
-        )
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences that say that no stable groups were found, or that others may be better; none if these are stable
+        and the best."""
+        found = []
+        if not self.is_stable:
+            used = {1: "one group is used", len(self.tasks): "each task is a group of its own"}
+            found.append(
+                f"No stable groups (stability {self.stability:.2f}, less than {STABLE:g}): "
+                f"{used.get(len(self.groups), 'the groups that were found are kept')}."
+            )
+        if self.gap:
+            found.append(
+                "These are the best groups that were found in the time of grouping_seconds; others may gain up to "
+                f"{self.gap:.1%} more."
+            )
+        return found
 
     @classmethod
     def from_similarity(

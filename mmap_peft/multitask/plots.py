@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
@@ -10,8 +11,15 @@ import numpy as np
 from .grouping import TaskGrouping
 
 
+MOST_NUMBERS = 12  # tasks; with more, the cells are too small for their numbers
+MOST_LABELS = 32
+
+
 def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
     """Draw a heat map of the tasks' affinity, with frames around groups, and a dendrogram.
+
+    The diagonal shows the reliability of each task's affinity, if it was measured. Groups, and tasks inside a group,
+    are in the order of the dendrogram. With many tasks only some of the labels are written.
 
     Args:
         grouping (`TaskGrouping`): a grouping with `similarity`; one without raises a `ValueError`.
@@ -21,46 +29,78 @@ def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
 
     if grouping.similarity is None:
         raise ValueError(f"A grouping of mode {grouping.mode!r} has no similarities to draw; use mode 'gradient'.")
-    names = [task for group in grouping.groups for task in group]
-    order = np.ix_(*[[grouping.tasks.index(name) for name in names]] * 2)
-    figure = Figure(figsize=(4.2 + 0.9 * len(names), 2.4 + 0.5 * len(names)), layout="constrained")
+    count = len(grouping.tasks)
+    side = 0.65 * count if count <= MOST_NUMBERS else min(5 + 0.11 * count, 14)
+    figure = Figure(figsize=(4.4 + 1.6 * side, 2.4 + side), layout="constrained")
     heat_map, tree = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_heat_map(heat_map, grouping, order, names)
-    _draw_tree(tree, grouping.similarity[order], grouping.threshold, names)
+    order, top, linked = _order(grouping)
+    _draw_heat_map(heat_map, grouping, order)
+    _draw_tree(tree, grouping, top, linked)
+    words = [] if grouping.stability is None else [f"stability of the groups: {grouping.stability:.2f}"]
+    figure.suptitle(" ".join(grouping.remarks or words), fontsize=10)
     figure.savefig(path, dpi=120)
 
 
-def _draw_heat_map(axes: Any, grouping: TaskGrouping, order: tuple[np.ndarray, ...], names: list[str]) -> None:
+def _order(grouping: TaskGrouping) -> tuple[list[int], float, np.ndarray | None]:
+    """The numbers of the tasks in the order of the heat map, the largest affinity of a pair (1 for cosines), and the
+    linkage of the tasks, `None` for one task."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    count, affinity = len(grouping.tasks), (grouping.similarity + grouping.similarity.T) / 2
+    if count < 2:
+        return [0], 1.0, None
+    pairs = affinity[np.triu_indices(count, 1)]
+    top = float(pairs.max()) if grouping.affinity == "lookahead" else 1.0
+    distances = (top - affinity).clip(min=0)
+    np.fill_diagonal(distances, 0)
+    linked = linkage(squareform(distances, checks=False), method="average", optimal_ordering=count <= 200)
+    place = np.argsort(leaves_list(linked))
+    numbers = [sorted(map(grouping.tasks.index, group), key=lambda task: place[task]) for group in grouping.groups]
+    groups = sorted(numbers, key=lambda group: place[group].mean())
+    return [task for group in groups for task in group], top, linked
+
+
+def _draw_heat_map(axes: Any, grouping: TaskGrouping, order: list[int]) -> None:
     from matplotlib.patches import Rectangle
 
-    cosines, spread = grouping.similarity[order], None if grouping.spread is None else grouping.spread[order]
-    pairs = cosines[~np.eye(len(names), dtype=bool)]
+    count, cells = len(order), np.ix_(order, order)
+    affinity, spread = grouping.similarity[cells], None if grouping.spread is None else grouping.spread[cells]
+    pairs = affinity[~np.eye(count, dtype=bool)]
     low, high = (float(pairs.min()), float(pairs.max())) if len(pairs) else (0.0, 1.0)
-    image = axes.imshow(cosines, cmap="viridis", vmin=low, vmax=high)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    for (row, column), cosine in np.ndenumerate(cosines):
-        colour = "w" if cosine < (low + high) / 2 else "k"
-        text = f"{cosine:.2f}" if row == column or spread is None else f"{cosine:.2f}\n±{spread[row, column]:.2f}"
-        axes.text(column, row, text, ha="center", va="center", color=colour)
-    start, frame = -0.5, {"fill": False, "edgecolor": "tab:red", "linewidth": 3, "clip_on": False}
-    for size in map(len, grouping.groups):
-        axes.add_patch(Rectangle((start, start), size, size, **frame))
-        start += size
-    axes.set_title("cosine of task gradients (± over snapshots)")
+    if grouping.reliability is not None:
+        np.fill_diagonal(affinity, grouping.reliability[order])
+    image = axes.imshow(affinity, cmap="viridis", vmin=low, vmax=high)
+    names = [grouping.tasks[task] for task in order]
+    shown, size = range(0, count, -(-count // MOST_LABELS)), 10 if count <= MOST_NUMBERS else 7
+    axes.set_xticks(shown, [names[task] for task in shown], rotation=90, fontsize=size)
+    axes.set_yticks(shown, [names[task] for task in shown], fontsize=size)
+    for (row, column), value in np.ndenumerate(affinity) if count <= MOST_NUMBERS else ():
+        colour = "w" if value < (low + high) / 2 else "k"
+        plain = row == column or spread is None
+        text = f"{value:.2f}" if plain else f"{value:.2f}\n±{spread[row, column]:.2f}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    group_of = {task: number for number, group in enumerate(grouping.groups) for task in group}
+    starts = [0, *(place for place in range(1, count) if group_of[names[place]] != group_of[names[place - 1]]), count]
+    frame = {"fill": False, "edgecolor": "tab:red", "linewidth": 3 if count <= MOST_NUMBERS else 1.5, "clip_on": False}
+    for start, end in itertools.pairwise(starts):
+        axes.add_patch(Rectangle((start - 0.5, start - 0.5), end - start, end - start, **frame))
+    what = {None: "cosine of task gradients"}.get(grouping.affinity, f"affinity: {grouping.affinity}")
+    details = ["± over snapshots"] if spread is not None and count <= MOST_NUMBERS else []
+    details += ["diagonal: reliability"] if grouping.reliability is not None else []
+    axes.set_title(what + (f" ({', '.join(details)})" if details else ""), fontsize=10)
     axes.figure.colorbar(image, ax=axes, shrink=0.8)
 
 
-def _draw_tree(axes: Any, cosines: np.ndarray, threshold: float | None, names: list[str]) -> None:
-    from scipy.cluster.hierarchy import dendrogram, linkage
-    from scipy.spatial.distance import squareform
+def _draw_tree(axes: Any, grouping: TaskGrouping, top: float, linked: np.ndarray | None) -> None:
+    from scipy.cluster.hierarchy import dendrogram
 
-    if len(names) > 1:
-        distances = squareform((1 - (cosines + cosines.T) / 2).clip(min=0), checks=False)
-        tree = linkage(distances, method="average")
-        dendrogram(tree, labels=names, orientation="left", ax=axes, color_threshold=0)
-        axes.set_xlabel("1 - cosine")
-        if threshold is not None:
-            axes.axvline(1 - threshold, color="tab:red", linestyle="--", label="threshold")
-            axes.legend()
-    axes.set_title("average linkage")
+    if linked is not None:
+        many = len(grouping.tasks) > MOST_LABELS
+        dendrogram(linked, labels=grouping.tasks, orientation="left", ax=axes, color_threshold=0, no_labels=many)
+        axes.invert_yaxis()  # as the heat map, from top to bottom
+        axes.set_xlabel("largest affinity - affinity" if grouping.affinity == "lookahead" else "1 - affinity")
+        if grouping.threshold is not None:
+            axes.axvline(top - grouping.threshold, color="tab:red", linestyle="--", label="threshold")
+            axes.legend(fontsize=8)
+    axes.set_title("average linkage", fontsize=10)

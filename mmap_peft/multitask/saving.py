@@ -130,6 +130,7 @@ def model_card(classifier: Any, repo_id: str | None = None, subfolder: str | Non
         "base_class": type(classifier.clip).__name__,
         "adapter_parameters": sum(tensor.numel() for state in states for tensor in state.values()),
         "base_parameters": classifier.base_size,
+        "grouping_remarks": [] if classifier.grouping is None else classifier.grouping.remarks,
     }
     return cards.model_card(description, classifier.adapter_config, repo_id, subfolder)
 

@@ -99,7 +99,7 @@ class MultiTaskTrainer(TaskTrainer):
 
     def _group_by_gradients(self, stage: SharedAdapterTrainer) -> TaskGrouping:
         """The groups that the snapshots of stage 1 give, with warnings if they are not stable or not the best."""
-        args, seconds = self.args, self.args.grouping_seconds
+        args = self.args
         grouping = TaskGrouping.from_gradients(
             list(self.model.tasks),
             stage.snapshots,
@@ -107,17 +107,12 @@ class MultiTaskTrainer(TaskTrainer):
             args.threshold,
             args.max_groups,
             args.unstable,
-            seconds,
+            args.grouping_seconds,
             args.seed,
         )
         grouping = broadcast_object_list([grouping])[0]  # processes that run out of time may find different groups
-        if grouping.gap:
-            logger.warning(
-                f"These are the best groups found in grouping_seconds={seconds:g}; others may gain up to "
-                f"{grouping.gap:.1%} more."
-            )
-        if not grouping.is_stable:
-            logger.warning(grouping.remark())
+        for remark in grouping.remarks:
+            logger.warning(remark)
         return grouping
 
     def _write_grouping(self, grouping: TaskGrouping) -> None:

@@ -42,7 +42,7 @@ def labels(grouping):
 def test_planted_families_are_found_and_stable(affinity, seed):
     found = TaskGrouping.from_gradients(TASKS, snapshots(agree=1.0, seed=seed), affinity, seed=seed)
     assert labels(found) == FAMILIES.tolist()
-    assert found.is_stable and found.remark() is None
+    assert found.is_stable and found.remarks == []
     assert found.together[:4, :4].min() > 0.9 > 0.1 > found.together[:4, 4:].max()
 
 
@@ -54,8 +54,9 @@ def test_noise_is_said_to_have_no_groups(unstable, seed):
     assert not found.is_stable and found.stability < 0.5
     kept = TaskGrouping.from_similarity(TASKS, found.snapshots).groups
     assert found.groups == {"all": [TASKS], "none": [[task] for task in TASKS], "keep": kept}[unstable]
-    assert "No stable groups (stability" in found.remark()
-    assert {"all": "one group is used", "none": "a group of its own", "keep": "are kept"}[unstable] in found.remark()
+    [remark] = found.remarks
+    assert "No stable groups (stability" in remark
+    assert {"all": "one group is used", "none": "a group of its own", "keep": "are kept"}[unstable] in remark
 
 
 def test_reliability_is_high_where_images_agree_and_zero_for_noise():
