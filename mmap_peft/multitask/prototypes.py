@@ -171,12 +171,13 @@ class PrototypeRouting(TaskForward):
         for start in tqdm(range(0, len(images), batch_size), desc="Prototypes"):
             batch = collate([images[number] for number in range(start, min(start + batch_size, len(images)))])
             readable = batch["labels"] != IGNORE_INDEX
-            found = self._plain_features(batch["pixel_values"]), batch["labels"], batch["task_ids"]
+            found = self.plain_features(batch["pixel_values"]), batch["labels"], batch["task_ids"]
             parts.append([part[readable] for part in found])
         features, labels, numbers = map(torch.cat, zip(*parts))
         return features, labels, numbers
 
-    def _plain_features(self, pixels: torch.Tensor) -> torch.Tensor:
+    def plain_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Unit image features of the plain base, (images, dim), in float32 on the CPU."""
         with self.evaluating(), self.zero_shot():
             route = torch.zeros(len(pixels), dtype=torch.long, device=self.device)
             return self.image_features(pixels.to(self.device), [()], route).float().cpu()
@@ -200,7 +201,7 @@ class PrototypeRouting(TaskForward):
         if not images:
             return RoutedPrediction([], torch.zeros(0, len(class_names)), [], torch.zeros(0, len(names)), class_names)
         pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        of_tasks = self.prototypes.task_probabilities(self._plain_features(pixels), names)
+        of_tasks = self.prototypes.task_probabilities(self.plain_features(pixels), names)
         check_probabilities(of_tasks)
         weights = of_tasks.masked_fill(of_tasks < of_tasks.amax(1, keepdim=True).clamp(max=LEAST), 0)
         weights = weights / weights.sum(1, keepdim=True)
