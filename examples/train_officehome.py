@@ -82,6 +82,7 @@ def main() -> None:
         before = trainer.evaluate(metric_key_prefix="zero_shot")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     after = trainer.evaluate()
+    classifier.compute_prototypes(unreadable=args.unreadable)  # for images without a task
 
     if trainer.is_world_process_zero():
         output = Path(args.output_dir)

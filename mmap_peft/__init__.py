@@ -8,7 +8,7 @@ from .multitask.arguments import MultiTaskTrainingArguments
 from .multitask.classifier import MultiTaskClassifier
 from .multitask.grouping import TaskGrouping
 from .multitask.loading import load_processor
-from .multitask.output import MultiTaskOutput, Prediction
+from .multitask.output import MultiTaskOutput, Prediction, RoutedPrediction
 from .multitask.plots import plot_grouping
 from .multitask.task import Task
 from .multitask.trainer import MultiTaskTrainer
@@ -42,6 +42,7 @@ __all__ = [
     "MultiTaskTrainingArguments",
     "Prediction",
     "PromptTuner",
+    "RoutedPrediction",
     "Task",
     "TaskGrouping",
     "VPTConfig",

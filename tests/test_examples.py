@@ -63,6 +63,7 @@ def test_the_demo_runs_offline(tmp_path):
     assert found["share_of_base"] < 0.01
     classifier = MultiTaskClassifier.from_pretrained(tmp_path / "out")
     assert classifier.predict([draw("photo", "sun", 0)], task="photo").probabilities.shape == (1, 60)
+    assert classifier.predict([draw("photo", "sun", 0)]).task_probabilities.shape == (1, 4)
 
 
 @pytest.fixture

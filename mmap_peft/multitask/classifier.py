@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from huggingface_hub import CommitInfo, snapshot_download
@@ -25,16 +25,16 @@ from .adapters import ProbeSet
 from .class_texts import ClassTexts
 from .decoding import decode_all
 from .inputs import check_inputs
-from .output import Prediction
+from .output import Prediction, RoutedPrediction
 from .overlap import Overlap
 from .peft_adapters import make_adapters
+from .prototypes import PrototypeRouting
 from .record import TrainingRecord
 from .task import Task
-from .task_forward import TaskForward
 from .text_features import TextFeatureCache
 
 
-class MultiTaskClassifier(TaskForward):
+class MultiTaskClassifier(PrototypeRouting):
     """A frozen CLIP, its adapters, and the tasks that use them.
 
     A task has no decoder: the text features of its class names classify its image features. The adapters that it uses
@@ -112,22 +112,35 @@ class MultiTaskClassifier(TaskForward):
         if task not in self.tasks:
             raise ValueError(f"{task!r} is none of the tasks; write one of {', '.join(self.tasks)}.")
 
+    @overload
+    def predict(self, images: Any, task: str | Sequence[str]) -> Prediction: ...
+
+    @overload
+    def predict(self, images: Any, task: None = None) -> RoutedPrediction: ...
+
     @torch.no_grad()
-    def predict(self, images: Any, task: str | Sequence[str]) -> Prediction:
+    def predict(self, images: Any, task: str | Sequence[str] | None = None) -> Prediction | RoutedPrediction:
         """Classify images, all in one batch.
 
         Args:
             images: one image or several: a list, a generator, a column of a data set, or an array or tensor (images,
                 height, width, channels). An image is a path, the bytes of a file, an open file, a PIL image, an array
                 or a tensor, as [`decode`] says.
-            task (`str` or a list of them): name of their task, or of the task of each.
+            task (`str` or a list of them, *optional*): name of their task, or of the task of each. `None`: the tasks
+                are found by `prototypes`. This uses the plain base for a moment, so with adapters that are neither
+                prompts nor linear probes, no other thread may predict meanwhile.
+
+        Returns:
+            `Prediction`, or `RoutedPrediction` without `task`.
 
         Raises:
             ValueError: an image that cannot be read, with its position; a name that no task has, or another number of
-                names than of images; or probabilities that are not finite.
+                names than of images; no `task` and no prototypes of a task; or probabilities that are not finite.
         """
-        checked(task, str | list[str] | tuple[str, ...], "task")
+        checked(task, str | list[str] | tuple[str, ...] | None, "task")
         images = decode_all(images)
+        if task is None:
+            return self._predict_routed(images)
         tasks = [task] * len(images) if isinstance(task, str) else list(task)
         if len(tasks) != len(images):
             raise ValueError(
@@ -139,21 +152,14 @@ class MultiTaskClassifier(TaskForward):
             sizes = [len(self.tasks[name].class_names) for name in ([task] if isinstance(task, str) else self.tasks)]
             return Prediction([], torch.zeros(0, max(sizes)))
         pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        numbers = [list(self.tasks).index(name) for name in tasks]
-        with self.evaluating():
-            logits = self(pixels.to(self.device), torch.tensor(numbers, device=self.device)).logits
+        probabilities = self.probabilities(pixels, tasks)
         classes = [self.tasks[name].class_names for name in tasks]
-        probabilities = logits[:, : max(map(len, classes))].float().softmax(-1).cpu()
-        if not probabilities.isfinite().all():
-            raise ValueError(
-                "Probabilities are not finite: weights of the base or of the adapters are too large; load them from "
-                "a file that is not damaged."
-            )
         labels = [names[number] for names, number in zip(classes, probabilities.argmax(-1).tolist())]
         return Prediction(labels, probabilities)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write `tasks.json`, a model card, and a folder for each adapter, which is a PEFT adapter of its own.
+        """Write `tasks.json`, a model card, the prototypes if there are any, and a folder for each adapter, which is a
+        PEFT adapter of its own.
 
         All files are replaced at once: if the process ends meanwhile, the folder holds the old adapters, or the new.
 
@@ -164,7 +170,8 @@ class MultiTaskClassifier(TaskForward):
         saving.save(self, Path(folder))
 
     def load_adapters(self, folder: str | os.PathLike, verify: bool = True) -> None:
-        """Take routes, grouping and all adapters from a folder that `save_pretrained` wrote.
+        """Take routes, grouping, all adapters, and prototypes if it has any, from a folder that `save_pretrained`
+        wrote.
 
         Args:
             folder (`str`): the folder.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from ..checking import shortened
 from ..hub import repository
 from ..keywords import check_keywords
 from .description import Description, check_shapes, check_sizes, read_config, read_weights
+from .prototypes import Prototypes
 from .replacing import PREFIX, find, sha256
-from .saving import CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
+from .saving import CONFIG_FILE, PROTOTYPES_FILE, TASKS_FILE, WEIGHTS_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Contents:
     description: Description
     config: PeftConfig
     weights: dict[str, dict[str, torch.Tensor]]
+    prototypes: dict[str, torch.Tensor] | None
 
     @classmethod
     def of(cls, folder: Path, verify: bool) -> Contents:
@@ -58,19 +60,27 @@ class Contents:
         description = Description.of(folder)
         digests, configs, weights = description.digests, {}, {}
         for adapter in description.adapters:
-            paths = {}
-            for file in (CONFIG_FILE, WEIGHTS_FILE):
-                name = f"{adapter}/{file}"
-                paths[file] = path = find(folder, name, digests.get(name))
-                if verify and name in digests and (not path.is_file() or sha256(path) != digests[name]):
-                    reason = "damaged, or of another saving" if path.is_file() else "missing"
-                    raise ValueError(f"{path} is {reason}; nothing was loaded. Restore it, or {WITHOUT_CHECK}.")
-            configs[adapter], weights[adapter] = read_config(paths[CONFIG_FILE]), read_weights(paths[WEIGHTS_FILE])
+            config, tensors = (
+                _find(folder, f"{adapter}/{file}", digests, verify) for file in (CONFIG_FILE, WEIGHTS_FILE)
+            )
+            configs[adapter], weights[adapter] = read_config(config), read_weights(tensors)
         first, *others = description.adapters
         for adapter in others:
             if _settings(configs[adapter]) != _settings(configs[first]):
                 raise ValueError(f"{folder / adapter / CONFIG_FILE} has other settings than {first}/{CONFIG_FILE}.")
-        return cls(description, configs[first], weights)
+        prototypes = None
+        if PROTOTYPES_FILE in digests:  # else the file, if there is one, is of an earlier saving
+            prototypes = read_weights(_find(folder, PROTOTYPES_FILE, digests, verify))
+        return cls(description, configs[first], weights, prototypes)
+
+
+def _find(folder: Path, name: str, digests: Mapping[str, str], verify: bool) -> Path:
+    """The path of a file of the folder, or with `verify` a `ValueError` if it has another digest."""
+    path = find(folder, name, digests.get(name))
+    if verify and name in digests and (not path.is_file() or sha256(path) != digests[name]):
+        reason = "damaged, or of another saving" if path.is_file() else "missing"
+        raise ValueError(f"{path} is {reason}; nothing was loaded. Restore it, or {WITHOUT_CHECK}.")
+    return path
 
 
 def _settings(config: PeftConfig) -> dict[str, Any]:
@@ -137,12 +147,17 @@ def _take(classifier: Any, contents: Contents, folder: Path, verify: bool) -> No
     for adapter, tensors in weights.items():
         expected = classifier.adapter_state(adapter if adapter in classifier.adapters else classifier.adapters[0])
         check_shapes(tensors, expected, folder / adapter / WEIGHTS_FILE)
+    prototypes = classifier.prototypes  # of the base alone, so they stay right if the folder has none
+    if contents.prototypes is not None:
+        path, size = folder / PROTOTYPES_FILE, classifier.prototype_size
+        prototypes = Prototypes.from_tensors(contents.prototypes, classifier.tasks, size, path)
     _check_unchanged(description, folder, verify)
     if classifier.adapters != list(weights):
         classifier.replace_adapters(list(weights))
     for adapter, tensors in weights.items():
         classifier.load_adapter_state(adapter, tensors)
     classifier.routes, classifier.record, classifier.grouping = routes, description.record, description.grouping
+    classifier.prototypes = prototypes
 
 
 def _check_unchanged(description: Description, folder: Path, verify: bool) -> None:
@@ -220,7 +235,7 @@ def _download(source: Any, subfolder: str | None, **download: Any) -> Path:
     """A classifier's folder, which is downloaded if `source` is no folder."""
     inside = repository.check_subfolder(subfolder)
     if not os.path.isdir(source):
-        files = (TASKS_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}")
+        files = (TASKS_FILE, PROTOTYPES_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}")
         patterns = [(Path(inside) / file).as_posix() for file in files]
         with repository.hub_errors(str(source), download.get("revision")):
             source = snapshot_download(str(source), allow_patterns=patterns, **download)

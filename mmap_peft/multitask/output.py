@@ -38,6 +38,26 @@ class Prediction(NamedTuple):
     probabilities: torch.Tensor
 
 
+class RoutedPrediction(NamedTuple):
+    """Classes and tasks of some images whose tasks were not given.
+
+    Attributes:
+        labels: the most probable class name of each image, among those of all tasks.
+        probabilities: (images, class names of all tasks), in the order of `class_names`: the sum over tasks of
+            P(task) * P(class | task), without tasks of a probability below 0.05. A class that several tasks have, by
+            the same name, is one class.
+        tasks: the most probable task of each image.
+        task_probabilities: (images, tasks), in the order of the classifier's tasks.
+        class_names: the class names of all tasks, each once.
+    """
+
+    labels: list[str]
+    probabilities: torch.Tensor
+    tasks: list[str]
+    task_probabilities: torch.Tensor
+    class_names: list[str]
+
+
 def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, tasks: int) -> torch.Tensor:
     """The part of each task in the mean loss of a batch, (tasks,): they add up to the loss."""
     losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate.utils import fsdp2_prepare_model
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import Trainer
 
 
@@ -38,6 +38,7 @@ def set_up(trainer: Trainer) -> None:
         whole = [parameter for parameter in model.parameters() if parameter.requires_grad or not parameter.dim()]
         state.fsdp_plugin.ignored_modules = [nn.ParameterList(whole).to(args.device)]
         fsdp2_prepare_model(trainer.accelerator, model)
+        register_fsdp_forward_method(model, "plain_features")  # it gathers the weights, too
         trainer.is_fsdp_enabled = False  # nothing that is trained or saved is sharded
     elif trainer.is_deepspeed_enabled:
         if state.deepspeed_plugin.zero_stage == 3:

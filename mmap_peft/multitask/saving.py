@@ -1,4 +1,5 @@
-"""Writes a classifier's folder, on disk and on the Hub: `tasks.json`, a model card, a folder for each PEFT adapter.
+"""Writes a classifier's folder, on disk and on the Hub: `tasks.json`, a model card, prototypes if the classifier has
+any, and a folder for each PEFT adapter.
 
 A `classifier` is a `MultiTaskClassifier`, which cannot be imported here, since it imports this file.
 """
@@ -29,6 +30,7 @@ TASKS_FILE = "tasks.json"
 DIGEST = "sha256"  # in tasks.json: that of all else in it
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PROTOTYPES_FILE = "prototypes.safetensors"
 TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset")  # in tasks.json, besides the route
 
 
@@ -46,6 +48,8 @@ def save(classifier: Any, folder: Path, public: bool = False, card: bool = True)
     states = {adapter: classifier.adapter_state(adapter) for adapter in classifier.adapters}
     for adapter, tensors in states.items():
         check_finite(tensors, f"Adapter {adapter!r}")
+    if classifier.prototypes is not None:
+        check_finite(classifier.prototypes.features, "A prototype")
     description = _describe(classifier)
     if public:
         description["base_model"] = repository.hub_id(description["base_model"])
@@ -63,6 +67,8 @@ def save(classifier: Any, folder: Path, public: bool = False, card: bool = True)
 def _write(classifier: Any, description: dict[str, Any], states: dict[str, Any], folder: Path, card: bool) -> None:
     for adapter, tensors in states.items():
         _save_adapter(classifier, adapter, tensors, folder / adapter, description["base_model"])
+    if classifier.prototypes is not None:
+        save_file(classifier.prototypes.to_tensors(), folder / PROTOTYPES_FILE, metadata={"format": "pt"})
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     description[DIGESTS] = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     if card:

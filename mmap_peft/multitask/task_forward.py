@@ -73,15 +73,33 @@ class TaskForward(TaskAdapters):
         )
         distinct = list(dict.fromkeys(routes))
         number = torch.tensor([distinct.index(route) for route in routes], device=rows.device)
-        prompts = self.adapter_set.prompts("vision", distinct, given, vision=number[rows])
-        keywords = {} if prompts is None else {"prompts": prompts}
-        image = F.normalize(self.clip.get_image_features(pixel_values, **keywords).pooler_output, dim=-1)
+        image = self.image_features(pixel_values, distinct, number[rows], given)
         # (batch, classes of all tasks present)
         all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias
         logits = self._of_own_task(all_logits, [len(task.class_names) for task, _ in routed.values()], rows)
         if labels is None:
             return MultiTaskOutput(logits=logits)
         return MultiTaskOutput(loss=task_losses(logits, labels, task_ids, len(self.tasks)).sum(), logits=logits)
+
+    def image_features(
+        self, pixel_values: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, given: Given | None = None
+    ) -> torch.Tensor:
+        """Unit image features, (batch, dim); `numbers`, (batch,), are those of the images' routes."""
+        prompts = self.adapter_set.prompts("vision", routes, given, vision=numbers)
+        keywords = {} if prompts is None else {"prompts": prompts}
+        return F.normalize(self.clip.get_image_features(pixel_values, **keywords).pooler_output, dim=-1)
+
+    def probabilities(self, pixel_values: torch.Tensor, tasks: Sequence[str]) -> torch.Tensor:
+        """Class probabilities of images, whose tasks are given by name, on the CPU: (batch, classes of the one of
+        these tasks with most of them). Raises a `ValueError` if they are not finite."""
+        names = list(self.tasks)
+        numbers = torch.tensor([names.index(name) for name in tasks], device=self.device)
+        with self.evaluating():
+            logits = self(pixel_values.to(self.device), numbers).logits
+        widest = max(len(self.tasks[name].class_names) for name in tasks)
+        probabilities = logits[:, :widest].float().softmax(-1).cpu()
+        check_probabilities(probabilities)
+        return probabilities
 
     def _present(self, task_ids: torch.Tensor) -> tuple[list[str], torch.Tensor]:
         """Names of the tasks of a batch, and for each row the number of its task among them."""
@@ -208,6 +226,15 @@ class TaskForward(TaskAdapters):
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """The same, by its name in transformers up to 5.20, the last version for Python 3.10."""
         self.clip.gradient_checkpointing_enable(**kwargs)
+
+
+def check_probabilities(probabilities: torch.Tensor) -> None:
+    """Raise a `ValueError` if probabilities are not finite."""
+    if not probabilities.isfinite().all():
+        raise ValueError(
+            "Probabilities are not finite: weights of the base or of the adapters are too large; load them from a "
+            "file that is not damaged."
+        )
 
 
 def _hooks(module: nn.Module) -> Sequence[Any]:

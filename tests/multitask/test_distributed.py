@@ -95,6 +95,13 @@ def test_two_processes_give_the_same_prompts_as_one(name, output):
     assert_same_prompts(output("single"), output(name))
 
 
+@pytest.mark.parametrize("name", SEVERAL)
+def test_two_processes_compute_the_same_prototypes(name, output):
+    first, second = (load_file(output(each) / "prototypes.safetensors") for each in ("single", name))
+    for key, tensor in first.items():
+        assert_close(second[key], tensor, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["multi_cpu", "two_nodes", "fsdp2"])
 def test_an_aggregator_sees_the_gradients_of_all_processes(name, output):
     assert_same_prompts(output("single") / "aggregated", output(name) / "aggregated", adapters=1)

@@ -59,6 +59,7 @@ if __name__ == "__main__":
     with trainer.model.zero_shot():
         trainer.evaluate()
     trainer.train()
+    trainer.model.compute_prototypes(batch_size=5)
     metrics = trainer.evaluate()
     resumed = make_trainer(clip, str(output / "resumed"), accumulation)
     resumed.train(resume_from_checkpoint=str(output / "checkpoint-3"))
