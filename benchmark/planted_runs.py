@@ -1,16 +1,22 @@
-"""Runs on planted families that are no training of all tasks: the groups that each affinity finds."""
+"""Runs on planted families: the groups that each affinity finds, and tasks that are added later."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from transformers import set_seed
+from transformers import AutoModel, set_seed
 
 from mmap_peft.multitask.affinity import AFFINITIES, adjusted_rand_index, snapshot_steps
 from mmap_peft.multitask.arguments import MultiTaskTrainingArguments
+from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.multitask.grouping import TaskGrouping
 from mmap_peft.multitask.task import Task
+from mmap_peft.multitask.task_trainer import TaskTrainer
+from mmap_peft.multitask.trainer import MultiTaskTrainer
 
 from .planted import planted_groups
 from .study import Run
@@ -45,9 +51,50 @@ def measure_groups(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments
     return {"affinities": found, "mean": found[args.affinity]["ari"]}
 
 
+def measure_new_tasks(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments) -> dict[str, Any]:
+    """Hold out each task once, train the others in the planted groups, and add it with each of the groups and alone.
+
+    Returns:
+        `tasks`: for each the group that is `chosen` as the nearest and that of its `family`, both by their names, the
+        `probability` and the `losses` of the choice, and the test `accuracy` by group, and of `"none"`; and as `mean`
+        the mean accuracy with the chosen groups.
+    """
+    found, families = {}, planted_groups(run.data.family)
+    for new in tasks:
+        set_seed(run.seed)
+        groups = [[name for name in group if name != new.name] for group in families]
+        given = {"grouping": "given", "given_groups": ",".join(map("+".join, groups)), "grouping_steps": 0}
+        base = make_trainer(run, [task for task in tasks if task is not new], dataclasses.replace(args, **given))
+        base.train()
+        folder = Path(args.output_dir, "classifier")
+        base.model.save_pretrained(folder)
+        nearest = base.model.nearest_group(new, run.seed)
+        names = [f"group_{number}" for number in range(len(groups))]
+        found[new.name] = {
+            "chosen": nearest.group,
+            "family": names[next(number for number, group in enumerate(families) if new.name in group)],
+            "probability": nearest.probability,
+            "losses": nearest.losses,
+            "accuracy": {name or "none": _accuracy_of_new(folder, base, new, name, args) for name in [*names, None]},
+        }
+    return {"tasks": found, "mean": fmean(each["accuracy"][each["chosen"]] for each in found.values())}
+
+
+def _accuracy_of_new(
+    folder: Path, base: TaskTrainer, new: Task, group: str | None, args: MultiTaskTrainingArguments
+) -> float:
+    """The test accuracy of a task that is added to a saved classifier with the prompts of a group."""
+    model = AutoModel.from_pretrained(base.model.clip.name_or_path)
+    classifier = MultiTaskClassifier.from_pretrained(folder, model, base.model.processor)
+    classifier.add_task(new, group, seed=args.seed)
+    trainer = MultiTaskTrainer(model=classifier, args=dataclasses.replace(args, output_dir=f"{args.output_dir}/new"))
+    trainer.train()
+    return trainer.evaluate()[f"eval_{new.adapter}_accuracy"]
+
+
 def group_numbers(groups: Sequence[Sequence[str]], tasks: Sequence[str]) -> list[int]:
     """The number of each task's group."""
     return [next(number for number, group in enumerate(groups) if task in group) for task in tasks]
 
 
-PLANTED_RUNS = {"groups": measure_groups}
+PLANTED_RUNS = {"groups": measure_groups, "new_tasks": measure_new_tasks}

@@ -11,6 +11,7 @@ from typing import Any
 
 from .data import DataSet
 from .experiment import Experiment
+from .planted import planted_groups
 from .reading import build, check_mapping, check_name, read_yaml
 
 
@@ -196,7 +197,9 @@ class Study:
         """The runs of the first experiment on planted families that are evaluated on `"groups"` or `"new_tasks"`."""
         seeds = self.group_seeds if evaluated_on == "groups" else self.new_task_seeds
         runs = replace(self, seeds=seeds or [0]).runs(self.experiments[:1]) if seeds else []
-        return [replace(run, evaluated_on=evaluated_on) for run in runs if run.data.family]
+        least = 2 if evaluated_on == "new_tasks" else 1  # groups to choose from
+        runs = [run for run in runs if run.data.family and len(planted_groups(run.data.family)) >= least]
+        return [replace(run, evaluated_on=evaluated_on) for run in runs]
 
     def validation_runs(self, experiment: Experiment) -> list[list[Run]]:
         """For each point of an experiment's grid, the runs whose accuracies are compared by `tune`."""

@@ -16,6 +16,7 @@ from .adapters import GLOBAL, AdapterSet
 from .class_texts import ClassTexts
 from .grouping import TaskGrouping
 from .inputs import check_task_object
+from .nearest_group import NearestGroup, nearest_group
 from .record import TrainingRecord
 from .task import Task
 
@@ -202,26 +203,31 @@ class TaskAdapters(nn.Module):
             )
         self.texts.of(task, route)
 
-    def add_task(self, task: Task, group: str | None = None, seed: int = 0) -> None:
+    def add_task(self, task: Task, group: str | None = None, seed: int = 0) -> NearestGroup | None:
         """Add a task to a trained classifier. From then on, only its prompts or its linear probe train.
 
         The one adapter of any other method keeps training, for all tasks with the new one.
 
         Args:
             task (`Task`): the task.
-            group (`str`, *optional*): the group whose prompts it uses with its own, or a task of that group. `None`:
-                only its own.
+            group (`str`, *optional*): the group whose prompts it uses with its own, or a task of that group;
+                `"nearest"`: the group whose prompts fit its training images best. `None`: only its own.
             seed (`int`): seed of the new adapter's initial values.
 
+        Returns:
+            For `"nearest"`, the group, how sure the choice is, and the losses that it was chosen by.
+
         Raises:
-            ValueError: no such group, a task without a group, or a task that does not fit: a name that is taken or
-                kept, or a text that is too long. Nothing has changed then.
+            ValueError: no such group, a task without a group, no training images to find the nearest group, or a task
+                that does not fit: a name that is taken or kept, or a text that is too long. Nothing has changed then.
         """
         if self.adapter_config is None:
             raise ValueError("A classifier without a config is zero-shot and cannot learn a task; give a config.")
         check_task_object(task)
         checked(group, str | None, "group")
         checked(seed, Seed, "seed")
+        nearest = self.nearest_group(task, seed) if group == "nearest" and group not in self.tasks else None
+        group = group if nearest is None else nearest.group
         shared = () if group is None else self._shared_route(group)
         route = (*shared, task.adapter) if self.uses_prompts else self.adapter_set.first_route(task.adapter)
         self.check_new_task(task, route)
@@ -230,6 +236,22 @@ class TaskAdapters(nn.Module):
         self._enter(task, route)
         self.grouping = self._grouping_with(task.name, shared)
         self.train_adapters([route[-1]])
+        return nearest
+
+    def nearest_group(self, task: Task, seed: int = 0) -> NearestGroup:
+        """The group whose prompts, with no training, fit a task's training images best; `seed` chooses the images.
+
+        Raises:
+            ValueError: there are no groups, or the task has no training images.
+        """
+        self.check_grouping()
+        check_task_object(task)
+        groups = {name: route for name, route in self.shared_routes().items() if name != GLOBAL}
+        if not groups:
+            raise ValueError(
+                "No group is nearest, since there are none; write group=None, or train with groups first."
+            )
+        return nearest_group(self, task, groups, seed)
 
     def shared_routes(self) -> dict[str, Route]:
         """For each group, and for the adapter that all tasks share, what a task's route has before its own adapter."""

@@ -178,6 +178,10 @@ class TaskForward(TaskAdapters):
         `forward`."""
         return self._encode(self._routed(names), given)
 
+    def texts_of(self, task: Task, route: Route) -> torch.Tensor:
+        """Unit text features, (classes, dim), of a task that need not be the classifier's, with these adapters."""
+        return self._encode({task.name: (task, route)})[0]
+
     def _encode(self, routed: RoutedTasks, given: Given | None = None) -> list[torch.Tensor]:
         keys = self._text_keys(routed)
         distinct = dict(zip(keys, (task for task, _ in routed.values())))

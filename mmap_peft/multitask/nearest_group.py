@@ -1,0 +1,72 @@
+"""Which group's prompts fit a new task best, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers.utils.logging import tqdm
+
+from ..tuner.assemble import Route
+from .images import IGNORE_INDEX, TaskImages, collate
+from .task import Task
+
+
+MOST_IMAGES = 512  # of the new task
+BATCH = 64
+DRAWS = 1000
+
+
+class NearestGroup(NamedTuple):
+    """The group whose prompts fit a new task best.
+
+    Attributes:
+        group: its name, such as `"group_0"`.
+        probability: share of bootstrap draws of the task's training images in which this group has the smallest loss:
+            how sure the choice is.
+        losses: for each group by its name, the mean loss of the training images with its prompts.
+    """
+
+    group: str
+    probability: float
+    losses: dict[str, float]
+
+
+@torch.no_grad()
+def nearest_group(classifier: Any, task: Task, routes: Mapping[str, Route], seed: int = 0) -> NearestGroup:
+    """The group with the smallest loss of a task's training images, at most 512 of them.
+
+    Args:
+        classifier (`MultiTaskClassifier`): the classifier, which is not changed.
+        task (`Task`): a task with training images, that need not be one of the classifier's.
+        routes: for each group by its name, the adapters that its tasks share.
+        seed (`int`): seed of the choice of images and of the bootstrap.
+
+    Raises:
+        ValueError: the task has no training images, or none that can be read.
+    """
+    task.check_training_images()
+    rng = np.random.default_rng(seed)
+    images = TaskImages([task], "train", classifier.processor.image_processor, "refuse", None, 0)
+    chosen = rng.permutation(len(images))[:MOST_IMAGES]
+    parts: dict[str, list[torch.Tensor]] = {group: [] for group in routes}
+    with classifier.evaluating():
+        texts = {group: classifier.texts_of(task, route) for group, route in routes.items()}
+        for start in tqdm(range(0, len(chosen), BATCH), desc="Nearest group"):
+            batch = collate([images[int(row)] for row in chosen[start : start + BATCH]])
+            pixels, labels = batch["pixel_values"].to(classifier.device), batch["labels"].to(classifier.device)
+            numbers = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
+            for group, route in routes.items():
+                features = classifier.image_features(pixels, [route], numbers)
+                logits = classifier.logit_scale() * features.to(texts[group].dtype) @ texts[group].T
+                parts[group].append(F.cross_entropy(logits.float(), labels, reduction="none")[labels != IGNORE_INDEX])
+    losses = torch.stack([torch.cat(part) for part in parts.values()]).double().cpu().numpy()  # (groups, images)
+    means = losses.mean(axis=1)
+    if not np.isfinite(means).all():
+        raise ValueError(f"The losses of task {task.name!r} with the prompts of the groups are not finite.")
+    weights = rng.multinomial(losses.shape[1], np.full(losses.shape[1], 1 / losses.shape[1]), size=DRAWS)
+    share = float(((weights @ losses.T).argmin(axis=1) == means.argmin()).mean())
+    return NearestGroup(list(routes)[int(means.argmin())], share, dict(zip(routes, means.tolist())))
