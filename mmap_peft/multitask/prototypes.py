@@ -102,13 +102,12 @@ def fit_scale(features: torch.Tensor, classes: torch.Tensor, sizes: Sequence[int
         sizes (`Sequence[int]`): number of classes of each task.
     """
     tasks = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[classes]
-    weights = 1 / torch.bincount(tasks)[tasks]
+    weights, alone = 1 / torch.bincount(tasks)[tasks], torch.bincount(classes)[classes] == 1
     sums, losses = sum_by_class(features, classes, sum(sizes)), torch.zeros(len(SCALES))
     for rows in torch.arange(len(features)).split(CHUNK):
         own, others = classes[rows], sums[classes[rows]] - features[rows]
-        alone = torch.bincount(classes)[own] == 1
         near = cosines(features[rows], F.normalize(sums, dim=-1))
-        without = (F.normalize(others, dim=-1) * features[rows]).sum(-1).masked_fill(alone, float("-inf"))
+        without = (F.normalize(others, dim=-1) * features[rows]).sum(-1).masked_fill(alone[rows], float("-inf"))
         near.scatter_(1, own[:, None], without[:, None])
         for number, scale in enumerate(SCALES):
             loss = -task_logits(near, sizes, scale).log_softmax(-1).gather(1, tasks[rows, None])[:, 0]

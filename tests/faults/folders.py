@@ -80,6 +80,7 @@ def make(config: Any) -> MultiTaskClassifier:
         for adapter in classifier.adapters:
             for parameter in classifier.adapter_parameters(adapter).values():
                 parameter.add_(torch.randn(parameter.shape) / 10)
+    classifier.compute_prototypes()
     return classifier.eval()
 
 
@@ -98,6 +99,9 @@ def state(classifier: MultiTaskClassifier) -> list:
     probabilities = torch.cat([classifier.predict(IMAGES, name).probabilities for name in classifier.tasks], 1)
     assert probabilities.isfinite().all(), "a prediction is not finite"
     grouping = None if classifier.grouping is None else classifier.grouping.to_dict()
+    if classifier.prototypes is not None:
+        probabilities = torch.cat([probabilities, classifier.predict(IMAGES).probabilities], 1)
+        assert probabilities.isfinite().all(), "a prediction is not finite"
     return [probabilities.tolist(), list(classifier.adapters), dict(classifier.routes), grouping]
 
 
@@ -167,7 +171,7 @@ def change_bytes(rng: random.Random, path: Path) -> None:
 
 def change_tensors(rng: random.Random, path: Path) -> None:
     tensors = load_file(path)
-    name = rng.choice(sorted(tensors))
+    name = rng.choice(sorted(name for name, tensor in tensors.items() if tensor.dim()))
     way = rng.choice(["nan", "infinity", "dtype", "shape", "extra", "remove", "rename"])
     if way in ("nan", "infinity"):
         tensors[name].view(-1)[0] = float(way)
@@ -205,7 +209,7 @@ def forget_digests(folder: Path) -> None:
 
 
 def damage(rng: random.Random, folder: Path) -> str:
-    configs, weights = sorted(folder.glob("*/*.json")), sorted(folder.glob("*/*.safetensors"))
+    configs, weights = sorted(folder.glob("*/*.json")), sorted(folder.rglob("*.safetensors"))
     texts = [folder / "tasks.json"] * 3 + configs
     everything = [folder / "tasks.json", *configs, *weights]
     changes: dict[Callable, list[Path]] = {
@@ -242,7 +246,7 @@ def trial(rng: random.Random, folder: Path) -> None:
     else:
         what = damage(rng, damaged)
     verify = rng.random() < 0.8
-    names = ("tasks.json", "adapter_config.json", "adapter_model.safetensors", "damaged")
+    names = ("tasks.json", "adapter_config.json", "adapter_model.safetensors", "prototypes.safetensors", "damaged")
     try:
         loaded = one_sentence(lambda: load(number, damaged, verify), *names)
         live = shared.classifiers[number]

@@ -32,6 +32,20 @@ def test_a_pushed_classifier_comes_back_to_the_bit(client, files):
     assert client.run("answer = probabilities(MultiTaskClassifier.from_pretrained('me/whole'))") == expected
 
 
+def test_prototypes_come_back(client):
+    expected = client.run(
+        "from tests.conftest import make_task\n"
+        "learns = [make_task('print', 3), make_task('photo', 4)]\n"
+        "config = MmAPConfig(num_prompts=4, source_shape=(2, 4))\n"
+        "pushed = MultiTaskClassifier(CLIPModel.from_pretrained('me/clip'), processor, learns, config).eval()\n"
+        "pushed.compute_prototypes(); pushed.push_to_hub('me/routed', subfolder='inside')\n"
+        "answer = pushed.predict(images).probabilities.tolist()"
+    )
+    client.wipe_cache()
+    client.run("pulled = MultiTaskClassifier.from_pretrained('me/routed', subfolder='inside')")
+    assert client.run("answer = pulled.predict(images).probabilities.tolist()") == expected
+
+
 def test_a_push_is_one_commit_and_says_which(client, hub):
     found = client.run(
         "pushed = make(); commit = pushed.push_to_hub('me/once', commit_message='The first')\n"

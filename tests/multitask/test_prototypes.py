@@ -1,5 +1,6 @@
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -133,6 +134,14 @@ def test_a_class_without_training_images_has_no_prototype(clip, processor):
     made.compute_prototypes()
     assert made.prototypes.features["warm"].any(1).tolist() == [False, True, True]
     assert made.predict(images_of("warm") + images_of("cold")).tasks == ["warm", "warm", "cold", "cold"]
+
+
+def test_threads_with_and_without_a_task_do_not_disturb_each_other(classifier):
+    images = images_of("warm")
+    routed, given = classifier.predict(images).probabilities, classifier.predict(images, "cold").probabilities
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda task: classifier.predict(images, task).probabilities, [None, "cold"] * 10))
+    assert all(torch.equal(each, (routed, given)[number % 2]) for number, each in enumerate(found))
 
 
 def test_nothing_is_predicted_of_no_images(classifier):
