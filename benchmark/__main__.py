@@ -54,13 +54,8 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stops the runs too
     try:
-        if options.command == "speed":
-            return _speed(options)
-        if options.command == "loading":
-            print(measure_loading(options.out, options.workers, options.images, options.side, options.epochs))
-            return 0
-        if options.command == "clustering":
-            print(measure_clustering(options.out, options.tasks, options.seconds))
+        if options.command in MEASUREMENTS:
+            print(MEASUREMENTS[options.command](options))
             return 0
         study = Study.read(options.study)
         results = Results((options.results or options.study.resolve().parents[1] / "results") / study.name)
@@ -122,7 +117,7 @@ def _add_clustering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="time limit of each clustering")
 
 
-def _speed(options: argparse.Namespace) -> int:
+def _speed(options: argparse.Namespace) -> str:
     texts = []
     if options.batches:
         sizes = (options.batches, options.tasks, options.serving_tasks, options.classes)
@@ -130,8 +125,18 @@ def _speed(options: argparse.Namespace) -> int:
     if options.growth:
         sizes = (options.growth_batch, options.growth_tasks, options.growth_classes, options.growth_prompts)
         texts.append(measure_growth(options.out, *sizes, options.repeats, options.shape))
-    print("\n".join(texts))
-    return 0
+    return "\n".join(texts)
+
+
+def _loading(options: argparse.Namespace) -> str:
+    return measure_loading(options.out, options.workers, options.images, options.side, options.epochs)
+
+
+def _clustering(options: argparse.Namespace) -> str:
+    return measure_clustering(options.out, options.tasks, options.seconds)
+
+
+MEASUREMENTS = {"speed": _speed, "loading": _loading, "clustering": _clustering}
 
 
 def _tune(study: Study, results: Results, runner: Runner) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmap_peft.multitask.files import write_json
 
+from .ladder import ladder_lines, plot_ladder
 from .planted_report import paired_lines, planted_lines, routing_lines
 from .plots import plot_accuracy
 from .results_file import Results
@@ -52,6 +53,7 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
         rows_by_title = {runs_by_place[place][0].title: rows for place, rows in rows_by_place.items()}
         lines += [*_overview(rows_by_title), ""]
     lines += planted_lines(study, results.read())
+    lines += _ladder(study, rows_by_place, results)
     summary = {}
     for place, rows in rows_by_place.items():
         title = runs_by_place[place][0].title
@@ -85,6 +87,16 @@ def _rows(runs: Sequence[Run], results: dict[str, dict[str, Any]]) -> list[Row]:
             row = rows.setdefault(run.experiment.name, Row(run.experiment, {}))
             row.results[run.seed] = results[run.name]
     return with_gains(list(rows.values()))
+
+
+def _ladder(study: Study, rows_by_place: dict[str, list[Row]], results: Results) -> list[str]:
+    """The table and the picture of data sets that differ in their number of tasks."""
+    tasks = {run.place: run.data.tasks for run in study.runs() if run.data.tasks}
+    rows = {tasks[place]: rows for place, rows in rows_by_place.items() if place in tasks}
+    if not rows:
+        return []
+    plot_ladder(rows, results.folder / "ladder.png")
+    return [*ladder_lines(rows), "", "![Accuracy, parameters and time over the number of tasks](ladder.png)", ""]
 
 
 def _incomplete(missing: Sequence[Run], stale: Sequence[Run], total: int) -> list[str]:
