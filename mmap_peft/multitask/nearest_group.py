@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,9 +64,14 @@ def nearest_group(classifier: Any, task: Task, routes: Mapping[str, Route], seed
                 logits = classifier.logit_scale() * features.to(texts[group].dtype) @ texts[group].T
                 parts[group].append(F.cross_entropy(logits.float(), labels, reduction="none")[labels != IGNORE_INDEX])
     losses = torch.stack([torch.cat(part) for part in parts.values()]).double().cpu().numpy()  # (groups, images)
-    means = losses.mean(axis=1)
-    if not np.isfinite(means).all():
+    if not np.isfinite(losses).all():
         raise ValueError(f"The losses of task {task.name!r} with the prompts of the groups are not finite.")
-    weights = rng.multinomial(losses.shape[1], np.full(losses.shape[1], 1 / losses.shape[1]), size=DRAWS)
+    return smallest(losses, list(routes), rng)
+
+
+def smallest(losses: np.ndarray, groups: Sequence[str], rng: np.random.Generator) -> NearestGroup:
+    """The group with the smallest mean loss, given the losses of all images, (groups, images)."""
+    means, count = losses.mean(axis=1), losses.shape[1]
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
     share = float(((weights @ losses.T).argmin(axis=1) == means.argmin()).mean())
-    return NearestGroup(list(routes)[int(means.argmin())], share, dict(zip(routes, means.tolist())))
+    return NearestGroup(groups[int(means.argmin())], share, dict(zip(groups, means.tolist())))
