@@ -110,7 +110,13 @@ def problem(checkpoint: Path) -> str | None:
 
 def saved_state(checkpoint: Path) -> dict[str, Any]:
     """What the `multitask_state.json` of a checkpoint holds. Raises a `ValueError` if it is of another form."""
-    return checked(read_json(checkpoint / STATE_FILE), State, STATE_FILE)
+    content = read_json(checkpoint / STATE_FILE)
+    if isinstance(content, dict) and "snapshots" in content:
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of stage 1 of an early version, without the products of gradients; start "
+            "stage 1 again, or resume from a checkpoint of stage 2."
+        )
+    return checked(content, State, STATE_FILE)
 
 
 def _check(checkpoint: Path) -> None:

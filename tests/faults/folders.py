@@ -75,7 +75,9 @@ def make(config: Any) -> MultiTaskClassifier:
     if classifier.uses_prompts:
         names = list(classifier.tasks)
         snapshots = torch.eye(2, dtype=torch.float64).expand(2, 2, 2).numpy()
-        classifier.set_grouping(TaskGrouping(names, [names], snapshots.mean(0), snapshots, [1, 2], 0.5, "gradient"))
+        found = {"affinity": "directions", "reliability": [0.5, 0.25], "together": snapshots[0], "stability": 0.5}
+        settings = [1, 2], 0.5, "gradient", 0.1
+        classifier.set_grouping(TaskGrouping(names, [names], snapshots.mean(0), snapshots, *settings, **found))
     with torch.no_grad():
         for adapter in classifier.adapters:
             for parameter in classifier.adapter_parameters(adapter).values():

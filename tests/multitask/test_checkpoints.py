@@ -106,6 +106,15 @@ def test_a_state_of_another_form_is_named(content, trained):
     assert same(weights(trainer.model), expected)
 
 
+def test_snapshots_of_an_early_version_are_no_place_to_go_on_from(trained):
+    trainer, output = trained
+    (output / "checkpoint-6" / "checkpoint.json").unlink()
+    state = '{"sampling": "uniform", "order": null, "snapshot_steps": [1], "snapshots": [[[1.0]]]}'
+    (output / "checkpoint-6" / "multitask_state.json").write_text(state)
+    with pytest.raises(ValueError, match=r"checkpoint of stage 1 of an early version.*start stage 1 again"):
+        trainer.train(resume_from_checkpoint=str(output / "checkpoint-6"))
+
+
 def test_checkpoints_hold_no_card_and_no_picture(trained):
     _, output = trained
     assert {path.suffix for path in (output / "checkpoint-6").rglob("*") if path.is_file()} == {

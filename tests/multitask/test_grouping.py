@@ -153,6 +153,34 @@ def test_json_keeps_every_bit(tmp_path):
     np.testing.assert_allclose(again.spread, snapshots.std(axis=0))
 
 
+@pytest.mark.parametrize("affinity", ["directions", "lookahead", None])
+@pytest.mark.parametrize("count", [1, 2, 3, 13, 64])
+def test_the_picture_of_many_tasks_has_few_labels(count, affinity, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    names, similarity = [f"task {number}" for number in range(count)], symmetric(count, 0)
+    grouping = TaskGrouping.from_similarity(names, similarity[None], seconds=1)
+    grouping.affinity = affinity
+    if affinity:
+        grouping.reliability, grouping.stability = np.linspace(0, 1, count), 0.9
+    plot_grouping(grouping, tmp_path / "picture.png")
+    heat_map = drawn[0].axes[0]
+    labels = [label.get_text() for label in heat_map.get_yticklabels()]
+    assert len(labels) == -(-count // -(-count // 32)) and set(labels) <= set(names)
+    assert len(heat_map.patches) == len(grouping.groups)
+    assert len(heat_map.texts) == (count**2 if count <= 12 else 0)
+    shown = heat_map.images[0].get_array()
+    order = [names.index(label) for label in labels] if count <= 32 else None
+    if affinity and order:
+        np.testing.assert_allclose(np.diag(shown), grouping.reliability[order])
+    place = {name: row for row, name in enumerate(labels)}
+    for group in grouping.groups if order else ():  # each group is one block
+        rows = sorted(place[task] for task in group)
+        assert rows == list(range(rows[0], rows[-1] + 1))
+
+
 def test_the_picture_is_drawn(tmp_path):
     snapshots = np.stack([symmetric(4, seed) for seed in range(2)])
     path = tmp_path / "grouping.png"

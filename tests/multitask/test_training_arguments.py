@@ -301,6 +301,12 @@ def test_sizes_below_one_are_refused(name, value, arguments):
     ("fields", "sentence"),
     [
         ({"grouping_steps": 2.5}, "Invalid value 2.5 for `grouping_steps`: expected an integer of 0 or more"),
+        (
+            {"affinity": "cosines"},
+            "affinity='cosines' is no choice; write one of cosine, early, lookahead, directions",
+        ),
+        ({"unstable": "some"}, "unstable='some' is no choice; write one of all, none, keep"),
+        ({"sharing": "global"}, r"sharing='global' is no choice; write one of groups, global\+groups, all, none"),
         ({"grouping_threshold": "nan"}, "grouping_threshold='nan' is no threshold"),
         ({"grouping_threshold": float("inf")}, "Invalid value inf for `grouping_threshold`"),
         ({"image_cache_gb": float("nan")}, "Invalid value nan for `image_cache_gb`: expected a finite number"),
