@@ -28,6 +28,7 @@ def results(
             if f"eval_{name}_accuracy" in trained
         },
         "groups": None if classifier.grouping is None else classifier.grouping.groups,
+        "remarks": [] if classifier.grouping is None else classifier.grouping.remarks,
         "trainable_parameters": trainable,
         "share_of_base": trainable / classifier.base_size,
         "base_model": classifier.clip.name_or_path,
@@ -47,4 +48,4 @@ def table(results: dict[str, Any]) -> str:
         f"\nGroups: {groups}. Trained: {results['trainable_parameters']:,} parameters, "
         f"{100 * results['share_of_base']:.2f} % of the base."
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *results["remarks"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from .adapters import GLOBAL
 from .affinity import MOST_ELEMENTS, Snapshot, snapshot_steps
@@ -62,13 +64,14 @@ class SharedAdapterTrainer(TaskTrainer):
         elements = torch.from_numpy(np.random.default_rng(0).permutation(size)[:MOST_ELEMENTS].copy())
         gradients = torch.zeros(len(tasks), PARTS, len(elements), device=self.args.device)
         losses = torch.zeros(len(tasks), PARTS, dtype=torch.float64, device=self.args.device)
-        for start in range(0, len(tasks), TASKS_AT_ONCE):
+        work = list(itertools.product(range(0, len(tasks), TASKS_AT_ONCE), range(PARTS)))
+        hidden = self.args.disable_tqdm or not self.is_local_process_zero()
+        for start, part in tqdm(work, desc="Gradients", leave=False, disable=hidden):
             block = slice(start, start + TASKS_AT_ONCE)
-            for part in range(PARTS):
-                rows = np.concatenate([images[part::PARTS] for images in chosen[block]])
-                with self.compute_loss_context_manager():
-                    found, loss = task_gradients(self.model, GLOBAL, self._batches(rows), tasks[block])
-                gradients[block, part], losses[block, part] = found[:, elements].float(), loss.to(losses.device)
+            rows = np.concatenate([images[part::PARTS] for images in chosen[block]])
+            with self.compute_loss_context_manager():
+                found, loss = task_gradients(self.model, GLOBAL, self._batches(rows), tasks[block])
+            gradients[block, part], losses[block, part] = found[:, elements].float(), loss.to(losses.device)
         counts = torch.tensor([len(images) for images in chosen], device=gradients.device).clamp(min=1)[:, None]
         gradients = self.accelerator.reduce(gradients, reduction="sum") / counts[..., None]
         losses = self.accelerator.reduce(losses, reduction="sum") / counts
