@@ -52,8 +52,7 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
     if len(rows_by_place) > 1:
         rows_by_title = {runs_by_place[place][0].title: rows for place, rows in rows_by_place.items()}
         lines += [*_overview(rows_by_title), ""]
-    lines += planted_lines(study, results.read())
-    lines += _ladder(study, rows_by_place, results)
+    lines += [*planted_lines(study, results.read()), *_ladder(study, rows_by_place, results)]
     summary = {}
     for place, rows in rows_by_place.items():
         title = runs_by_place[place][0].title
