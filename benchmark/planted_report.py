@@ -19,6 +19,9 @@ PAIRED_NOTE = (
 )
 
 
+MEANS = ("ari", "stability", "separation", "reliability")
+
+
 def planted_lines(study: Study, results: dict[str, dict[str, Any]]) -> list[str]:
     """The tables of the runs of stage 1 alone, and of the tasks that were held out, as far as there are results.
 
@@ -39,17 +42,17 @@ def _groups_table(found: Sequence[tuple[Run, dict[str, Any]]]) -> list[str]:
         "## Groups found",
         "",
         "Stage 1 alone. Found: seeds in which the groups were exactly the families; stable: seeds in which they were "
-        "said to be stable; ARI: adjusted Rand index with the families. ARI, stability and reliability are means.",
+        "said to be stable; ARI: adjusted Rand index with the families. The last four columns are means over seeds.",
         "",
-        "| families | affinity | seeds | found | stable | ARI | stability | reliability |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| families | affinity | seeds | found | stable | ARI | stability | separation | reliability |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for label in dict.fromkeys(run.data.label for run, _ in found):
         of_label = [result["affinities"] for run, result in found if run.data.label == label]
         for affinity in of_label[0]:
             some = [each[affinity] for each in of_label]
             counts = [len(some), sum(each["ari"] == 1 for each in some), sum(each["stable"] for each in some)]
-            means = [statistics.fmean(each[key] for each in some) for key in ("ari", "stability", "reliability")]
+            means = [statistics.fmean(each[key] or 0 for each in some) for key in MEANS]
             cells = [label, affinity, *map(str, counts), *(f"{mean:.2f}" for mean in means)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines

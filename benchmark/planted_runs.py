@@ -28,7 +28,7 @@ def measure_groups(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments
 
     Returns:
         `affinities`: for each the groups, `ari` (their adjusted Rand index with the planted families), `stability`,
-        `stable`, and `reliability` (mean of the tasks); and as `mean` the `ari` of the run's own affinity.
+        `separation`, `stable`, and `reliability` (mean of the tasks); as `mean` the `ari` of the run's own affinity.
     """
     set_seed(run.seed)
     stage = make_trainer(run, tasks, args).shared_adapter_trainer()
@@ -45,6 +45,7 @@ def measure_groups(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments
             "groups": grouping.groups,
             "ari": adjusted_rand_index(group_numbers(grouping.groups, names), planted),
             "stability": grouping.stability,
+            "separation": grouping.separation,
             "stable": grouping.is_stable,
             "reliability": float(grouping.reliability.mean()),
         }

@@ -12,6 +12,7 @@ import torch
 AFFINITIES = ("cosine", "early", "lookahead", "directions")
 EARLY = 0.2  # share of stage 1 in which the loss falls fastest
 MOST_ELEMENTS = 2**16  # of a gradient; of larger ones a random part is compared, so that memory is bounded
+LEAST_RELIABILITY = 0.1  # less is noise, and no unit
 EPSILON = 1e-3  # of the root mean square of all elements, so that elements with hardly any gradient do not count
 
 
@@ -171,6 +172,30 @@ def co_membership(
     labels = [partition(resampled(snapshots, affinity, rng)) for _ in range(draws)]
     together = np.mean([each[:, None] == each for each in labels], axis=0)
     return together, float(np.mean([adjusted_rand_index(each, found) for each in labels]))
+
+
+def separation(similarity: np.ndarray, groups: np.ndarray, reliability: np.ndarray) -> float | None:
+    """How much larger the mean affinity is inside the groups than across them, in units of the reliability.
+
+    The unit is the mean reliability of affinities from all images, which follows from that of halves, r, as
+    2 r / (1 + r) (Spearman and Brown). 1 means that tasks agree with their group as with themselves, more than with
+    others; with little, the groups may be found again and again, but there is hardly anything that their tasks share.
+
+    Args:
+        similarity (`np.ndarray`): (tasks, tasks).
+        groups (`np.ndarray`): (tasks,), the group of each task.
+        reliability (`np.ndarray`): (tasks,), as `reliability` returns it.
+
+    Returns:
+        `None` if there is one group; 0 if each task is a group of its own.
+    """
+    pairs = np.triu_indices(len(similarity), 1)
+    inside, affinities = np.equal.outer(groups, groups)[pairs], similarity[pairs]
+    if inside.all():
+        return None
+    halves = float(np.clip(reliability, LEAST_RELIABILITY, None).mean())
+    difference = affinities[inside].mean() - affinities[~inside].mean() if inside.any() else 0.0
+    return float(difference) * (1 + halves) / (2 * halves)
 
 
 def adjusted_rand_index(one: Sequence, other: Sequence) -> float:

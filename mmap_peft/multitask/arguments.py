@@ -18,7 +18,7 @@ from transformers.hf_argparser import HfArg
 from ..checking import Amount, Seed, checked
 from .affinity import AFFINITIES
 from .aggregation import find_aggregator
-from .grouping import MODES, STABLE, UNSTABLE
+from .grouping import MODES, SEPARATED, STABLE, UNSTABLE
 from .processes import cores
 from .task import DEFAULT_TEMPLATE
 
@@ -135,8 +135,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
     )
     unstable: str = HfArg(
         default="all",
-        help="What is used if the groups found are not stable, that is, if a repeated measurement finds others "
-        f"(stability below {STABLE:g}). 'all': one group; 'none': one group a task; 'keep': the groups found.",
+        help="What is used if the groups found are not stable: a repeated measurement finds others (stability below "
+        f"{STABLE:g}), or their tasks hardly agree more than others (separation below {SEPARATED:g}). 'all': one "
+        "group; 'none': one group a task; 'keep': the groups found.",
         metadata={"choices": list(UNSTABLE)},
     )
     grouping_snapshots: int = HfArg(

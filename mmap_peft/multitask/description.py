@@ -60,6 +60,7 @@ class _Grouping(TypedDict):
     reliability: NotRequired[list[_Number] | None]
     together: NotRequired[Matrix | None]
     stability: NotRequired[Annotated[float, Ge(-1), Le(1)] | None]
+    separation: NotRequired[_Number | None]
 
 
 class _Description(TypedDict):

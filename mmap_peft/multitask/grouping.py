@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from .affinity import Snapshot, affinity_matrix, co_membership, reliability
+from .affinity import Snapshot, affinity_matrix, co_membership, reliability, separation
 from .clustering import correlation_clustering
 from .files import read_json, write_json
 
 
 MODES = ("gradient", "all", "none", "random", "given")
 UNSTABLE = ("all", "none", "keep")
-STABLE = 0.7  # least stability of groups that are used
+STABLE, SEPARATED = 0.7, 0.45  # least stability and separation of groups that are used
 MATRICES = ("similarity", "snapshots", "reliability", "together")
 
 
@@ -43,6 +43,8 @@ class TaskGrouping:
             in the same group.
         stability (`float`, *optional*): agreement of these draws with the groups that were found, a mean adjusted Rand
             index: 1 if all agree, about 0 if by chance only. With less than `STABLE`, 0.7, there is nothing to find.
+        separation (`float`, *optional*): how much larger the affinity is inside these groups than across them, in
+            units of the reliability. With less than `SEPARATED`, 0.45, there is nothing to find either.
 
     Raises:
         ValueError: the groups are not a partition of the tasks.
@@ -60,6 +62,7 @@ class TaskGrouping:
     reliability: np.ndarray | None = None
     together: np.ndarray | None = None
     stability: float | None = None
+    separation: float | None = None
 
     def __post_init__(self) -> None:
         self.tasks, self.steps, self.groups = list(self.tasks), list(self.steps), list(map(list, self.groups))
@@ -79,8 +82,9 @@ class TaskGrouping:
 
     @property
     def is_stable(self) -> bool:
-        """Whether the groups were found again when the measurement was repeated, or this was not tried."""
-        return self.stability is None or self.stability >= STABLE
+        """Whether the groups that were found are stable and separated, or this was not measured."""
+        stable = self.stability is None or self.stability >= STABLE
+        return stable and (self.separation is None or self.separation >= SEPARATED)
 
     @property
     def remarks(self) -> list[str]:
@@ -88,9 +92,13 @@ class TaskGrouping:
         and the best."""
         found = []
         if not self.is_stable:
+            values = {"stability": (self.stability, STABLE), "separation": (self.separation, SEPARATED)}
+            measured = [
+                f"{name} {value:.2f} of {least:g}" for name, (value, least) in values.items() if value is not None
+            ]
             used = {1: "one group is used", len(self.tasks): "each task is a group of its own"}
             found.append(
-                f"No stable groups (stability {self.stability:.2f}, less than {STABLE:g}): "
+                f"No stable groups ({', '.join(measured)}): "
                 f"{used.get(len(self.groups), 'the groups that were found are kept')}."
             )
         if self.gap:
@@ -158,6 +166,7 @@ class TaskGrouping:
         found = np.array([next(n for n, group in enumerate(grouping.groups) if task in group) for task in tasks])
         grouping.affinity, grouping.reliability = affinity, reliability(snapshots, affinity)
         grouping.together, grouping.stability = co_membership(snapshots, affinity, partition, found, seed=seed)
+        grouping.separation = separation(grouping.similarity, found, grouping.reliability)
         if not grouping.is_stable and unstable != "keep":
             grouping.groups = cls.by_mode(unstable, tasks).groups
         return grouping

@@ -36,8 +36,9 @@ def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
     order, top, linked = _order(grouping)
     _draw_heat_map(heat_map, grouping, order)
     _draw_tree(tree, grouping, top, linked)
-    words = [] if grouping.stability is None else [f"stability of the groups: {grouping.stability:.2f}"]
-    figure.suptitle(" ".join(grouping.remarks or words), fontsize=10)
+    measured = {name: getattr(grouping, name) for name in ("stability", "separation")}
+    words = [f"{name} {value:.2f}" for name, value in measured.items() if value is not None]
+    figure.suptitle(" ".join(grouping.remarks) or ", ".join(words), fontsize=10)
     figure.savefig(path, dpi=120)
 
 
