@@ -28,7 +28,7 @@ def measure_groups(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments
 
     Returns:
         `affinities`: for each the groups, `ari` (their adjusted Rand index with the planted families), `stability`,
-        `separation`, `stable`, and `reliability` (mean of the tasks); as `mean` the `ari` of the run's own affinity.
+        `separation` and `reliability` (mean of the tasks); as `mean` the `ari` of the run's own affinity.
     """
     set_seed(run.seed)
     stage = make_trainer(run, tasks, args).shared_adapter_trainer()
@@ -46,7 +46,6 @@ def measure_groups(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments
             "ari": adjusted_rand_index(group_numbers(grouping.groups, names), planted),
             "stability": grouping.stability,
             "separation": grouping.separation,
-            "stable": grouping.is_stable,
             "reliability": float(grouping.reliability.mean()),
         }
     return {"affinities": found, "mean": found[args.affinity]["ari"]}

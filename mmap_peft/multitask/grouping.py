@@ -18,7 +18,7 @@ from .files import read_json, write_json
 
 MODES = ("gradient", "all", "none", "random", "given")
 UNSTABLE = ("all", "none", "keep")
-STABLE, SEPARATED = 0.7, 0.45  # least stability and separation of groups that are used
+STABLE, SEPARATED = 0.7, 0.5  # least stability and separation of groups that are used: see the study `stability`
 MATRICES = ("similarity", "snapshots", "reliability", "together")
 
 
@@ -44,7 +44,7 @@ class TaskGrouping:
         stability (`float`, *optional*): agreement of these draws with the groups that were found, a mean adjusted Rand
             index: 1 if all agree, about 0 if by chance only. With less than `STABLE`, 0.7, there is nothing to find.
         separation (`float`, *optional*): how much larger the affinity is inside these groups than across them, in
-            units of the reliability. With less than `SEPARATED`, 0.45, there is nothing to find either.
+            units of the reliability. With less than `SEPARATED`, 0.5, there is nothing to find either.
 
     Raises:
         ValueError: the groups are not a partition of the tasks.

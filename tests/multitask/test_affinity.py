@@ -78,7 +78,7 @@ def test_groups_that_hardly_differ_are_not_used_although_they_are_stable():
     found = TaskGrouping.from_gradients(TASKS, made, "cosine")
     assert found.stability > 0.9 and found.separation < 0.2
     assert found.groups == [TASKS]
-    assert re.search(r"No stable groups \(stability .* of 0\.7, separation 0\.\d\d of 0\.45\): one", found.remarks[0])
+    assert re.search(r"No stable groups \(stability .* of 0\.7, separation 0\.\d\d of 0\.5\): one", found.remarks[0])
 
 
 def test_reliability_is_high_where_images_agree_and_zero_for_noise():
