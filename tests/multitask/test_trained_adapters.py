@@ -1,5 +1,6 @@
 """Adapters that hold training results are never replaced, unless the caller says so."""
 
+import itertools
 import logging
 
 import pytest
@@ -56,10 +57,16 @@ def make(clip_folder, processor, tasks):
     return classifier
 
 
-@pytest.mark.parametrize("settings_given", ["old", "default"])
-@pytest.mark.parametrize("images_at_hand", [True, False])
-@pytest.mark.parametrize("reloaded", [True, False])
-@pytest.mark.parametrize("layout", LAYOUTS)
+# All combinations for groups; for the other layouts each value once.
+CASES = [("groups", *case) for case in itertools.product([True, False], [True, False], ["old", "default"])]
+CASES += [
+    (layout, *case)
+    for layout in ("all", "none", "probes")
+    for case in ((True, False, "default"), (False, True, "old"))
+]
+
+
+@pytest.mark.parametrize(("layout", "reloaded", "images_at_hand", "settings_given"), CASES)
 def test_an_added_task_trains_alone(layout, reloaded, images_at_hand, settings_given, make, train, tasks, tmp_path):
     config, settings = LAYOUTS[layout]
     classifier = train(make(config), **settings)
