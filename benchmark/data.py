@@ -122,7 +122,7 @@ class DataSet:
 
     def groups(self, name: str, seed: int) -> list[list[str]]:
         """Groups of the tasks of `"planted"`: `"planted"`, the families, or `"random 1"` and so on, which are drawn at
-        random, of the same sizes.
+        random, of the same sizes, or two halves of a single family.
 
         Raises:
             ValueError: the data set has no families, or `name` is none of these.
@@ -136,9 +136,11 @@ class DataSet:
         families = planted_groups(self.family)
         if kind == "planted":
             return families
-        tasks, starts = [task for group in families for task in group], np.cumsum([len(each) for each in families])
+        tasks = [task for group in families for task in group]
+        sizes = [len(each) for each in families] if len(families) > 1 else [len(tasks) // 2]
         order = np.random.default_rng([seed, int(number)]).permutation(len(tasks))
-        return [[tasks[place] for place in sorted(part)] for part in np.split(order, starts[:-1])]
+        parts = np.split(order, np.cumsum(sizes)[: max(1, len(families) - 1)])
+        return [[tasks[place] for place in sorted(part)] for part in parts]
 
 
 def hold_out(

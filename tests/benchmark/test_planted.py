@@ -54,6 +54,8 @@ def test_groups_by_name():
     for groups in first, second:
         assert sorted(map(len, groups)) == [4, 4]
         assert sorted(chain(*groups)) == sorted(chain(*planted_groups("visual")))
+    halves = DataSet("planted", family="none").groups("random 1", 0)
+    assert sorted(map(len, halves)) == [2, 2] and sorted(chain(*halves)) == sorted(*planted_groups("none"))
     for name in "random", "random x", "planted 1", "other":
         with pytest.raises(ValueError, match="is no grouping of data set"):
             data.groups(name, 0)
