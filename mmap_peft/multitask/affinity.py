@@ -11,7 +11,7 @@ import torch
 
 AFFINITIES = ("cosine", "early", "lookahead", "directions")
 EARLY = 0.2  # share of stage 1 in which the loss falls fastest
-MOST_ELEMENTS = 2**16  # of a gradient; of larger ones a random part is compared, so that memory is bounded
+MOST_ELEMENTS = 2**16  # of a gradient; of larger ones a random part is compared, to bound memory
 LEAST_RELIABILITY = 0.1  # less is noise, and no unit
 EPSILON = 1e-3  # of the root mean square of all elements, so that elements with hardly any gradient do not count
 
@@ -23,8 +23,8 @@ class Snapshot:
     Args:
         step (`int`): the training step.
         products (`np.ndarray`): (tasks, parts, tasks, parts), inner products of the gradients.
-        scaled (`np.ndarray`): the same of the gradients that are scaled as Adam scales them: each element is divided
-            by its root mean square over tasks and parts.
+        scaled (`np.ndarray`): the same of the gradients that are scaled similar to Adam's: each element is divided by
+            its root mean square over tasks and parts.
         losses (`np.ndarray`): (tasks, parts), the losses. They and the gradients are sums over the images of a part,
             divided by the number of the task's images.
     """
@@ -90,8 +90,9 @@ def affinity_matrix(
     r"""The affinity of all pairs of tasks, (tasks, tasks), from one snapshot.
 
     With $g_i$ the gradient of task i and $L_i$ its loss, it is for `"cosine"` and `"early"` $\cos(g_i, g_j)$, for
-    `"directions"` $\cos(D g_i, D g_j)$, where $D$ scales each element as Adam does, so that $-D g_i$ is the direction
-    in which task i alone would move the prompts, and for `"lookahead"` $\langle g_i, g_j \rangle / (|g_i| L_j)$: the
+    `"directions"` $\cos(D g_i, D g_j)$, where $D$ divides each element by its root mean square over tasks and parts,
+    similar to Adam's scaling, so that $-D g_i$ is about the direction in which task i would move the prompts, and for
+    `"lookahead"` $\langle g_i, g_j \rangle / (|g_i| L_j)$: the
     share of $L_j$ by which a step of unit length on task i lowers it, to first order. It is made symmetric by the mean
     of both directions (Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Learning", 2021).
 
@@ -187,15 +188,15 @@ def separation(similarity: np.ndarray, groups: np.ndarray, reliability: np.ndarr
         reliability (`np.ndarray`): (tasks,), as `reliability` returns it.
 
     Returns:
-        `None` if there is one group; 0 if each task is a group of its own.
+        `None` if there is one group, or each task is a group of its own.
     """
     pairs = np.triu_indices(len(similarity), 1)
     inside, affinities = np.equal.outer(groups, groups)[pairs], similarity[pairs]
-    if inside.all():
+    if inside.all() or not inside.any():
         return None
-    halves = float(np.clip(reliability, LEAST_RELIABILITY, None).mean())
-    difference = affinities[inside].mean() - affinities[~inside].mean() if inside.any() else 0.0
-    return float(difference) * (1 + halves) / (2 * halves)
+    unit = similarity.diagonal().mean()  # 1 for cosines
+    halves = float(np.clip(reliability / unit, LEAST_RELIABILITY, None).mean())
+    return float((affinities[inside].mean() - affinities[~inside].mean()) / unit) * (1 + halves) / (2 * halves)
 
 
 def adjusted_rand_index(one: Sequence, other: Sequence) -> float:

@@ -128,7 +128,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
     affinity: str = HfArg(
         default="directions",
         help="How stage 1 compares two tasks. 'directions': cosine of the directions in which each would move the "
-        "prompts, its gradient scaled as Adam scales it; 'cosine': of the gradients themselves, as in the paper; "
+        "prompts, its gradient scaled similar to Adam's; 'cosine': of the gradients themselves, as in the paper; "
         "'early': the same in the first fifth of stage 1; 'lookahead': how much a step on one lowers the loss of the "
         "other.",
         metadata={"choices": list(AFFINITIES)},
@@ -240,6 +240,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
     def _errors(self) -> dict[str, Any]:
         """Errors for settings that cannot be used, or not together, each with a value that is true if it applies."""
         snapshots, steps = self.grouping_snapshots, self.grouping_steps
+        too_many = self.grouping == "gradient" and self.unstable == "none" and self.max_groups is not None
         takes_model_apart = any(part in self.optim for part in _REFUSED_OPTIMIZERS)
         uploads_pickles = self.push_to_hub and "checkpoint" in self.hub_strategy
         lacks_groups = self.grouping == "given" and not self.given_groups
@@ -252,6 +253,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
             f"hub_strategy={self.hub_strategy.value!r} would upload the optimizer's state, which is a pickle; write "
             "'every_save' or 'end'.": uploads_pickles,
             "An aggregator would get gradients scaled for fp16; write bf16=True.": self.aggregator and self.fp16,
+            f"unstable='none' may make more groups than max_groups={self.max_groups}; write unstable='all'.": too_many,
             "grouping='given' needs the groups; write given_groups='art+clipart,product', say.": lacks_groups,
             f"grouping='gradient' takes {snapshots} snapshots in {steps} steps; write grouping_steps and "
             "grouping_snapshots of 1 or more, no more snapshots than steps.": lacks_steps,

@@ -42,7 +42,7 @@ class MultiTaskClassifier(PrototypeRouting):
     those of its group and its own, in this order: `("group_0", "art")`. Other methods have one adapter for all tasks,
     since two cannot be joined; linear probes are one for each task.
 
-    Several threads may predict at once.
+    Several threads may predict at once, except without a task where adapters are neither prompts nor linear probes.
 
     Args:
         model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Adapters are added to it,
@@ -144,7 +144,7 @@ class MultiTaskClassifier(PrototypeRouting):
         tasks = [task] * len(images) if isinstance(task, str) else list(task)
         if len(tasks) != len(images):
             raise ValueError(
-                f"{len(tasks)} tasks were given for {len(images)} images; write one a image, or one for all of them."
+                f"{len(tasks)} tasks were given for {len(images)} images; write one for each image, or one for all."
             )
         for name in dict.fromkeys([task] if isinstance(task, str) else tasks):
             self.check_task(name)

@@ -18,6 +18,7 @@ from .files import read_json, write_json
 
 MODES = ("gradient", "all", "none", "random", "given")
 UNSTABLE = ("all", "none", "keep")
+DRAWS = 50  # of the bootstrap
 STABLE, SEPARATED = 0.7, 0.5  # least stability and separation of groups that are used: see the study `stability`
 MATRICES = ("similarity", "snapshots", "reliability", "together")
 
@@ -42,9 +43,10 @@ class TaskGrouping:
         together (`np.ndarray`, *optional*): (tasks, tasks), share of the draws of a bootstrap in which two tasks were
             in the same group.
         stability (`float`, *optional*): agreement of these draws with the groups that were found, a mean adjusted Rand
-            index: 1 if all agree, about 0 if by chance only. With less than `STABLE`, 0.7, there is nothing to find.
-        separation (`float`, *optional*): how much larger the affinity is inside these groups than across them, in
-            units of the reliability. With less than `SEPARATED`, 0.5, there is nothing to find either.
+            index: 1 if all agree, about 0 if by chance only. With less than `STABLE`, 0.7, these groups are not used,
+            unless `unstable="keep"`.
+        separation (`float`, *optional*): how much larger the affinity is inside the groups that were found than
+            across them, in units of the reliability. With less than `SEPARATED`, 0.5, they are not used either.
 
     Raises:
         ValueError: the groups are not a partition of the tasks.
@@ -93,9 +95,8 @@ class TaskGrouping:
         found = []
         if not self.is_stable:
             values = {"stability": (self.stability, STABLE), "separation": (self.separation, SEPARATED)}
-            measured = [
-                f"{name} {value:.2f} of {least:g}" for name, (value, least) in values.items() if value is not None
-            ]
+            low = {name: each for name, each in values.items() if each[0] is not None and each[0] < each[1]}
+            measured = [f"{name} {value:.2f} is below {least:g}" for name, (value, least) in low.items()]
             used = {1: "one group is used", len(self.tasks): "each task is a group of its own"}
             found.append(
                 f"No stable groups ({', '.join(measured)}): "
@@ -154,21 +155,29 @@ class TaskGrouping:
             unstable: what to do with groups that are not stable: `"all"` (one group instead), `"none"` (a group for
                 each task) or `"keep"`.
             seed: seed of the bootstrap.
+
+        Raises:
+            ValueError: there are no snapshots.
         """
+        if not snapshots:
+            raise ValueError(
+                "There are no snapshots of gradients to group the tasks by, since stage 1 ended before the first; let "
+                "it take more steps, or write grouping='all', say."
+            )
         matrices, steps = [affinity_matrix(each, affinity) for each in snapshots], [each.step for each in snapshots]
         grouping = cls.from_similarity(tasks, np.array(matrices), threshold, max_groups, steps, seconds)
 
         def partition(similarity: np.ndarray) -> np.ndarray:
             gains = similarity - _level(similarity, threshold)
-            groups = correlation_clustering(gains, max_groups, seconds, exact=False).groups
-            return np.array([next(n for n, group in enumerate(groups) if task in group) for task in range(len(tasks))])
+            return _labels(correlation_clustering(gains, max_groups, seconds / DRAWS, exact=False).groups)
 
-        found = np.array([next(n for n, group in enumerate(grouping.groups) if task in group) for task in tasks])
+        found = _labels([list(map(grouping.tasks.index, group)) for group in grouping.groups])
         grouping.affinity, grouping.reliability = affinity, reliability(snapshots, affinity)
-        grouping.together, grouping.stability = co_membership(snapshots, affinity, partition, found, seed=seed)
+        repeated = co_membership(snapshots, affinity, partition, found, DRAWS, seed)
+        grouping.together, grouping.stability = repeated
         grouping.separation = separation(grouping.similarity, found, grouping.reliability)
         if not grouping.is_stable and unstable != "keep":
-            grouping.groups = cls.by_mode(unstable, tasks).groups
+            grouping.groups, grouping.gap = cls.by_mode(unstable, tasks).groups, None
         return grouping
 
     @classmethod
@@ -222,6 +231,14 @@ class TaskGrouping:
             raise ValueError(
                 f"{path} holds no grouping ({reason}); give a file that TaskGrouping.save wrote."
             ) from error
+
+
+def _labels(groups: Sequence[Sequence[int]]) -> np.ndarray:
+    """The number of each task's group, (tasks,), given the tasks of each group by number."""
+    labels = np.empty(sum(map(len, groups)), dtype=int)
+    for number, members in enumerate(groups):
+        labels[list(members)] = number
+    return labels
 
 
 def _level(similarity: np.ndarray, threshold: float | str) -> float:

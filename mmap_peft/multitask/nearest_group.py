@@ -50,7 +50,7 @@ def nearest_group(classifier: Any, task: Task, routes: Mapping[str, Route], seed
     """
     task.check_training_images()
     rng = np.random.default_rng(seed)
-    images = TaskImages([task], "train", classifier.processor.image_processor, "refuse", None, 0)
+    images = TaskImages([task], "train", classifier.processor.image_processor, "skip", None, 0)
     chosen = rng.permutation(len(images))[:MOST_IMAGES]
     parts: dict[str, list[torch.Tensor]] = {group: [] for group in routes}
     with classifier.evaluating():
@@ -64,6 +64,8 @@ def nearest_group(classifier: Any, task: Task, routes: Mapping[str, Route], seed
                 logits = classifier.logit_scale() * features.to(texts[group].dtype) @ texts[group].T
                 parts[group].append(F.cross_entropy(logits.float(), labels, reduction="none")[labels != IGNORE_INDEX])
     losses = torch.stack([torch.cat(part) for part in parts.values()]).double().cpu().numpy()  # (groups, images)
+    if not losses.size:
+        raise ValueError(f"No training image of task {task.name!r} can be read; give it images that can.")
     if not np.isfinite(losses).all():
         raise ValueError(f"The losses of task {task.name!r} with the prompts of the groups are not finite.")
     return smallest(losses, list(routes), rng)

@@ -44,8 +44,8 @@ class RoutedPrediction(NamedTuple):
     Attributes:
         labels: the most probable class name of each image, among those of all tasks.
         probabilities: (images, class names of all tasks), in the order of `class_names`: the sum over tasks of
-            P(task) * P(class | task), without tasks of a probability below 0.05. A class that several tasks have, by
-            the same name, is one class.
+            P(task) * P(class | task), of the tasks with a probability of 0.05 or more, scaled to a sum of 1 (of the
+            most probable one if no task has so much). A class that several tasks have, by the same name, is one class.
         tasks: the most probable task of each image.
         task_probabilities: (images, tasks), in the order of the classifier's tasks.
         class_names: the class names of all tasks, each once.

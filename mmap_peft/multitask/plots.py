@@ -72,7 +72,7 @@ def _draw_heat_map(axes: Any, grouping: TaskGrouping, order: list[int]) -> None:
     if grouping.reliability is not None:
         np.fill_diagonal(affinity, grouping.reliability[order])
     image = axes.imshow(affinity, cmap="viridis", vmin=low, vmax=high)
-    names = [grouping.tasks[task] for task in order]
+    names = [grouping.tasks[task].replace("$", r"\$") for task in order]
     shown, size = range(0, count, -(-count // MOST_LABELS)), 10 if count <= MOST_NUMBERS else 7
     axes.set_xticks(shown, [names[task] for task in shown], rotation=90, fontsize=size)
     axes.set_yticks(shown, [names[task] for task in shown], fontsize=size)
@@ -81,8 +81,9 @@ def _draw_heat_map(axes: Any, grouping: TaskGrouping, order: list[int]) -> None:
         plain = row == column or spread is None
         text = f"{value:.2f}" if plain else f"{value:.2f}\n±{spread[row, column]:.2f}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    group_of = {task: number for number, group in enumerate(grouping.groups) for task in group}
-    starts = [0, *(place for place in range(1, count) if group_of[names[place]] != group_of[names[place - 1]]), count]
+    numbers = {task: number for number, group in enumerate(grouping.groups) for task in group}
+    group_of = [numbers[grouping.tasks[task]] for task in order]
+    starts = [0, *(place for place in range(1, count) if group_of[place] != group_of[place - 1]), count]
     frame = {"fill": False, "edgecolor": "tab:red", "linewidth": 3 if count <= MOST_NUMBERS else 1.5, "clip_on": False}
     for start, end in itertools.pairwise(starts):
         axes.add_patch(Rectangle((start - 0.5, start - 0.5), end - start, end - start, **frame))
@@ -96,9 +97,10 @@ def _draw_heat_map(axes: Any, grouping: TaskGrouping, order: list[int]) -> None:
 def _draw_tree(axes: Any, grouping: TaskGrouping, top: float, linked: np.ndarray | None) -> None:
     from scipy.cluster.hierarchy import dendrogram
 
-    if linked is not None:
+    if linked is not None and linked[:, 2].any():
         many = len(grouping.tasks) > MOST_LABELS
-        dendrogram(linked, labels=grouping.tasks, orientation="left", ax=axes, color_threshold=0, no_labels=many)
+        labels = [name.replace("$", r"\$") for name in grouping.tasks]
+        dendrogram(linked, labels=labels, orientation="left", ax=axes, color_threshold=0, no_labels=many)
         axes.invert_yaxis()  # as the heat map, from top to bottom
         axes.set_xlabel("largest affinity - affinity" if grouping.affinity == "lookahead" else "1 - affinity")
         if grouping.threshold is not None:

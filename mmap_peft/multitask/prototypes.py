@@ -15,12 +15,14 @@ from ..checking import Count, checked
 from .description import check_shapes
 from .images import IGNORE_INDEX, TaskImages, collate
 from .output import RoutedPrediction
+from .processes import is_sharded
 from .task import Task
 from .task_forward import TaskForward, check_probabilities
 
 
 LEAST = 0.05  # tasks that are less probable for an image are not computed with their prompts
 SCALES = [2 ** (quarter / 4) for quarter in range(41)]  # inverse temperatures that are tried, from 1 to 1024
+USUAL_SCALE = 100.0  # of CLIP, if the images cannot tell: those of one task, or one image a task
 PREFIX, SCALE = "prototypes.", "scale"  # names of tensors in the file
 CHUNK = 1024  # images whose cosines with all prototypes are in memory at a time
 
@@ -112,7 +114,7 @@ def fit_scale(features: torch.Tensor, classes: torch.Tensor, sizes: Sequence[int
         for number, scale in enumerate(SCALES):
             loss = -task_logits(near, sizes, scale).log_softmax(-1).gather(1, tasks[rows, None])[:, 0]
             losses[number] += (loss * weights[rows])[loss.isfinite()].sum()  # not of the only image of a task
-    return SCALES[int(losses.argmin())]
+    return SCALES[int(losses.argmin())] if losses.any() else USUAL_SCALE
 
 
 def sum_by_class(features: torch.Tensor, classes: torch.Tensor, count: int) -> torch.Tensor:
@@ -159,6 +161,11 @@ class PrototypeRouting(TaskForward):
         means = F.normalize(sum_by_class(features, classes, sum(sizes)), dim=-1).half().split(sizes)
         made = {name: part.clone() for name, part in zip(self.tasks, means) if name in given}
         for name, part in made.items():
+            if not part.isfinite().all():
+                raise ValueError(
+                    f"Features of images of task {name!r} are not finite: the base cannot compute in its dtype; load "
+                    "it in float32."
+                )
             if not part.any():
                 raise ValueError(f"No training image of task {name!r} can be read; give it images that can.")
         kept = {name: part for name, part in old.features.items() if name not in made}
@@ -189,25 +196,32 @@ class PrototypeRouting(TaskForward):
 
     def _predict_routed(self, images: Sequence[Any]) -> RoutedPrediction:
         """As `MultiTaskClassifier.predict` without a task, of decoded images."""
-        for name in self.tasks:
-            if self.prototypes is None or name not in self.prototypes.features:
+        tasks, prototypes = self.tasks, self.prototypes  # another thread may add a task meanwhile
+        for name in tasks:
+            if prototypes is None or name not in prototypes.features:
                 raise ValueError(
                     f"Task {name!r} has no prototypes, by which predict(images) finds the tasks of images; call "
                     "compute_prototypes(), or write predict(images, task)."
                 )
-        names = list(self.tasks)
-        class_names = list(dict.fromkeys(each for task in self.tasks.values() for each in task.class_names))
+        names = list(tasks)
+        class_names = list(dict.fromkeys(each for task in tasks.values() for each in task.class_names))
         if not images:
             return RoutedPrediction([], torch.zeros(0, len(class_names)), [], torch.zeros(0, len(names)), class_names)
         pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        of_tasks = self.prototypes.task_probabilities(self.plain_features(pixels), names)
+        of_tasks = prototypes.task_probabilities(self.plain_features(pixels), names)
         check_probabilities(of_tasks)
         weights = of_tasks.masked_fill(of_tasks < of_tasks.amax(1, keepdim=True).clamp(max=LEAST), 0)
         weights = weights / weights.sum(1, keepdim=True)
         rows, numbers = weights.nonzero(as_tuple=True)
-        of_classes = self.probabilities(pixels[rows], [names[number] for number in numbers])
+        # No batch is larger than the given one; sharded towers need the same number of batches in all processes.
+        size = len(rows) if is_sharded(self) else len(images)
+        parts = [
+            self.probabilities(pixels[some], [names[number] for number in numbers_of])
+            for some, numbers_of in zip(rows.split(size), numbers.split(size))
+        ]
+        of_classes = [each for part in parts for each in part]
         place = {name: column for column, name in enumerate(class_names)}
-        columns = [[place[each] for each in task.class_names] for task in self.tasks.values()]
+        columns = [[place[each] for each in task.class_names] for task in tasks.values()]
         found = torch.zeros(len(images), len(class_names))
         for row, number, part in zip(rows.tolist(), numbers.tolist(), of_classes):
             found[row, columns[number]] += weights[row, number] * part[: len(columns[number])]

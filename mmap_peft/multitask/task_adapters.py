@@ -146,7 +146,7 @@ class TaskAdapters(nn.Module):
             method = "zero-shot" if self.adapter_config is None else type(self.adapter_config).__name__
             raise ValueError(
                 f"A task joins its group's prompts to its own, but {method} has no prompts to join; train without "
-                "groups, by MultiTaskTrainer.train() with the default of grouping."
+                "groups, by MultiTaskTrainer.train() with the default of grouping, and add tasks without a group."
             )
 
     def share_one_adapter(self, seed: int = 0) -> None:

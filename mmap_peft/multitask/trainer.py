@@ -214,6 +214,6 @@ def _has_layout(classifier: MultiTaskClassifier, args: MultiTaskTrainingArgument
     if args.sharing == "none":
         return classifier.routes == {name: (task.adapter,) for name, task in classifier.tasks.items()}
     if classifier.grouping is not None:
-        return (GLOBAL in classifier.adapters) == (args.sharing == "global+groups")
+        return args.sharing == "groups" or GLOBAL in classifier.adapters
     # By default a method without prompts trains without groups; with any other `grouping`, `group_tasks` raises.
     return not (classifier.uses_prompts or args.grouping != "gradient")

@@ -67,7 +67,9 @@ def test_separation_is_the_difference_in_units_of_the_reliability():
     assert separation(similarity, np.array([0, 0, 1]), np.full(3, 1.0)) == pytest.approx(0.45)
     # halves of the images agree at 1/3, so all of them at 1/2
     assert separation(similarity, np.array([0, 0, 1]), np.full(3, 1 / 3)) == pytest.approx(0.9)
-    assert separation(similarity, np.array([0, 1, 2]), np.ones(3)) == 0
+    assert separation(similarity, np.array([0, 1, 2]), np.ones(3)) is None
+    for factor in 0.01, 100:  # lookahead has a unit
+        assert separation(factor * similarity, np.array([0, 0, 1]), np.full(3, factor)) == pytest.approx(0.45)
     assert separation(similarity, np.zeros(3), np.ones(3)) is None
     assert np.isfinite(separation(similarity, np.array([0, 0, 1]), np.zeros(3)))
 
@@ -78,7 +80,7 @@ def test_groups_that_hardly_differ_are_not_used_although_they_are_stable():
     found = TaskGrouping.from_gradients(TASKS, made, "cosine")
     assert found.stability > 0.9 and found.separation < 0.2
     assert found.groups == [TASKS]
-    assert re.search(r"No stable groups \(stability .* of 0\.7, separation 0\.\d\d of 0\.5\): one", found.remarks[0])
+    assert re.search(r"^No stable groups \(separation 0\.\d\d is below 0\.5\): one group is used\.$", found.remarks[0])
 
 
 def test_reliability_is_high_where_images_agree_and_zero_for_noise():
@@ -182,6 +184,27 @@ def test_a_task_without_a_direction_stops_with_its_name(value):
     gradients[1] = value
     with pytest.raises(ValueError, match="gradient of task 'y' has the norm"):
         Snapshot.of(1, gradients, torch.ones(2, 1), ["x", "y"])
+
+
+def test_fewer_images_than_parts(clip, processor, tasks, arguments):
+    classifier = MultiTaskClassifier(clip, processor, tasks, MmAPConfig(source_shape=(2, 4), init_std=0.1))
+    stage = MultiTaskTrainer(model=classifier, args=arguments(snapshot_images=1)).shared_adapter_trainer()
+    assert stage.snapshot().has_images.sum(axis=1).tolist() == [1, 1, 1]
+
+
+def test_no_snapshots_stop_with_a_sentence():
+    with pytest.raises(ValueError, match="no snapshots of gradients to group the tasks by"):
+        TaskGrouping.from_gradients(TASKS, [], "directions")
+
+
+def test_tasks_that_all_conflict_stay_apart():
+    rng, made = np.random.default_rng(0), []
+    for step in range(1, 6):
+        ways = np.eye(4) - 0.25
+        gradients = torch.from_numpy(np.repeat(ways[:, None], 4, axis=1) + 0.02 * rng.normal(size=(4, 4, 4)))
+        made.append(Snapshot.of(step, gradients, torch.ones(4, 4), TASKS[:4]))
+    found = TaskGrouping.from_gradients(TASKS[:4], made, "cosine", threshold=0.2)
+    assert found.is_stable and found.groups == [[task] for task in TASKS[:4]]
 
 
 def test_many_tasks_are_compared_some_at_a_time_with_the_same_result(clip, processor, tasks, arguments, monkeypatch):

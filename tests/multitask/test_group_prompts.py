@@ -171,7 +171,7 @@ def test_groups_that_are_not_stable_are_replaced_with_a_warning(
         found = trainer.group_tasks()
     assert count is None or len(found.groups) == count
     assert not found.is_stable and found.stability == 0.1
-    assert "No stable groups (stability 0.10 of 0.7" in caplog.text
+    assert "No stable groups (stability 0.10 is below 0.7" in caplog.text
     classifier.save_pretrained(f"{trainer.args.output_dir}/saved")
     with open(f"{trainer.args.output_dir}/saved/README.md") as card:
         text = card.read()

@@ -307,6 +307,7 @@ def test_sizes_below_one_are_refused(name, value, arguments):
         ),
         ({"unstable": "some"}, "unstable='some' is no choice; write one of all, none, keep"),
         ({"sharing": "global"}, r"sharing='global' is no choice; write one of groups, global\+groups, all, none"),
+        ({"unstable": "none", "max_groups": 2}, "unstable='none' may make more groups than max_groups=2"),
         ({"grouping_threshold": "nan"}, "grouping_threshold='nan' is no threshold"),
         ({"grouping_threshold": float("inf")}, "Invalid value inf for `grouping_threshold`"),
         ({"image_cache_gb": float("nan")}, "Invalid value nan for `image_cache_gb`: expected a finite number"),
