@@ -161,7 +161,7 @@ class Setting:
     def snapshot(self) -> torch.Tensor:
         """Gradients of each task's loss with respect to the prompts of the group, for the same images."""
         with group_prompts_alone(self.classifier), self.autocast():
-            return task_gradients(self.classifier, "group_0", [self.images])
+            return task_gradients(self.classifier, "group_0", [self.images])[0]
 
     def serving(self) -> Runs:
         """A function for each of `SERVING`."""

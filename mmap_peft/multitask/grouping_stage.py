@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from .adapters import GLOBAL
 from .affinity import MOST_ELEMENTS, Snapshot, snapshot_steps

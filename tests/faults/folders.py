@@ -101,10 +101,10 @@ def state(classifier: MultiTaskClassifier) -> list:
     probabilities = torch.cat([classifier.predict(IMAGES, name).probabilities for name in classifier.tasks], 1)
     assert probabilities.isfinite().all(), "a prediction is not finite"
     grouping = None if classifier.grouping is None else classifier.grouping.to_dict()
-    if classifier.prototypes is not None:
-        probabilities = torch.cat([probabilities, classifier.predict(IMAGES).probabilities], 1)
-        assert probabilities.isfinite().all(), "a prediction is not finite"
-    return [probabilities.tolist(), list(classifier.adapters), dict(classifier.routes), grouping]
+    routed = None if classifier.prototypes is None else classifier.predict(IMAGES).probabilities
+    assert routed is None or routed.isfinite().all(), "a prediction is not finite"
+    routed = None if routed is None else routed.tolist()
+    return [probabilities.tolist(), list(classifier.adapters), dict(classifier.routes), grouping, routed]
 
 
 def places(value: Any, path: tuple = ()) -> list[tuple]:

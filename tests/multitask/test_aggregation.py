@@ -121,7 +121,7 @@ def test_whose_prompts_a_task_uses(sharing, clip, processor, tasks, arguments, t
 
 
 def test_an_unknown_way_to_share_stops_with_a_sentence(arguments):
-    with pytest.raises(ValueError, match="sharing='some' is no choice; write one of groups, all, none"):
+    with pytest.raises(ValueError, match=r"sharing=.some. is no choice; write one of groups, global\+groups, all"):
         arguments(sharing="some")
 
 

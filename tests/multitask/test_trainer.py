@@ -17,6 +17,7 @@ from mmap_peft import (
     Task,
     TaskGrouping,
 )
+from mmap_peft.multitask.affinity import AFFINITIES, affinity_matrix
 from mmap_peft.multitask.grouping_stage import SharedAdapterTrainer
 
 from ..conftest import make_task
@@ -75,7 +76,7 @@ def test_training_groups_tasks_and_lowers_the_loss(make):
     trainer.train()
     grouping = trainer.model.grouping
     assert grouping.mode == "gradient"
-    assert grouping.steps == [2, 4]
+    assert grouping.steps == [1, 4]
     assert grouping.snapshots.shape == (2, 3, 3)
     assert sorted(trainer.model.adapters) == sorted(
         [f"group_{number}" for number in range(len(grouping.groups))] + ["print", "clipart", "photo"]
@@ -261,7 +262,10 @@ def test_the_similarity_does_not_depend_on_the_batch_size(make):
     assert isinstance(stage, SharedAdapterTrainer)
     whole = stage.snapshot()
     stage._train_batch_size = 2
-    np.testing.assert_allclose(stage.snapshot(), whole, atol=1e-5)
+    again = stage.snapshot()
+    for affinity in AFFINITIES:
+        found, expected = (affinity_matrix(each, affinity) for each in (again, whole))
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_grouping_again_begins_with_one_global_adapter(make):
