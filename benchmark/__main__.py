@@ -73,11 +73,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        resumes = (
-            ""
-            if options.command in ("speed", "loading", "clustering")
-            else ", and the same command goes on from there"
-        )
+        resumes = "" if options.command in MEASUREMENTS else ", and the same command goes on from there"
         print(f"Interrupted; all results so far are kept{resumes}.", file=sys.stderr)
         return 130
 

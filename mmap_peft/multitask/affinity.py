@@ -92,9 +92,9 @@ def affinity_matrix(
     With $g_i$ the gradient of task i and $L_i$ its loss, it is for `"cosine"` and `"early"` $\cos(g_i, g_j)$, for
     `"directions"` $\cos(D g_i, D g_j)$, where $D$ divides each element by its root mean square over tasks and parts,
     similar to Adam's scaling, so that $-D g_i$ is about the direction in which task i would move the prompts, and for
-    `"lookahead"` $\langle g_i, g_j \rangle / (|g_i| L_j)$: the
-    share of $L_j$ by which a step of unit length on task i lowers it, to first order. It is made symmetric by the mean
-    of both directions (Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Learning", 2021).
+    `"lookahead"` $\langle g_i, g_j \rangle / (|g_i| L_j)$: the share of $L_j$ by which a step of unit length on task i
+    lowers it, to first order. It is made symmetric by the mean of both directions (Fifty et al.,
+    "Efficiently Identifying Task Groupings for Multi-Task Learning", 2021).
 
     Args:
         snapshot, affinity: the snapshot, and one of `AFFINITIES`.
@@ -153,8 +153,8 @@ def co_membership(
     affinity: str,
     partition: Callable[[np.ndarray], np.ndarray],
     found: np.ndarray,
-    draws: int = 50,
-    seed: int = 0,
+    draws: int,
+    seed: int,
 ) -> tuple[np.ndarray, float]:
     """How often two tasks are in the same group when the measurement is repeated, and how stable the groups are.
 

@@ -106,9 +106,10 @@ def fit_scale(features: torch.Tensor, classes: torch.Tensor, sizes: Sequence[int
     tasks = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[classes]
     weights, alone = 1 / torch.bincount(tasks)[tasks], torch.bincount(classes)[classes] == 1
     sums, losses = sum_by_class(features, classes, sum(sizes)), torch.zeros(len(SCALES))
+    means = F.normalize(sums, dim=-1)
     for rows in torch.arange(len(features)).split(CHUNK):
         own, others = classes[rows], sums[classes[rows]] - features[rows]
-        near = cosines(features[rows], F.normalize(sums, dim=-1))
+        near = cosines(features[rows], means)
         without = (F.normalize(others, dim=-1) * features[rows]).sum(-1).masked_fill(alone[rows], float("-inf"))
         near.scatter_(1, own[:, None], without[:, None])
         for number, scale in enumerate(SCALES):
