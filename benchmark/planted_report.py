@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mmap_peft.multitask.grouping import SEPARATED, STABLE
+from mmap_peft.multitask.grouping import are_stable
 
 from .study import Run, Study
 from .summary import Row, gain
@@ -53,16 +53,12 @@ def _groups_table(found: Sequence[tuple[Run, dict[str, Any]]]) -> list[str]:
         of_label = [result["affinities"] for run, result in found if run.data.label == label]
         for affinity in of_label[0]:
             some = [each[affinity] for each in of_label]
-            counts = [len(some), sum(each["ari"] == 1 for each in some), sum(map(_is_stable, some))]
+            stable = sum(are_stable(each["stability"], each["separation"]) for each in some)
+            counts = [len(some), sum(each["ari"] == 1 for each in some), stable]
             means = [statistics.fmean(each[key] or 0 for each in some) for key in MEANS]
             cells = [label, affinity, *map(str, counts), *(f"{mean:.2f}" for mean in means)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def _is_stable(found: dict[str, Any]) -> bool:
-    """`TaskGrouping.is_stable`, so that results stay valid when the limits change."""
-    return found["stability"] >= STABLE and (found["separation"] is None or found["separation"] >= SEPARATED)
 
 
 def _new_tasks_table(found: Sequence[tuple[Run, dict[str, Any]]]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,14 +35,14 @@ def measure_groups(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments
     stage.snapshot_steps = lambda: sorted({step for some in steps.values() for step in some})
     stage.train()
     names, found = [task.name for task in tasks], {}
-    planted = group_numbers(planted_groups(run.data.family), names)
+    planted = TaskGrouping(names, planted_groups(run.data.family)).group_numbers
     for affinity in AFFINITIES:
         snapshots = [each for each in stage.snapshots if each.step in steps[affinity]]
         limits = args.threshold, args.max_groups, "keep", args.grouping_seconds, args.seed
         grouping = TaskGrouping.from_gradients(names, snapshots, affinity, *limits)
         found[affinity] = {
             "groups": grouping.groups,
-            "ari": adjusted_rand_index(group_numbers(grouping.groups, names), planted),
+            "ari": adjusted_rand_index(grouping.group_numbers, planted),
             "stability": grouping.stability,
             "separation": grouping.separation,
             "reliability": float(grouping.reliability.mean()),
@@ -90,11 +89,6 @@ def _accuracy_of_new(
     trainer = MultiTaskTrainer(model=classifier, args=dataclasses.replace(args, output_dir=f"{args.output_dir}/new"))
     trainer.train()
     return trainer.evaluate()[f"eval_{new.adapter}_accuracy"]
-
-
-def group_numbers(groups: Sequence[Sequence[str]], tasks: Sequence[str]) -> list[int]:
-    """The number of each task's group."""
-    return [next(number for number, group in enumerate(groups) if task in group) for task in tasks]
 
 
 PLANTED_RUNS = {"groups": measure_groups, "new_tasks": measure_new_tasks}

@@ -40,24 +40,24 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
     Raises:
         ValueError: no run has a result.
     """
-    current, stale, missing = results.sort(study.runs())
+    runs = study.runs() + study.planted_runs("groups") + study.planted_runs("new_tasks")
+    current, stale, missing = results.sort(runs)
     if not current:
         raise ValueError(f"{results.folder} holds no result of study {study.name!r}; run it first.")
     lines = [f"# {study.name}", "", f"Model {study.model}; {len(current)} runs.", ""]
     lines += [*origin_lines(list(current.values())), "", NOTE, ""]
     if missing or stale:
-        lines += [*_incomplete(missing, stale, len(study.runs())), ""]
+        lines += [*_incomplete(missing, stale, len(runs)), ""]
     runs_by_place = _runs_by_place(study)
     rows_by_place = {place: rows for place, runs in runs_by_place.items() if (rows := _rows(runs, current))}
     if len(rows_by_place) > 1:
         rows_by_title = {runs_by_place[place][0].title: rows for place, rows in rows_by_place.items()}
         lines += [*_overview(rows_by_title), ""]
-    lines += [*planted_lines(study, results.read()), *_ladder(study, rows_by_place, results)]
+    lines += [*planted_lines(study, current), *_ladder(study, rows_by_place, results)]
     summary = {}
     for place, rows in rows_by_place.items():
-        title = runs_by_place[place][0].title
+        title, picture = runs_by_place[place][0].title, f"{place}.png"
         summary[place] = [row.to_dict() for row in rows]
-        picture = f"{place}.png"
         plot_accuracy(rows, title, results.folder / picture)
         lines += [f"## {title}", "", *_table(rows), "", f"![Accuracy and parameters]({picture})", ""]
         if runs_by_place[place][0].data.family:

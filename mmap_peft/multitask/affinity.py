@@ -34,11 +34,6 @@ class Snapshot:
     scaled: np.ndarray
     losses: np.ndarray
 
-    def __post_init__(self) -> None:
-        self.losses = np.asarray(self.losses, dtype=np.float64)
-        for name in ("products", "scaled"):
-            setattr(self, name, np.asarray(getattr(self, name), dtype=np.float64).reshape(self.losses.shape * 2))
-
     @classmethod
     def of(cls, step: int, gradients: torch.Tensor, losses: torch.Tensor, tasks: Sequence[str]) -> Snapshot:
         """Make a snapshot of gradients, (tasks, parts, elements), and losses, (tasks, parts).
@@ -55,19 +50,29 @@ class Snapshot:
         flat = gradients.flatten(0, 1).double()
         size = flat.square().mean(dim=0).sqrt()
         scaled = flat / (size + EPSILON * size.square().mean().sqrt())
-        products = [(each @ each.T).cpu().numpy() for each in (flat, scaled)]
-        return cls(step, *products, losses.cpu().numpy())
-
-    def to_dict(self) -> dict:
-        """All fields as JSON values, without loss of precision: `Snapshot(**fields)` is the inverse."""
-        size = self.losses.size
-        matrices = {name: getattr(self, name).reshape(size, size).tolist() for name in ("products", "scaled")}
-        return {"step": self.step, "losses": self.losses.tolist(), **matrices}
+        shape = losses.shape * 2
+        products = [(each @ each.T).reshape(shape).cpu().numpy() for each in (flat, scaled)]
+        return cls(step, *products, losses.double().cpu().numpy())
 
     @property
     def has_images(self) -> np.ndarray:
         """(tasks, parts), whether a part has images."""
         return np.einsum("ipip->ip", self.products) > 0
+
+
+def to_tensors(snapshots: Sequence[Snapshot]) -> dict[str, torch.Tensor]:
+    """All fields of snapshots, without loss of precision: `from_tensors` is the inverse."""
+    fields = ("products", "scaled", "losses")
+    return {f"{each.step}.{name}": torch.from_numpy(getattr(each, name)) for each in snapshots for name in fields}
+
+
+def from_tensors(tensors: dict[str, torch.Tensor]) -> list[Snapshot]:
+    """The snapshots whose `to_tensors` this is, by step."""
+    fields: dict[int, dict[str, np.ndarray]] = {}
+    for key, tensor in tensors.items():
+        step, name = key.split(".")
+        fields.setdefault(int(step), {})[name] = tensor.numpy()
+    return [Snapshot(step, **fields[step]) for step in sorted(fields)]
 
 
 def snapshot_steps(affinity: str, steps: int, count: int) -> list[int]:

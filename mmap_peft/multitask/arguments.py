@@ -155,7 +155,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
     )
     max_groups: int | None = HfArg(default=None, help="Largest number of groups; for 'random' their number (None: 2).")
     grouping_seconds: float = HfArg(
-        default=30.0, help="How long to look for the best groups at most; up to 20 tasks take a few seconds."
+        default=30.0,
+        help="How long to look for the best groups at most; up to 20 tasks take a few seconds. To measure "
+        "their stability takes as long again at most.",
     )
     given_groups: str | None = HfArg(default=None, help="The groups for 'given', such as 'art+clipart,product'.")
     sampling: str = HfArg(

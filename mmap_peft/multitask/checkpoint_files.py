@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from transformers.trainer_pt_utils import safe_globals
-from typing_extensions import NotRequired, TypedDict  # pydantic needs these before Python 3.12
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from ..checking import checked
 from .files import PART, read_json, write_json
@@ -25,22 +25,15 @@ from .replacing import flush, lock, sha256
 MANIFEST = "checkpoint.json"
 PARTIAL = ".partial"
 STATE_FILE = "multitask_state.json"
+GRADIENTS_FILE = "gradients.safetensors"  # in checkpoints of stage 1 only: the snapshots so far
 NEEDED = ("trainer_state.json", STATE_FILE, "tasks.json")
 
 
-class _Snapshot(TypedDict):
-    step: int
-    products: list[list[float]]
-    scaled: list[list[float]]
-    losses: list[list[float]]
-
-
 class State(TypedDict):
-    """`multitask_state.json`. Only checkpoints of stage 1 have gradients."""
+    """`multitask_state.json`."""
 
     sampling: str
     order: dict[str, Any] | None
-    gradients: NotRequired[list[_Snapshot]]
 
 
 @contextlib.contextmanager
@@ -111,10 +104,10 @@ def problem(checkpoint: Path) -> str | None:
 def saved_state(checkpoint: Path) -> dict[str, Any]:
     """What the `multitask_state.json` of a checkpoint holds. Raises a `ValueError` if it is of another form."""
     content = read_json(checkpoint / STATE_FILE)
-    if isinstance(content, dict) and "snapshots" in content:
+    if isinstance(content, dict) and {"snapshots", "gradients"} & content.keys():
         raise ValueError(
-            f"{checkpoint} is a checkpoint of stage 1 of an early version, without the products of gradients; start "
-            "stage 1 again, or resume from a checkpoint of stage 2."
+            f"{checkpoint} is a checkpoint of stage 1 of an early version, without {GRADIENTS_FILE}; start stage 1 "
+            "again, or resume from a checkpoint of stage 2."
         )
     return checked(content, State, STATE_FILE)
 

@@ -35,8 +35,8 @@ class TaskGrouping:
         steps (`Sequence[int]`): training step of each snapshot.
         threshold (`float`, *optional*): similarity above which two tasks gain from sharing a group.
         mode (`str`): how the groups were made: `"gradient"`, `"all"`, `"none"`, `"random"` or `"given"`.
-        gap (`float`, *optional*): how much more another partition may gain at most, as a share of that; 0 if these
-            groups are the best.
+        gap (`float`, *optional*): how much more another partition may gain at most, as a share of what these groups
+            gain; 0 if they are the best.
         affinity (`str`, *optional*): how the affinity was measured, one of `AFFINITIES`.
         reliability (`np.ndarray`, *optional*): (tasks,), affinity of each task to itself, from two halves of its
             images.
@@ -83,10 +83,14 @@ class TaskGrouping:
         return None if self.snapshots is None else self.snapshots.std(axis=0)
 
     @property
+    def group_numbers(self) -> np.ndarray:
+        """(tasks,), the number of each task's group."""
+        return _labels([list(map(self.tasks.index, group)) for group in self.groups])
+
+    @property
     def is_stable(self) -> bool:
         """Whether the groups that were found are stable and separated, or this was not measured."""
-        stable = self.stability is None or self.stability >= STABLE
-        return stable and (self.separation is None or self.separation >= SEPARATED)
+        return are_stable(self.stability, self.separation)
 
     @property
     def remarks(self) -> list[str]:
@@ -171,7 +175,7 @@ class TaskGrouping:
             gains = similarity - _level(similarity, threshold)
             return _labels(correlation_clustering(gains, max_groups, seconds / DRAWS, exact=False).groups)
 
-        found = _labels([list(map(grouping.tasks.index, group)) for group in grouping.groups])
+        found = grouping.group_numbers
         grouping.affinity, grouping.reliability = affinity, reliability(snapshots, affinity)
         repeated = co_membership(snapshots, affinity, partition, found, DRAWS, seed)
         grouping.together, grouping.stability = repeated
@@ -231,6 +235,11 @@ class TaskGrouping:
             raise ValueError(
                 f"{path} holds no grouping ({reason}); give a file that TaskGrouping.save wrote."
             ) from error
+
+
+def are_stable(stability: float | None, separation: float | None) -> bool:
+    """Whether groups with this `stability` and `separation` are used; `None`: it was not measured."""
+    return (stability is None or stability >= STABLE) and (separation is None or separation >= SEPARATED)
 
 
 def _labels(groups: Sequence[Sequence[int]]) -> np.ndarray:

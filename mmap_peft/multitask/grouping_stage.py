@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers.utils.logging import tqdm
 
 from .adapters import GLOBAL
-from .affinity import MOST_ELEMENTS, Snapshot, snapshot_steps
-from .checkpoint_files import saved_state
+from .affinity import MOST_ELEMENTS, Snapshot, from_tensors, snapshot_steps, to_tensors
+from .checkpoint_files import GRADIENTS_FILE
+from .description import read_weights
 from .images import IGNORE_INDEX
 from .processes import shard_rows
 from .task_gradients import task_gradients
 from .task_trainer import TaskTrainer
 
 
-SNAPSHOTS_KEY = "gradients"  # in `saved_state` of checkpoints of stage 1 only
 PARTS = 4  # disjoint parts of each task's images
 TASKS_AT_ONCE = 16  # whose texts are in memory at the same time
 
@@ -96,10 +97,12 @@ class SharedAdapterTrainer(TaskTrainer):
                 batch["labels"].fill_(IGNORE_INDEX)
             yield batch
 
-    def checkpoint_state(self) -> dict[str, Any]:
-        return {**super().checkpoint_state(), SNAPSHOTS_KEY: [each.to_dict() for each in self.snapshots]}
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            save_file(to_tensors(self.snapshots), Path(output_dir or self.args.output_dir) / GRADIENTS_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = [Snapshot(**each) for each in saved_state(Path(resume_from_checkpoint))[SNAPSHOTS_KEY]]
+        saved = from_tensors(read_weights(Path(resume_from_checkpoint) / GRADIENTS_FILE))
         self.snapshots = [each for each in saved if each.step in self.snapshot_steps()]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
-from torch.utils.data import default_collate as collate  # noqa: F401, items of TaskImages as one batch
+from torch.utils.data import default_collate as collate  # items of TaskImages as one batch
+from transformers.utils.logging import tqdm
 
 from ..checking import shortened
 from .decoding import decode, is_stored, named
@@ -82,6 +83,11 @@ class TaskImages(Dataset):
         if label != IGNORE_INDEX and rows.stored and is_stored(picture):
             self._cache.put(index, resized)
         return {**item, "pixel_values": self._preprocessing.normalise(resized)}
+
+    def batches(self, rows: Sequence[int], size: int, description: str) -> Iterator[dict[str, Any]]:
+        """Batches of `size` of these images, with a progress bar."""
+        for start in tqdm(range(0, len(rows), size), desc=description):
+            yield collate([self[int(row)] for row in rows[start : start + size]])
 
     def _report(self, error: Exception, picture: Any, number: int, task_id: int) -> None:
         reason = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers.utils.logging import tqdm
 
 from ..tuner.assemble import Route
-from .images import IGNORE_INDEX, TaskImages, collate
+from .images import IGNORE_INDEX, TaskImages
+from .processes import is_sharded
 from .task import Task
 
 
@@ -46,17 +46,21 @@ def nearest_group(classifier: Any, task: Task, routes: Mapping[str, Route], seed
         seed (`int`): seed of the choice of images and of the bootstrap.
 
     Raises:
-        ValueError: the task has no training images, or none that can be read.
+        ValueError: the task has no training images, or none that can be read; the base is sharded.
     """
     task.check_training_images()
+    if is_sharded(classifier):
+        raise ValueError(
+            "The nearest group cannot be found while FSDP shards the base; save the classifier, load it in one "
+            "process, and call add_task there."
+        )
     rng = np.random.default_rng(seed)
     images = TaskImages([task], "train", classifier.processor.image_processor, "skip", None, 0)
     chosen = rng.permutation(len(images))[:MOST_IMAGES]
     parts: dict[str, list[torch.Tensor]] = {group: [] for group in routes}
     with classifier.evaluating():
         texts = {group: classifier.texts_of(task, route) for group, route in routes.items()}
-        for start in tqdm(range(0, len(chosen), BATCH), desc="Nearest group"):
-            batch = collate([images[int(row)] for row in chosen[start : start + BATCH]])
+        for batch in images.batches(chosen, BATCH, "Nearest group"):
             pixels, labels = batch["pixel_values"].to(classifier.device), batch["labels"].to(classifier.device)
             numbers = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
             for group, route in routes.items():

@@ -31,14 +31,14 @@ def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
         raise ValueError(f"A grouping of mode {grouping.mode!r} has no similarities to draw; use mode 'gradient'.")
     count = len(grouping.tasks)
     side = 0.65 * count if count <= MOST_NUMBERS else min(5 + 0.11 * count, 14)
-    figure = Figure(figsize=(4.4 + 1.6 * side, 2.4 + side), layout="constrained")
+    figure = Figure(figsize=(max(9, 4.4 + 1.6 * side), 2.4 + max(2, side)), layout="constrained")
     heat_map, tree = figure.subplots(1, 2, width_ratios=(3, 2))
     order, top, linked = _order(grouping)
     _draw_heat_map(heat_map, grouping, order)
     _draw_tree(tree, grouping, top, linked)
     measured = {name: getattr(grouping, name) for name in ("stability", "separation")}
     words = [f"{name} {value:.2f}" for name, value in measured.items() if value is not None]
-    figure.suptitle(" ".join(grouping.remarks) or ", ".join(words), fontsize=10)
+    figure.suptitle("\n".join(grouping.remarks) or ", ".join(words), fontsize=10)
     figure.savefig(path, dpi=120)
 
 
@@ -81,8 +81,7 @@ def _draw_heat_map(axes: Any, grouping: TaskGrouping, order: list[int]) -> None:
         plain = row == column or spread is None
         text = f"{value:.2f}" if plain else f"{value:.2f}\n±{spread[row, column]:.2f}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    numbers = {task: number for number, group in enumerate(grouping.groups) for task in group}
-    group_of = [numbers[grouping.tasks[task]] for task in order]
+    group_of = grouping.group_numbers[order]
     starts = [0, *(place for place in range(1, count) if group_of[place] != group_of[place - 1]), count]
     frame = {"fill": False, "edgecolor": "tab:red", "linewidth": 3 if count <= MOST_NUMBERS else 1.5, "clip_on": False}
     for start, end in itertools.pairwise(starts):
@@ -90,7 +89,7 @@ def _draw_heat_map(axes: Any, grouping: TaskGrouping, order: list[int]) -> None:
     what = {None: "cosine of task gradients"}.get(grouping.affinity, f"affinity: {grouping.affinity}")
     details = ["± over snapshots"] if spread is not None and count <= MOST_NUMBERS else []
     details += ["diagonal: reliability"] if grouping.reliability is not None else []
-    axes.set_title(what + (f" ({', '.join(details)})" if details else ""), fontsize=10)
+    axes.set_title(what + (f"\n({', '.join(details)})" if details else ""), fontsize=10)
     axes.figure.colorbar(image, ax=axes, shrink=0.8)
 
 

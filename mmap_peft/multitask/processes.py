@@ -37,8 +37,10 @@ def set_up(trainer: Trainer) -> None:
             )
         whole = [parameter for parameter in model.parameters() if parameter.requires_grad or not parameter.dim()]
         state.fsdp_plugin.ignored_modules = [nn.ParameterList(whole).to(args.device)]
+        first = not is_sharded(model)  # stage 2 has the model of stage 1
         fsdp2_prepare_model(trainer.accelerator, model)
-        register_fsdp_forward_method(model, "plain_features")  # it gathers the weights, too
+        if first:
+            register_fsdp_forward_method(model, "plain_features")  # it gathers the weights, too
         trainer.is_fsdp_enabled = False  # nothing that is trained or saved is sharded
     elif trainer.is_deepspeed_enabled:
         if state.deepspeed_plugin.zero_stage == 3:

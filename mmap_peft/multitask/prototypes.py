@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers.utils.logging import tqdm
 
 from ..checking import Count, checked
 from .description import check_shapes
-from .images import IGNORE_INDEX, TaskImages, collate
+from .images import IGNORE_INDEX, TaskImages
 from .output import RoutedPrediction
 from .processes import is_sharded
 from .task import Task
@@ -175,8 +174,7 @@ class PrototypeRouting(TaskForward):
     def _read(self, images: TaskImages, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Plain features of all images that can be read, with the numbers of their classes and tasks."""
         parts = []
-        for start in tqdm(range(0, len(images), batch_size), desc="Prototypes"):
-            batch = collate([images[number] for number in range(start, min(start + batch_size, len(images)))])
+        for batch in images.batches(range(len(images)), batch_size, "Prototypes"):
             readable = batch["labels"] != IGNORE_INDEX
             found = self.plain_features(batch["pixel_values"]), batch["labels"], batch["task_ids"]
             parts.append([part[readable] for part in found])

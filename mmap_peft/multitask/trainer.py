@@ -15,10 +15,10 @@ from transformers.utils import logging
 from ..keywords import check_keywords
 from .adapters import GLOBAL
 from .arguments import MultiTaskTrainingArguments
-from .checkpoint_files import saved_state
+from .checkpoint_files import GRADIENTS_FILE
 from .classifier import MultiTaskClassifier
 from .grouping import TaskGrouping
-from .grouping_stage import SNAPSHOTS_KEY, SharedAdapterTrainer
+from .grouping_stage import SharedAdapterTrainer
 from .plots import plot_grouping
 from .record import changed_settings, versions
 from .task_trainer import TaskTrainer
@@ -177,7 +177,7 @@ class MultiTaskTrainer(TaskTrainer):
         self.remove_leftovers(*folders)
         checkpoint = self.find_checkpoint(resume_from_checkpoint, folders)
         self.check_images()
-        if checkpoint and SNAPSHOTS_KEY in saved_state(Path(checkpoint)):
+        if checkpoint and Path(checkpoint, GRADIENTS_FILE).exists():
             self.group_tasks(resume_from_checkpoint=checkpoint)
             checkpoint = None
         elif checkpoint:

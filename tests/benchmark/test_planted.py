@@ -163,11 +163,11 @@ def test_the_report_of_planted_families(study, results, no_pictures):
     affinity = {"groups": [], "ari": 1.0, "stability": 0.9, "separation": 0.6, "reliability": 0.5}
     for run in made.planted_runs("groups"):
         worse = {**affinity, "ari": 0.5 + 0.5 * (run.seed == 3), "separation": 0.6 - 0.2 * (run.seed != 3)}
-        results.append(run, {"affinities": {"cosine": worse, "directions": affinity}, "settings": run.settings})
+        results.append(run, full_result(run, affinities={"cosine": worse, "directions": affinity}))
     for run in made.planted_runs("new_tasks"):
         accuracy = {"group_0": 0.5, "group_1": 0.7, "none": 0.4}
         one = {"chosen": "group_0", "family": "group_0", "probability": 0.9, "accuracy": accuracy}
-        results.append(run, {"tasks": {"a": one}, "settings": run.settings})
+        results.append(run, full_result(run, tasks={"a": one}))
     lines = "\n".join(planted_lines(made, results.read()))
     assert "| visual | cosine | 2 | 1 | 1 | 0.75 | 0.90 | 0.50 | 0.50 |" in lines
     assert "| visual | directions | 2 | 2 | 2 | 1.00 | 0.90 | 0.60 | 0.50 |" in lines

@@ -11,10 +11,12 @@ from mmap_peft.multitask.affinity import (
     Snapshot,
     adjusted_rand_index,
     affinity_matrix,
+    from_tensors,
     mean_affinity,
     reliability,
     separation,
     snapshot_steps,
+    to_tensors,
 )
 from mmap_peft.multitask.task_gradients import task_gradients
 
@@ -36,17 +38,22 @@ def snapshots(families=FAMILIES, signal=1.0, noise=1.0, agree=0.0, count=5, part
     return made
 
 
-def labels(grouping):
-    return [next(n for n, group in enumerate(grouping.groups) if task in group) for task in grouping.tasks]
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("affinity", AFFINITIES)
 def test_planted_families_are_found_and_stable(affinity, seed):
     found = TaskGrouping.from_gradients(TASKS, snapshots(agree=0.5, seed=seed), affinity, seed=seed)
-    assert labels(found) == FAMILIES.tolist()
+    assert found.group_numbers.tolist() == FAMILIES.tolist()
     assert found.is_stable and found.remarks == []
     assert found.together[:4, :4].min() > 0.9 > 0.1 > found.together[:4, 4:].max()
+
+
+def test_tensors_of_snapshots_lose_no_bit():
+    made = snapshots(parts=3, count=12)
+    again = from_tensors(dict(reversed(to_tensors(made).items())))
+    assert [each.step for each in again] == list(range(1, 13))
+    for one, other in zip(again, made, strict=True):
+        for name in ("products", "scaled", "losses"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 @pytest.mark.parametrize("unstable", ["all", "none", "keep"])
