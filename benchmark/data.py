@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from mmap_peft.data.domains import read_domains
+from mmap_peft.data.duplicates import drop_duplicates
 from mmap_peft.data.mini_domainnet import read_mini_domainnet, read_mini_lists
 from mmap_peft.data.pictograms import PER_CLASS, pictogram_domains
 from mmap_peft.data.splits import Split, draw, make_tasks, read_lists, split_at_random
@@ -44,6 +45,8 @@ class DataSet:
         family (`str`, *optional*): for `"planted"`, required: one of `PLANTED`.
         tasks (`int`, *optional*): for `"ladder"`, required: a multiple of 4 up to 96.
         at_most (`int`, *optional*): without lists: use at most this many images of each class and domain.
+        drop_duplicates (`bool`): leave training images out that are near-duplicates of test images.
+        duplicates (`str`, *optional*): with `drop_duplicates`: file of more images to leave out, one a line.
         label (`str`, *optional*): its name in results and tables. By default `name`.
 
     Raises:
@@ -57,6 +60,8 @@ class DataSet:
     at_most: int | None = None
     family: str | None = None
     tasks: int | None = None
+    drop_duplicates: bool = False
+    duplicates: str | None = None
     label: str | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +70,8 @@ class DataSet:
         if self.label is None:
             object.__setattr__(self, "label", self.name)
         check_name(self.label, "Label")
-        given = {name for name, value in vars(self).items() if value is not None} - {"name", "label"}
+        given = {name for name, value in vars(self).items() if value is not None}
+        given -= {"name", "label", "drop_duplicates", "duplicates"}
         if given - TAKES[self.name]:
             raise ValueError(
                 f"Data set {self.name!r} was given {', '.join(sorted(given - TAKES[self.name]))}; it takes "
@@ -73,6 +79,11 @@ class DataSet:
             )
         if "path" in TAKES[self.name] and self.path is None:
             raise ValueError(f"Data set {self.name!r} has no path; write its folder, or its name on the Hub.")
+        if type(self.drop_duplicates) is not bool or (self.duplicates is not None and not self.drop_duplicates):
+            raise ValueError(
+                f"drop_duplicates of data set {self.label!r} is {self.drop_duplicates!r} and duplicates is "
+                f"{self.duplicates!r}; write `drop_duplicates: true`, with or without a file of duplicates."
+            )
         if self.name == "planted" and self.family not in PLANTED:
             raise ValueError(f"family of data set {self.label!r} is {self.family!r}; write {', '.join(PLANTED)}.")
         if self.name == "ladder" and self.tasks not in range(4, 97, 4):
@@ -86,7 +97,8 @@ class DataSet:
     def settings(self) -> dict[str, Any]:
         """All fields that decide which images there are, without paths of this machine."""
         options = {"lists": self.split_dir is not None, "per_class": self.per_class, "at_most": self.at_most}
-        options |= {"family": self.family, "tasks": self.tasks}
+        options |= {"family": self.family, "tasks": self.tasks, "drop_duplicates": self.drop_duplicates}
+        options |= {"duplicates": self.duplicates is not None}
         return {"name": self.name, "label": self.label, **{name: value for name, value in options.items() if value}}
 
     def read(self, fraction: float | None, shots: int | None, seed: int) -> tuple[dict[str, Dataset], Split]:
@@ -95,6 +107,10 @@ class DataSet:
         Args:
             fraction, shots, seed: as for `split_at_random`. Office-Home's lists know fractions only, and no seed.
         """
+        domains, split = self._read(fraction, shots, seed)
+        return domains, drop_duplicates(domains, split, self.duplicates) if self.drop_duplicates else split
+
+    def _read(self, fraction: float | None, shots: int | None, seed: int) -> tuple[dict[str, Dataset], Split]:
         if self.name == "pictograms":
             domains = pictogram_domains(self.per_class or PER_CLASS)
         elif self.name == "planted":
