@@ -12,6 +12,7 @@ from benchmark.data import DataSet, hold_out
 from benchmark.experiment import Experiment
 from benchmark.machine import peak_memory, reset_peak_memory
 from benchmark.measure import measure
+from benchmark.predictions import read_predictions
 from benchmark.results_file import Results
 from benchmark.study import Run, Study
 from mmap_peft.data.pictograms import draw
@@ -55,6 +56,8 @@ def test_the_results_of_the_smoke_study(smoke):
         assert one["machine"]["threads"] >= 1
         assert one["code"]["versions"]["torch"]
     zero, mmap, lora = found["zero_shot"], found["mmap"], found["lora_alone"]
+    assert len(read_predictions(smoke.folder, "pictograms_50-percent/zero_shot_seed-0", zero)) == 240
+    assert zero["duplicates"] == {"found": 0, "dropped": 0} and zero["test_images"] == mmap["test_images"]
     assert zero["trainable_parameters"] == zero["adapter_bytes"] == zero["steps"] == 0
     assert zero["seconds"]["step"] is None
     assert mmap["steps"] == 4  # two of each stage
