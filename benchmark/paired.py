@@ -75,11 +75,11 @@ def paired_bootstrap(
 
     Sources: pairs of images are drawn as in Koehn, *Statistical Significance Tests for Machine Translation
     Evaluation*, EMNLP 2004; percentile intervals are those of Efron and Tibshirani, *An Introduction to the
-    Bootstrap*, 1993, chapter 13. The seeds are not drawn with replacement, which is too narrow for few of them
-    (Hesterberg, *What Teachers Should Know about the Bootstrap*, arXiv:1411.5279): in simulations with 3 seeds that
-    differ much, such an interval held the true difference in 81 % of cases. To draw from Student's t instead is a
-    choice of this benchmark. Where test images differ from seed to seed, $\sigma$ has part of their variation as well,
-    so that the interval is wide rather than narrow.
+    Bootstrap*, 1993, chapter 13. Few seeds drawn with replacement give too narrow an interval (Hesterberg, *What
+    Teachers Should Know about the Bootstrap*, arXiv:1411.5279): in simulations with 3 seeds that differ much, it held
+    the true difference in 81 % of cases. Student's t instead is a choice of this benchmark. $\sigma$ also holds part
+    of the variation over images where each seed has other ones, so that the interval is rather wide. Images that only
+    some seeds have in common are drawn as if they were different ones, so that their part is too narrow.
 
     Args:
         differences: for each seed the $d_{sti}$, by task.

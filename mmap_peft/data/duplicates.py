@@ -42,7 +42,10 @@ def find_duplicates(domains: Mapping[str, Dataset], split: Split) -> dict[str, d
         for name, (data, rows_by_part) in rows.items():
             description = f"Duplicates: {part} images of {short(name)}"
             hashed[part, name] = hash_pictures(data, rows_by_part[part], description)
-    files = [data["file"][row] for name, (data, _) in rows.items() for row in hashed["eval", name][0]]
+    files = []
+    for name, (data, _) in rows.items():
+        names = _files(data)
+        files += [names[row] for row in hashed["eval", name][0]]
     others = np.concatenate([hashed["eval", name][1] for name in rows])
     found = {}
     for name, (_, rows_by_part) in rows.items():
@@ -73,10 +76,10 @@ def drop_duplicates(domains: Mapping[str, Dataset], split: Split, listed: str | 
     found, names = find_duplicates(domains, split), Places([])
     if listed is not None:
         names = Places(read_names(Path(listed).expanduser()))
-        if not any(names.find(file) is not None for data in domains.values() for file in data["file"][:]):
+        if not any(names.find(file) is not None for data in domains.values() for file in _files(data)):
             raise ValueError(
                 f"{path_text(listed)} names no image of the data; write paths such as "
-                f"{short(next(iter(domains.values()))['file'][0])}."
+                f"{short(_files(next(iter(domains.values())))[0])}."
             )
     train = {
         name: [file for file in files if file not in found[name] and names.find(file) is None]
@@ -86,3 +89,7 @@ def drop_duplicates(domains: Mapping[str, Dataset], split: Split, listed: str | 
     if dropped:
         logger.warning("%d training images are duplicates of evaluation images and do not train.", dropped)
     return replace(split, train=train, source={**split.source, "duplicates": dropped})
+
+
+def _files(data: Dataset) -> list[str]:
+    return data.with_format(None)["file"][:]
