@@ -18,6 +18,7 @@ from mmap_peft.prompts.coop import CoOpConfig
 from mmap_peft.prompts.ivlp import IVLPConfig
 from mmap_peft.prompts.maple import MaPLeConfig
 from mmap_peft.prompts.mmap import MmAPConfig
+from mmap_peft.prompts.promptsrc import PromptSRCConfig
 from mmap_peft.prompts.vpt import VPTConfig
 
 from .reading import check_mapping, check_name
@@ -30,6 +31,7 @@ METHODS: dict[str, Callable[..., PeftConfig] | None] = {
     "vpt": VPTConfig,
     "ivlp": IVLPConfig,
     "maple": MaPLeConfig,
+    "promptsrc": PromptSRCConfig,
     "linear_probe": LinearProbeConfig,
     "full_fine_tuning": FullFineTuningConfig,
     "bitfit": BitFitConfig,

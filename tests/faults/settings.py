@@ -22,6 +22,7 @@ from mmap_peft import (
     MaPLeConfig,
     MmAPConfig,
     MultiTaskClassifier,
+    PromptSRCConfig,
     Task,
     VPTConfig,
     ia3_config,
@@ -36,7 +37,7 @@ from .campaigns import Campaign, one_sentence
 
 
 CONFIGS = [
-    *(MmAPConfig, CoOpConfig, VPTConfig, IVLPConfig, MaPLeConfig, BitFitConfig, FullFineTuningConfig),
+    *(MmAPConfig, CoOpConfig, VPTConfig, IVLPConfig, PromptSRCConfig, MaPLeConfig, BitFitConfig, FullFineTuningConfig),
     *(BottleneckAdapterConfig, LinearProbeConfig, lora_config, ln_tuning_config, ia3_config),
 ]
 OF_PEFT = ["task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"]

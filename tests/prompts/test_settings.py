@@ -1,14 +1,14 @@
-"""Settings of CoOp, IVLP, MaPLe and VPT that cannot be, or that do not fit a model's towers."""
+"""Settings of CoOp, IVLP, PromptSRC, MaPLe and VPT that cannot be, or that do not fit a model's towers."""
 
 import pytest
 
-from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, VPTConfig
+from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, PromptSRCConfig, VPTConfig
 from mmap_peft.prompts.base import TowerShape
 
 
 NUMBERS = [
     (config_class, name)
-    for config_class in (CoOpConfig, IVLPConfig, MaPLeConfig, VPTConfig)
+    for config_class in (CoOpConfig, IVLPConfig, PromptSRCConfig, MaPLeConfig, VPTConfig)
     for name in ("num_prompts", "depth", "num_vision_prompts", "vision_depth", "num_classes")
     if hasattr(config_class, name)
 ]
@@ -31,6 +31,11 @@ def test_a_number_below_one_stops_with_a_sentence(config_class, name, value):
         (VPTConfig(depth=4), TEXT | VISION, "depth=4 is more than the 3 layers"),
         (MaPLeConfig(depth=3), TEXT | VISION, "depth=3 is more than the 2 layers"),
         (IVLPConfig(depth=4), TEXT | VISION, "depth=4 is more than the 3 layers"),
+        (
+            PromptSRCConfig(),
+            TEXT | VISION,
+            "depth=9 is more than the 3 layers of a tower; expected at most 3, or None",
+        ),
         (IVLPConfig(vision_depth=3), TEXT | VISION, "vision_depth=3 is more than the 2 layers"),
     ],
 )

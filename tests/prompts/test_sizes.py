@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
-from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, VPTConfig
+from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, PromptSRCConfig, VPTConfig
 
 
 TEXT, VISION, LAYERS, PROMPTS = 512, 768, 12, 4
@@ -16,6 +16,7 @@ SIZES = {
     CoOpConfig: PROMPTS * TEXT,
     VPTConfig: LAYERS * PROMPTS * VISION,
     IVLPConfig: LAYERS * PROMPTS * (TEXT + VISION),
+    PromptSRCConfig: 9 * PROMPTS * (TEXT + VISION),
     MaPLeConfig: LAYERS * (PROMPTS * TEXT + VISION * TEXT + VISION),
 }
 
