@@ -26,7 +26,7 @@ AVERAGE = {"average_mean": 0.5, "average_std": 0.4}
 ONE_STAGE = {"grouping": "all", "grouping_steps": 0, "learning_rate": 0.1}
 CONFIGS = {
     "mmap": MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1),
-    "ivlp": IVLPConfig(num_prompts=2, init_std=0.1),
+    "ivlp": IVLPConfig(num_prompts=2, depth=2, init_std=0.1),
     "promptsrc": PromptSRCConfig(num_prompts=2, depth=2, init_std=0.1),
     "lora": lora_config(r=2),
 }
@@ -100,7 +100,7 @@ def test_weights_are_a_gaussian_and_sum_to_one(mean, std):
 
 
 def test_the_defaults_of_promptsrc_are_epoch_15_of_20():
-    args = dict(mean=0.75 * 20, std=0.05 * 20)
+    args = {"mean": 0.75 * 20, "std": 0.05 * 20}
     assert args == {"mean": 15, "std": 1}
     weights = epoch_weights(20, **args)
     assert weights[14] == pytest.approx(1 / math.sqrt(2 * math.pi), abs=1e-3)
@@ -110,7 +110,8 @@ def test_the_defaults_of_promptsrc_are_epoch_15_of_20():
 @pytest.mark.parametrize("steps", [12, 10])  # the last epoch may be cut short
 def test_training_results_in_the_weighted_sum_of_the_epochs(config, steps, make):
     record = Record()
-    trainer = make(config, [record], max_steps=steps, **ONE_STAGE, **AVERAGE)
+    stage = {"learning_rate": 0.1} if config == "lora" else ONE_STAGE
+    trainer = make(config, [record], max_steps=steps, **stage, **AVERAGE)
     trainer.train()
     found = values(trainer.model)
     assert trainer.sampler.steps == 4
@@ -135,8 +136,7 @@ def test_what_is_evaluated_and_saved_is_the_average_so_far(make):
     assert_equal(values(trainer.model), record.evaluated[12])
 
 
-@pytest.mark.parametrize("config", ["mmap", "promptsrc"])
-@pytest.mark.parametrize("step", [3, 4, 6, 11])
+@pytest.mark.parametrize(("config", "step"), [("mmap", 3), ("mmap", 4), ("promptsrc", 6), ("promptsrc", 11)])
 def test_resuming_equals_the_uninterrupted_run(config, step, make, tmp_path):
     fields = {"max_steps": 12, "save_steps": 1, "grouping_steps": 3, "learning_rate": 0.1, **LOSSES, **AVERAGE}
     whole = make(config, output_dir=str(tmp_path / "whole"), **fields)
@@ -152,16 +152,12 @@ def test_resuming_equals_the_uninterrupted_run(config, step, make, tmp_path):
 
 
 def test_going_on_without_an_average_goes_on_with_the_last_adapters(make):
-    record, again = Record(), Record()
-    make(callbacks=[record], max_steps=8, **ONE_STAGE, **AVERAGE).train()
-    trainer = make(callbacks=[again], max_steps=9, **ONE_STAGE)
-    trainer.train(resume_from_checkpoint=True)
-    plain = Record()
-    expected = make(callbacks=[plain], max_steps=9, lr_scheduler_type="constant", **ONE_STAGE)
-    expected.train()
-    assert_equal(values(trainer.model), again.after[9])
-    moved = {name: (again.after[9][name] - record.after[8][name]).abs().max() for name in record.after[8]}
-    assert 0 < max(moved.values()) <= 0.101  # one step of Adam from the last adapters
+    settings = {**ONE_STAGE, "lr_scheduler_type": "constant"}
+    make(max_steps=8, **settings, **AVERAGE).train()
+    resumed, whole = make(max_steps=9, **settings), make(max_steps=9, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    whole.train()
+    assert_equal(values(resumed.model), values(whole.model))
 
 
 def test_the_best_model_is_the_average_that_was_evaluated_best(make):
@@ -194,12 +190,8 @@ def test_without_these_settings_training_is_what_it_was(make, tmp_path):
     zero.train()
     assert_equal(values(mmap.model), values(zero.model))
     assert not list((tmp_path / "mmap").rglob(LAST_FILE))
-    CONFIGS["ivlp depth 2"] = IVLPConfig(num_prompts=2, depth=2, init_std=0.1)
-    ivlp, promptsrc, full = (
-        make("ivlp depth 2", **fields),
-        make("promptsrc", **fields, **off),
-        make("promptsrc", **fields),
-    )
+    ivlp, full = make("ivlp", **fields), make("promptsrc", **fields)
+    promptsrc = make("promptsrc", **fields, **off)
     for trainer in (ivlp, promptsrc, full):
         trainer.train()
     assert_equal(values(ivlp.model), values(promptsrc.model))
