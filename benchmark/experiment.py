@@ -18,6 +18,7 @@ from mmap_peft.prompts.coop import CoOpConfig
 from mmap_peft.prompts.ivlp import IVLPConfig
 from mmap_peft.prompts.maple import MaPLeConfig
 from mmap_peft.prompts.mmap import MmAPConfig
+from mmap_peft.prompts.mmrl_tokens import MMRLTokensConfig
 from mmap_peft.prompts.promptsrc import PromptSRCConfig
 from mmap_peft.prompts.vpt import VPTConfig
 
@@ -32,6 +33,7 @@ METHODS: dict[str, Callable[..., PeftConfig] | None] = {
     "ivlp": IVLPConfig,
     "maple": MaPLeConfig,
     "promptsrc": PromptSRCConfig,
+    "mmrl_tokens": MMRLTokensConfig,
     "linear_probe": LinearProbeConfig,
     "full_fine_tuning": FullFineTuningConfig,
     "bitfit": BitFitConfig,

@@ -36,7 +36,9 @@ class Consistency:
     $\lambda_l$ = `logits`. $\bar g_c$ is the mean feature of several texts of class $c$, scaled to length 1.
 
     The loss of a batch is the mean over its images, as that of the cross entropy is. For one task it equals that of
-    the authors' code, where each sum over $d$, over $C$ and over the images is a mean.
+    the authors' code, where each sum over $d$, over $C$ and over the images is a mean. With the distance `"cosine"`,
+    $1 - g_c \cdot \bar g_c$ and $1 - f \cdot \bar f$ take the place of $\lVert \cdot \rVert_1 / d$, as in MMRL (Guo
+    and Gu, CVPR 2025).
 
     Source: Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV 2023,
     equations 3 to 5, with the weights 25, 10 and 1 and the reductions of its code.
@@ -45,12 +47,14 @@ class Consistency:
         text, image, logits (`float`): weights of the losses.
         frozen_texts (`Mapping[str, torch.Tensor]`): unit text features of each task's classes by the frozen CLIP,
             (classes, dim), by task name.
+        distance (`str`): of two features, `"absolute"` or `"cosine"`.
     """
 
     text: float
     image: float
     logits: float
     frozen_texts: Mapping[str, torch.Tensor]
+    distance: str = "absolute"
 
     @property
     def uses_images(self) -> bool:
@@ -63,19 +67,20 @@ class Consistency:
         """The loss of each image, (batch,), where `rows`, (batch,), numbers tasks with `sizes` classes."""
         losses = prompted.logits.new_zeros(len(rows), dtype=torch.float32)
         if self.text:
-            gaps = _difference(prompted.texts, frozen.texts).split(list(sizes))
+            gaps = self._distance(prompted.texts, frozen.texts).split(list(sizes))
             losses = losses + self.text * torch.stack([gap.mean() for gap in gaps])[rows]
         if self.image:
-            losses = losses + self.image * _difference(prompted.images, frozen.images)
+            losses = losses + self.image * self._distance(prompted.images, frozen.images)
         if self.logits:
             classes = torch.tensor(sizes, device=rows.device)[rows]
             losses = losses + self.logits * divergence(prompted.logits, frozen.logits) / classes
         return losses
 
-
-def _difference(features: torch.Tensor, frozen: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of two features, (rows,)."""
-    return (features.float() - frozen.float()).abs().mean(dim=-1)
+    def _distance(self, features: torch.Tensor, frozen: torch.Tensor) -> torch.Tensor:
+        features, frozen = features.float(), frozen.float()
+        if self.distance == "cosine":
+            return 1 - (features * frozen).sum(dim=-1)
+        return (features - frozen).abs().mean(dim=-1)
 
 
 def divergence(logits: torch.Tensor, frozen: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le
 from transformers.hf_argparser import HfArg
@@ -11,22 +11,26 @@ from transformers.hf_argparser import HfArg
 from ..checking import checked
 
 
-FROZEN_TEXTS = ("ensemble", "task")
+FROZEN_TEXTS, DISTANCES = ("ensemble", "task"), ("absolute", "cosine")
 _Weight, _Share = Annotated[float, Ge(0), Le(1e6)], Annotated[float, Ge(0), Le(1)]
 _KINDS = {
     **dict.fromkeys(("text_consistency", "image_consistency", "logit_consistency"), _Weight | None),
+    "frozen_texts": Literal[FROZEN_TEXTS] | None,
+    "feature_distance": Literal[DISTANCES] | None,
     "average_mean": _Share | None,
     "average_std": Annotated[float, Gt(0), Le(100)],
 }
 
 
 class Regularization(NamedTuple):
-    """The values of `RegularizationArguments` for a method."""
+    """The values of `RegularizationArguments` for a method. The defaults are those of most methods."""
 
-    text_consistency: float
-    image_consistency: float
-    logit_consistency: float
-    average_mean: float
+    text_consistency: float = 0.0
+    image_consistency: float = 0.0
+    logit_consistency: float = 0.0
+    frozen_texts: str = "ensemble"
+    feature_distance: str = "absolute"
+    average_mean: float = 0.0
 
 
 @dataclass
@@ -35,13 +39,14 @@ class RegularizationArguments:
 
     Source: PromptSRC (Khattak et al., ICCV 2023). Its code has the weights 25, 10 and 1, and a Gaussian of mean 15 and
     deviation 1 for 20 epochs, here 0.75 and 0.05; for 50 epochs of few images 30 and 30 (0.6, 0.6) or 45 and 5 (0.9,
-    0.1). `PromptSRCConfig` has the first ones by default, all other methods have none of these losses and no average.
+    0.1). `PromptSRCConfig` has the first ones by default. `MMRLTokensConfig` has the weights 1 and 1 of MMRL (Guo and
+    Gu, CVPR 2025), with cosines. All other methods have none of these losses and no average.
     """
 
     text_consistency: float | None = HfArg(
         default=None,
-        help="Weight of the mean absolute difference of a task's text features to those of the frozen CLIP; 25 in "
-        "PromptSRC. None: that of the method, 0 but for PromptSRC. It needs prompts.",
+        help="Weight of the mean distance of a task's text features to those of the frozen CLIP; 25 in PromptSRC. "
+        "None: that of the method, 0 but for PromptSRC and MMRL tokens. It needs prompts.",
     )
     image_consistency: float | None = HfArg(
         default=None,
@@ -52,11 +57,18 @@ class RegularizationArguments:
         help="Weight of the divergence of the class probabilities from those of the frozen CLIP, divided by the "
         "number of classes; 1 in PromptSRC. It takes another forward pass of the images, the same one.",
     )
-    frozen_texts: str = HfArg(
-        default="ensemble",
+    frozen_texts: str | None = HfArg(
+        default=None,
         help="The texts of the frozen CLIP in these losses. 'ensemble': 60 templates, as in PromptSRC; 'task': those "
-        "of the task. Texts that the task has for single classes stay.",
+        "of the task, as in MMRL. Texts that the task has for single classes stay. None: those of the method, "
+        "'ensemble' but for MMRL tokens.",
         metadata={"choices": list(FROZEN_TEXTS)},
+    )
+    feature_distance: str | None = HfArg(
+        default=None,
+        help="Distance of two features. 'absolute': mean absolute difference of their elements, as in PromptSRC; "
+        "'cosine': one minus their cosine, as in MMRL. None: that of the method, 'absolute' but for MMRL tokens.",
+        metadata={"choices": list(DISTANCES)},
     )
     average_mean: float | None = HfArg(
         default=None,
@@ -72,16 +84,10 @@ class RegularizationArguments:
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
             checked(getattr(self, name), kind, name)
-        if self.frozen_texts not in FROZEN_TEXTS:
-            raise ValueError(
-                f"frozen_texts={self.frozen_texts!r} is no choice; write one of {', '.join(FROZEN_TEXTS)}."
-            )
         super().__post_init__()
 
     def regularization(self, config: Any) -> Regularization:
         """The values for a method, given by the config of its adapters: the arguments, or else the method's own."""
         of_method = getattr(getattr(config, "method", None), "training", {})
         given = {name: getattr(self, name) for name in Regularization._fields}
-        return Regularization(
-            **{name: float(of_method.get(name, 0) if value is None else value) for name, value in given.items()}
-        )
+        return Regularization(**{**of_method, **{name: each for name, each in given.items() if each is not None}})

@@ -59,9 +59,10 @@ class RegularizedTrainer(ClassifierTrainer):
         weights = self._regularization[:3]
         if not any(weights):
             return None
-        templates = TEMPLATES if self.args.frozen_texts == "ensemble" else None
+        templates = TEMPLATES if self._regularization.frozen_texts == "ensemble" else None
         try:
-            return Consistency(*weights, self.model.frozen_text_features(tasks, templates))
+            features = self.model.frozen_text_features(tasks, templates)
+            return Consistency(*weights, features, self._regularization.feature_distance)
         except ValueError as error:
             if templates is None:
                 raise

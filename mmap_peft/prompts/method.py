@@ -33,15 +33,15 @@ class Method:
         name (`str`): name as written in the paper.
         learning_rate (`float`): a first learning rate for AdamW.
         source (`str`): authors, title, conference and year of the paper.
-        training (`Mapping[str, float]`): values of `RegularizationArguments` that belong to the method, for those that
-            are `None`.
+        training (`Mapping[str, float | str]`): values of `RegularizationArguments` that belong to the method, for
+            those that are `None`.
     """
 
     peft_type: str
     name: str
     learning_rate: float
     source: str
-    training: Mapping[str, float] = field(default_factory=dict, hash=False)
+    training: Mapping[str, float | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "peft_type", MethodType(self.peft_type))

@@ -15,6 +15,7 @@ from mmap_peft import (
     IVLPConfig,
     MaPLeConfig,
     MmAPConfig,
+    MMRLTokensConfig,
     PromptSRCConfig,
     VPTConfig,
 )
@@ -26,6 +27,7 @@ METHODS = {  # by name: settings, others of the same method, and some that do no
     "vpt": (VPTConfig(), VPTConfig(depth=1), VPTConfig(depth=9)),
     "ivlp": (IVLPConfig(), IVLPConfig(num_vision_prompts=2), IVLPConfig(vision_depth=9)),
     "promptsrc": (PromptSRCConfig(depth=2), PromptSRCConfig(depth=1), PromptSRCConfig()),
+    "mmrl tokens": (MMRLTokensConfig(first_layer=1), MMRLTokensConfig(first_layer=0), MMRLTokensConfig()),
     "maple": (MaPLeConfig(), MaPLeConfig(depth=1), MaPLeConfig(depth=3)),
     "bitfit": (BitFitConfig(), BitFitConfig(parameters=r".*\.q_proj\.bias"), BitFitConfig(parameters="bias of q")),
     "full": (
@@ -77,7 +79,7 @@ def snapshot(clip, inputs):
 
 
 def other_method(method):
-    return "bitfit" if method in ("mmap", "coop", "vpt", "ivlp", "promptsrc", "maple") else "mmap"
+    return "bitfit" if method in ("mmap", "coop", "vpt", "ivlp", "promptsrc", "mmrl tokens", "maple") else "mmap"
 
 
 TAKEN = {  # what asks for a name that is taken

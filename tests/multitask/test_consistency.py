@@ -10,6 +10,7 @@ from transformers import CLIPModel
 from mmap_peft import (
     IVLPConfig,
     MmAPConfig,
+    MMRLTokensConfig,
     MultiTaskClassifier,
     MultiTaskTrainer,
     MultiTaskTrainingArguments,
@@ -135,6 +136,22 @@ def test_with_one_task_it_equals_the_authors_reductions(make, clip, tasks):
     torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_with_cosines_it_is_the_regularization_of_mmrl(make, clip, tasks):
+    """Of the code of MMRL: one minus the mean cosine, of the images and of the texts of the task's own template."""
+    classifier = make("ivlp", groups=False, own_tasks=tasks[:1])
+    pixels, numbers = batch(4)[0], torch.zeros(4, dtype=torch.long)
+    frozen = classifier.frozen_text_features(["print"])
+    parts = Consistency(2.0, 3.0, 0.0, frozen, "cosine")
+    with torch.no_grad():
+        found = classifier(pixels, numbers, numbers, consistency=parts).consistency
+        texts = classifier.class_weights("print")[0]
+        images = classifier.image_features(pixels, [("global",)], numbers)
+        frozen_images = clip.get_image_features(pixels).pooler_output
+        expected = 2 * (1 - F.cosine_similarity(texts, frozen["print"]).mean())
+        expected = expected + 3 * (1 - F.cosine_similarity(images, frozen_images).mean())
+    torch.testing.assert_close(found, expected[None], atol=1e-5, rtol=1e-5)
+
+
 def test_the_divergence_is_zero_for_equal_logits_and_positive_for_others():
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     logits[:2, 3] = float("-inf")  # tasks with fewer classes
@@ -227,12 +244,15 @@ def test_the_tasks_own_texts_can_be_compared_with(make, clip, processor):
 
 def test_a_method_brings_its_own_values_and_arguments_replace_them():
     promptsrc, mmap = PromptSRCConfig(), MmAPConfig()
-    assert MultiTaskTrainingArguments().regularization(promptsrc) == (25.0, 10.0, 1.0, 0.75)
-    assert MultiTaskTrainingArguments().regularization(mmap) == (0.0, 0.0, 0.0, 0.0)
+    rest = "ensemble", "absolute"
+    assert MultiTaskTrainingArguments().regularization(promptsrc) == (25.0, 10.0, 1.0, *rest, 0.75)
+    assert MultiTaskTrainingArguments().regularization(mmap) == (0.0, 0.0, 0.0, *rest, 0.0)
     args = MultiTaskTrainingArguments(text_consistency=0, image_consistency=5, average_mean=0.5)
-    assert args.regularization(promptsrc) == (0.0, 5.0, 1.0, 0.5)
-    assert args.regularization(mmap) == (0.0, 5.0, 0.0, 0.5)
-    assert args.regularization(lora_config()) == (0.0, 5.0, 0.0, 0.5)
+    assert args.regularization(promptsrc) == (0.0, 5.0, 1.0, *rest, 0.5)
+    assert args.regularization(mmap) == args.regularization(lora_config()) == (0.0, 5.0, 0.0, *rest, 0.5)
+    assert args.regularization(MMRLTokensConfig()) == (0.0, 5.0, 0.0, "task", "cosine", 0.5)
+    args = MultiTaskTrainingArguments(feature_distance="absolute", frozen_texts="ensemble")
+    assert args.regularization(MMRLTokensConfig()) == (1.0, 1.0, 0.0, *rest, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +266,7 @@ def test_a_method_brings_its_own_values_and_arguments_replace_them():
         *(("average_mean", value) for value in (-0.1, 1.1, "half")),
         *(("average_std", value) for value in (0.0, -1.0, None)),
         ("frozen_texts", "templates"),
+        ("feature_distance", "l1"),
     ],
 )
 def test_settings_that_cannot_be_stop_with_a_sentence(name, value):
