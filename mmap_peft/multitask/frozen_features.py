@@ -18,7 +18,7 @@ TEXTS_AT_ONCE = 1024  # an ensemble has 60 texts a class
 
 
 class FrozenFeatures(TaskForward):
-    """Base of `MultiTaskClassifier`, whose adapters are prompts here."""
+    """The text features of a classifier without its prompts. Base of `MultiTaskClassifier`."""
 
     _frozen_cache: TextFeatureCache
 
@@ -47,10 +47,9 @@ class FrozenFeatures(TaskForward):
         keys = {name: id(self.texts.of(task, ())) for name, task in tasks.items()}
 
         def encode(missing: Sequence[str]) -> list[torch.Tensor]:
+            distinct = {keys[name]: tasks[name] for name in missing}
             with self.evaluating():
-                found = {
-                    keys[name]: self._frozen(tasks[name]) for name in {keys[name]: name for name in missing}.values()
-                }
+                found = {key: self._frozen(task) for key, task in distinct.items()}
             return [found[keys[name]] for name in missing]
 
         if is_sharded(self):  # all processes must run a sharded tower together

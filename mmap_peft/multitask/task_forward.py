@@ -100,7 +100,7 @@ class TaskForward(TaskAdapters):
     ) -> torch.Tensor:
         """The consistency loss of each image, (batch,), where `rows` numbers the tasks `names`."""
         sizes = [len(self.tasks[name].class_names) for name in names]
-        frozen = Features(torch.cat([consistency.frozen_texts[name] for name in names]))
+        frozen = Features(torch.cat([consistency.frozen_texts[name] for name in names]).to(prompted.texts.device))
         if consistency.uses_images:
             with torch.no_grad(), self.evaluating():
                 image = self.image_features(pixel_values, [()], torch.zeros_like(rows))
