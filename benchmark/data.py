@@ -99,7 +99,7 @@ class DataSet:
             options |= {"suite": self._suite.name, "suite_digest": self._suite.digest}
         return {"name": self.name, "label": self.label, **{name: value for name, value in options.items() if value}}
 
-    def read_suite(self) -> dict[str, Dataset]:
+    def suite_images(self) -> dict[str, Dataset]:
         """The images of a suite, from `path` where it has a folder for a task, otherwise from the Hub."""
         if self.path and not Path(self.path).is_dir():
             raise ValueError(f"{self.path} is no folder; write one that has a folder for each task, such as sun397.")
@@ -119,7 +119,7 @@ class DataSet:
         elif self.name == "ladder":
             domains = ladder_domains(self.tasks, self.per_class or PER_CLASS)
         elif self.name == "suite":
-            domains = self.read_suite()
+            domains = self.suite_images()
         elif self.name == "mini_domainnet":
             domains = read_mini_domainnet(self.path)
         else:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .reading import build, check_mapping, read_yaml
-from .suite_files import SUITES
+from .study import Study
+from .suite_files import SUITES, read_suite
 
 
 FILE = SUITES / "references.yaml"
@@ -51,16 +52,22 @@ def read_references() -> list[Reference]:
     return [build(Reference, values, FILE) for values in read_yaml(FILE)["references"]]
 
 
-def reference_lines(suite: str, model: str, tasks: Sequence[str]) -> list[str]:
-    """A table of what was published for a suite and exactly this model; empty if there is nothing."""
-    found = [one for one in read_references() if (one.suite, one.model) == (suite, model)]
-    if not found:
-        return []
-    lines = ["### Published", "", NOTE, "", f"| method | {' | '.join([*tasks, 'mean', 'source'])} |"]
-    lines.append(f"|---|{'---:|' * (len(tasks) + 2)}")
-    for number, one in enumerate(found, 1):
+def published_lines(study: Study) -> list[str]:
+    """For each suite of a study, a table of what was published for it and for exactly the study's model."""
+    lines, suites = [], {data.suite for data in study.data if data.suite}
+    for suite in sorted(suites):
+        found = [one for one in read_references() if (one.suite, one.model) == (suite, study.model)]
+        if found:
+            columns = [*(task.name for task in read_suite(suite).tasks), "mean"]
+            lines += [f"## {suite}, as published", "", NOTE, "", *_table(found, columns), ""]
+            lines += [*(f"{number}. {one.source}" for number, one in enumerate(found, 1)), ""]
+    return lines
+
+
+def _table(references: Sequence[Reference], columns: Sequence[str]) -> list[str]:
+    lines = [f"| method | {' | '.join(columns)} | source |", f"|---|{'---:|' * (len(columns) + 1)}"]
+    for number, one in enumerate(references, 1):
         for method, values in one.rows.items():
-            value = dict(zip(one.columns, values))
-            cells = [str(value[task]) if task in value else "" for task in [*tasks, "mean"]]
-            lines.append(f"| {method} | {' | '.join([*cells, str(number)])} |")
-    return [*lines, "", *(f"{number}. {one.source}" for number, one in enumerate(found, 1)), ""]
+            value = dict(zip(one.columns, map(str, values)))
+            lines.append(f"| {method} | {' | '.join(value.get(column, '') for column in columns)} | {number} |")
+    return lines

@@ -10,7 +10,7 @@ from mmap_peft.multitask.files import write_json
 from .ladder import ladder_lines, plot_ladder
 from .planted_report import paired_lines, planted_lines, routing_lines
 from .plots import plot_accuracy
-from .references import reference_lines
+from .references import published_lines
 from .results_file import Results
 from .study import Run, Study
 from .summary import Row, grouping_controls, grouping_of, interval, with_gains
@@ -61,16 +61,12 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
         summary[place] = [row.to_dict() for row in rows]
         plot_accuracy(rows, title, results.folder / picture)
         lines += [f"## {title}", "", *_table(rows), "", f"![Accuracy and parameters]({picture})", ""]
-        if runs_by_place[place][0].data.suite:
-            lines += reference_lines(
-                runs_by_place[place][0].data.suite, study.model, list(summary[place][0]["accuracy"])
-            )
         if runs_by_place[place][0].data.family:
             lines += [*paired_lines(rows), "", *routing_lines(rows), ""]
             continue
         for family in grouping_controls(rows):
             lines += [f"### Controls of the grouping of {family[0].experiment.method}", "", *_controls(family), ""]
-    lines += ["## Settings", "", *_settings(study, untuned), ""]
+    lines += [*published_lines(study), "## Settings", "", *_settings(study, untuned), ""]
     write_json(summary, results.folder / SUMMARY_FILE)
     text = "\n".join(lines)
     (results.folder / REPORT_FILE).write_text(text)

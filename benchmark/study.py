@@ -189,7 +189,7 @@ class Study:
         """Download the data sets of all suites, so that what cannot be read is known before the first run."""
         for data in self.data:
             if data.suite:
-                data.read_suite()
+                data.suite_images()
 
     def runs(self, experiments: list[Experiment] | None = None) -> list[Run]:
         """All runs of some experiments, by default those of the study. Runs on the same images follow each other."""

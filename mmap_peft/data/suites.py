@@ -20,6 +20,7 @@ from datasets import (
     get_dataset_config_names,
     load_dataset,
 )
+from datasets.exceptions import DatasetsError
 
 from ..checking import checked
 from ..multitask.class_names import clean_name
@@ -101,7 +102,7 @@ class SuiteTask:
         kept = [name for name in names if name not in left]
         place = np.array([kept.index(name) if name in kept else -1 for name in names])
         new = dict(zip(self._known("rename", list(self.rename), names), self.rename.values()))
-        label = ClassLabel(names=[clean_name(new.get(name, name)) for name in kept])
+        label = ClassLabel(names=Task(self.name, [new.get(name, name) for name in kept]).class_names)
         made = []
         for part, data in parts.items():
             numbers = place[labels[part]]
@@ -120,19 +121,19 @@ class SuiteTask:
     def _load(self, split: str, path: str | os.PathLike | None) -> Dataset:
         source = self.path if path is None else os.path.expanduser(path)
         if source is None:
-            raise ValueError(f"Task {self.name!r} has no data set on the Hub; give its folder in `paths`.")
+            raise ValueError(f"Task {self.name!r} has no data set on the Hub; give its folder.")
         try:
             if path is None:
                 data = load_dataset(source, self.config, split=split, revision=self.revision)
             else:  # a copy need not have the configurations of what was copied
                 config = self.config if self.config in get_dataset_config_names(source) else None
                 data = load_dataset(source, config, split=split)
-        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: it needs a loading script
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: it needs a loading script
             kind = ConnectionError if isinstance(error, ConnectionError) else ValueError
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise kind(
                 f"Split {split!r} of {short(source)} for task {self.name!r} cannot be read ({reason}); connect to the "
-                "Hub, log in if it asks for that, or give the folder of a copy in `paths`."
+                "Hub, log in if it asks for that, or give the folder of a copy."
             ) from error
         for column in (self.image, self.label):
             if column not in data.column_names:

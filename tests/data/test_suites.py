@@ -133,6 +133,8 @@ BAD_DATA = [
     ({"test": [0, -1, None]}, "has no label in row 1 and 1 more of 3 rows"),
     ({"kind": "string", "train": ["cat"], "test": ["cat"], "class_names": ["a", "b"]}, "has the label 'cat'"),
     ({"rename": {"street": "road"}}, "rename of task 'some' has 'street', which is none of its classes"),
+    ({"kind": ["Corn_Field", "corn field", "x"]}, "Class names of task 'some' are the same .* after cleaning"),
+    ({"rename": {"alley": "corn field"}}, "Class names of task 'some' are the same"),
     ({"leave_out": ["street"]}, "leave_out of task 'some' has 'street'"),
 ]
 
@@ -145,13 +147,18 @@ def test_data_that_does_not_fit(fields, sentence, tmp_path):
 
 def test_data_that_cannot_be_read(tmp_path):
     folder = write_copy(tmp_path / "copy", TRAIN, TEST, NAMES)
-    with pytest.raises(ValueError, match=r"Split 'test2' of .* for task 'some' cannot be read .* in `paths`"):
+    with pytest.raises(
+        ValueError, match=r"Split 'test2' of .* for task 'some' cannot be read .* the folder of a copy"
+    ):
         SuiteTask("some", "a {}.", str(folder), test="test2").read()
     with pytest.raises(ValueError, match="for task 'some' cannot be read"):
         SuiteTask("some", "a {}.", "me/some").read(tmp_path / "nowhere")
+    (folder / "data" / "test-00000-of-00001.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="for task 'some' cannot be read"):
+        SuiteTask("some", "a {}.", str(folder)).read()
     with pytest.raises(ConnectionError, match=r"of 'me/some' for task 'some' cannot be read .* connect to the Hub"):
         SuiteTask("some", "a {}.", "me/some").read()
-    with pytest.raises(ValueError, match="Task 'some' has no data set on the Hub; give its folder in `paths`"):
+    with pytest.raises(ValueError, match="Task 'some' has no data set on the Hub; give its folder"):
         SuiteTask("some", "a {}.").read()
     with pytest.raises(ValueError, match="paths has 'other', which is no task of suite 's'"):
         Suite("s", [SuiteTask("some", "a {}.")]).read({"other": folder})
