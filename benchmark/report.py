@@ -11,6 +11,7 @@ from .ladder import ladder_lines, plot_ladder
 from .paired_report import Comparisons
 from .planted_report import planted_lines, routing_lines
 from .plots import plot_accuracy
+from .references import published_lines
 from .results_file import Results
 from .study import Run, Study
 from .summary import Row, grouping_controls, grouping_of, interval, with_gains
@@ -64,7 +65,7 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
         lines += [f"## {first.title}", "", *_table(rows, compared), ""]
         lines += [f"![Accuracy and parameters]({picture})", "", *_block(compared.lines())]
         lines += [*routing_lines(rows), ""] if first.data.family else _all_controls(rows)
-    lines += ["## Settings", "", *_settings(study, untuned), ""]
+    lines += [*published_lines(study), "## Settings", "", *_settings(study, untuned), ""]
     write_json(summary, results.folder / SUMMARY_FILE)
     text = "\n".join(lines)
     (results.folder / REPORT_FILE).write_text(text)
