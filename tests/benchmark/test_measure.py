@@ -80,6 +80,10 @@ def test_the_commands_on_the_smoke_study(smoke, monkeypatch, capfd):
     mmap = smoke.read()["pictograms_50-percent/mmap_seed-0"]
     assert f"| mmap | {mmap['trainable_parameters']:,} |" in capfd.readouterr().out
     assert (smoke.folder / "pictograms_50-percent.png").is_file()
+    assert call(monkeypatch, "compare", SMOKE, "zero_shot", "mmap", "--results", folder) == 0
+    page = capfd.readouterr().out
+    assert "Difference: " in page and "`predictions`: mmap (seed 0).\n" in page  # which was measured here
+    assert call(monkeypatch, "compare", SMOKE, "zero_shot", "cats", "--results", folder) == 2
 
 
 def test_mistakes_are_one_sentence_without_a_traceback(study_file, monkeypatch, capfd):
