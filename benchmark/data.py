@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from mmap_peft.data.domains import read_domains
+from mmap_peft.data.duplicates import drop_duplicates
 from mmap_peft.data.mini_domainnet import read_mini_domainnet, read_mini_lists
 from mmap_peft.data.pictograms import PER_CLASS, pictogram_domains
 from mmap_peft.data.splits import Split, draw, make_tasks, read_lists, split_at_random
@@ -49,6 +50,8 @@ class DataSet:
         tasks (`int`, *optional*): for `"ladder"`, required: a multiple of 4 up to 96.
         at_most (`int`, *optional*): without lists: use at most this many images of each class and domain.
         suite (`str`, *optional*): for `"suite"`, required: the name of a file in `benchmark/suites`, or a path.
+        drop_duplicates (`bool`): leave training images out that are near-duplicates of test images.
+        duplicates (`str`, *optional*): with `drop_duplicates`: file of more images to leave out, one a line.
         label (`str`, *optional*): its name in results and tables. By default `name`, or the suite's.
 
     Raises:
@@ -63,6 +66,8 @@ class DataSet:
     family: str | None = None
     tasks: int | None = None
     suite: str | None = None
+    drop_duplicates: bool = False
+    duplicates: str | None = None
     label: str | None = None
 
     def __post_init__(self) -> None:
@@ -71,7 +76,8 @@ class DataSet:
         if self.label is None:
             object.__setattr__(self, "label", Path(self.suite).stem if isinstance(self.suite, str) else self.name)
         check_name(self.label, "Label")
-        given = {name for name, value in vars(self).items() if value is not None} - {"name", "label"}
+        given = {name for name, value in vars(self).items() if value is not None}
+        given -= {"name", "label", "drop_duplicates", "duplicates"}
         if given - TAKES[self.name]:
             raise ValueError(
                 f"Data set {self.name!r} was given {', '.join(sorted(given - TAKES[self.name]))}; it takes "
@@ -81,6 +87,11 @@ class DataSet:
             object.__setattr__(self, "_suite", read_suite(self.suite))
         elif "path" in TAKES[self.name] and self.path is None:
             raise ValueError(f"Data set {self.name!r} has no path; write its folder, or its name on the Hub.")
+        if type(self.drop_duplicates) is not bool or (self.duplicates is not None and not self.drop_duplicates):
+            raise ValueError(
+                f"drop_duplicates of data set {self.label!r} is {self.drop_duplicates!r} and duplicates is "
+                f"{self.duplicates!r}; write `drop_duplicates: true`, with or without a file of duplicates."
+            )
         if self.name == "planted" and self.family not in PLANTED:
             raise ValueError(f"family of data set {self.label!r} is {self.family!r}; write {', '.join(PLANTED)}.")
         if self.name == "ladder" and self.tasks not in range(4, 97, 4):
@@ -94,7 +105,8 @@ class DataSet:
     def settings(self) -> dict[str, Any]:
         """All fields that decide which images there are, without paths of this machine."""
         options = {"lists": self.split_dir is not None, "per_class": self.per_class, "at_most": self.at_most}
-        options |= {"family": self.family, "tasks": self.tasks}
+        options |= {"family": self.family, "tasks": self.tasks, "drop_duplicates": self.drop_duplicates}
+        options |= {"duplicates": self.duplicates is not None}
         if self.suite:
             options |= {"suite": self._suite.name, "suite_digest": self._suite.digest}
         return {"name": self.name, "label": self.label, **{name: value for name, value in options.items() if value}}
@@ -112,6 +124,10 @@ class DataSet:
         Args:
             fraction, shots, seed: as for `split_at_random`. Office-Home's lists know fractions only, and no seed.
         """
+        domains, split = self._read(fraction, shots, seed)
+        return domains, drop_duplicates(domains, split, self.duplicates) if self.drop_duplicates else split
+
+    def _read(self, fraction: float | None, shots: int | None, seed: int) -> tuple[dict[str, Dataset], Split]:
         if self.name == "pictograms":
             domains = pictogram_domains(self.per_class or PER_CLASS)
         elif self.name == "planted":

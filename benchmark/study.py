@@ -116,6 +116,7 @@ class Study:
         group_seeds (`list[int]`): seeds of runs of stage 1 alone, which compare the groups that each affinity finds
             with the planted families.
         new_task_seeds (`list[int]`): seeds of runs that hold out each task once, and add it to a trained classifier.
+        reference (`str`, *optional*): the experiment that the report compares with the others. By default the best.
         model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
         training (`dict`): training arguments of all experiments. They override those of the experiments.
 
@@ -133,6 +134,7 @@ class Study:
     tune_fractions: list[float] = field(default_factory=list)
     group_seeds: list[int] = field(default_factory=list)
     new_task_seeds: list[int] = field(default_factory=list)
+    reference: str | None = None
     model: str = SMALL_CLIP
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -160,6 +162,10 @@ class Study:
         for part, names in names_by_part.items():
             if len(set(names)) < len(names):
                 raise ValueError(f"Study {self.name!r} has {part} of the same name, {sorted(names)}; rename one.")
+        if self.reference not in (None, *names_by_part["experiments"]):
+            raise ValueError(
+                f"reference of study {self.name!r} is {self.reference!r}, which is none of its experiments; add it."
+            )
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Study:

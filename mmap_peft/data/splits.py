@@ -228,20 +228,10 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
     return Split(train_files, test_files, source)
 
 
-def make_tasks(
-    domains: Mapping[str, Dataset],
-    split: Split,
-    template: str | Sequence[str] = DEFAULT_TEMPLATE,
-    dataset: str | None = None,
-) -> list[Task]:
-    """Make a task of each domain of the split.
+def rows_of_split(domains: Mapping[str, Dataset], split: Split) -> dict[str, tuple[Dataset, dict[str, list[int]]]]:
+    """For each domain of a split its data, and the rows of its files for `"train"` and for `"eval"`.
 
     Domains and files of the split that the data lack may differ in case, and in `_` for a space, from one of the data.
-
-    Args:
-        domains: data sets with the columns `image`, `label` and `file`.
-        split: which files train and evaluate.
-        template, dataset: as for `Task`.
 
     Raises:
         ValueError: the data lack a domain or a file of the split, or it may be one of several; or the split names an
@@ -252,7 +242,7 @@ def make_tasks(
         raise ValueError(
             f"The split has {short(one)} only in train or only in eval; give it an empty list in the other."
         )
-    places, tasks, name_of = Places(list(domains)), [], {}
+    places, found, name_of = Places(list(domains)), {}, {}
     for name in split.train:
         place = places.find(name)
         if place is None:
@@ -263,10 +253,29 @@ def make_tasks(
             raise ValueError(
                 f"{short(name)} and {short(name_of[place])} of the split are the same domain of the data."
             )
-        data = domains[places.names[place]]
-        rows = Places(data.with_format(None)["file"][:]).rows(
-            {"train": split.train[name], "eval": split.eval[name]}, name
-        )
+        data, parts = domains[places.names[place]], {"train": split.train[name], "eval": split.eval[name]}
+        found[name] = data, Places(data.with_format(None)["file"][:]).rows(parts, name)
+    return found
+
+
+def make_tasks(
+    domains: Mapping[str, Dataset],
+    split: Split,
+    template: str | Sequence[str] = DEFAULT_TEMPLATE,
+    dataset: str | None = None,
+) -> list[Task]:
+    """Make a task of each domain of the split.
+
+    Args:
+        domains: data sets with the columns `image`, `label` and `file`.
+        split: which files train and evaluate.
+        template, dataset: as for `Task`.
+
+    Raises:
+        ValueError: as for `rows_of_split`.
+    """
+    tasks = []
+    for name, (data, rows) in rows_of_split(domains, split).items():
         images = {part: data.select(chosen) for part, chosen in rows.items()}
         class_names = data.features["label"].names
         tasks.append(Task(name.replace("_", " ").lower(), class_names, **images, template=template, dataset=dataset))

@@ -114,6 +114,7 @@ def test_bad_yaml(text, sentence, tmp_path):
         ({"names": ["../../secrets"]}, "is to name files"),
         ({"names": ["unknown"]}, "unknown.yaml cannot be read"),
         ({"training": {"lr": 1}}, "'lr' in training .* is no training argument"),
+        ({"reference": "unknown"}, "reference of study 's' is 'unknown', which is none of its experiments"),
     ],
 )
 def test_bad_studies(fields, sentence, study_file):
