@@ -35,8 +35,9 @@ def clip_lora_config(**fields: Any) -> LoraConfig:
     return lora_config(**{"target_modules": QUERIES_KEYS_AND_VALUES, **recipe, **fields})
 
 
-def clip_lora_arguments(shots: int) -> dict[str, Any]:
-    """The training arguments of CLIP-LoRA: `MultiTaskTrainingArguments("out", **clip_lora_arguments(shots=4))`.
+def clip_lora_arguments(shots: int, **fields: Any) -> dict[str, Any]:
+    """The training arguments of CLIP-LoRA:
+    `MultiTaskTrainingArguments(**clip_lora_arguments(shots=4, output_dir="out"))`.
 
     500 steps for each shot, 32 images a step, a learning rate of 2e-4 and a cosine schedule are from the paper
     (section 4); the schedule's end at 1e-6, a weight decay of 0.01, the betas 0.9 and 0.999, and that gradients are
@@ -45,6 +46,7 @@ def clip_lora_arguments(shots: int) -> dict[str, Any]:
 
     Args:
         shots (`int`): number of training images of each class.
+        fields: other training arguments; they replace those of the recipe.
 
     Raises:
         ValueError: `shots` is no integer of 1 or more.
@@ -60,4 +62,5 @@ def clip_lora_arguments(shots: int) -> dict[str, Any]:
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
         "max_grad_norm": 0.0,
+        **fields,
     }

@@ -38,11 +38,12 @@ from .adapters import GLOBAL
 from .base_record import BaseRecord
 from .classifier import MultiTaskClassifier
 from .peft_adapters import PeftSet
-from .record import versions
+from .record import TrainingRecord, versions
 from .task import Task
 
 
 Density = Annotated[float, Gt(0), Le(1)]
+Weights = Scale | list[Scale] | tuple[Scale, ...]
 # Settings of LoRA that adapters may have: the update stays B A, times a number, of a base that has not changed.
 _MERGEABLE = {field.name for field in fields(PeftConfig)} | {
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights"),
@@ -67,9 +68,8 @@ def merge_lora(
     weights: float | list[float] | tuple[float, ...] = 1.0,
     rank: int | None = None,
 ) -> MultiTaskClassifier:
-    """Merge the LoRA adapters of several classifiers into one of all their tasks, by TIES. Nothing is trained.
-
-    The head of this file has the formula.
+    """Merge the LoRA adapters of several classifiers into one of all their tasks, by TIES, whose formula is in the head
+    of this file. Nothing is trained.
 
     Args:
         classifiers (`Iterable[MultiTaskClassifier]`): classifiers with LoRA of the same modules on the same base;
@@ -88,7 +88,7 @@ def merge_lora(
             or modules, two tasks of the same name, or a setting out of range.
     """
     checked(density, Density, "density")
-    checked(weights, Scale | list[Scale] | tuple[Scale, ...], "weights")
+    checked(weights, Weights, "weights")
     checked(rank, Rank | None, "rank")
     parts, base, processor, text_chunk = _take(classifiers)
     scales = [weights] * len(parts) if isinstance(weights, int | float) else list(weights)
@@ -98,14 +98,14 @@ def merge_lora(
         )
     rank = _rank(parts, rank)
     state = _merged_state(base, parts, scales, density, rank)
-    plain = {"rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "init_lora_weights": True}
-    config = replace(parts[0].config, r=rank, lora_alpha=rank, inference_mode=False, **plain)
-    tasks = [task for part in parts for task in part.tasks]
+    tasks, config = [task for part in parts for task in part.tasks], _plain(parts[0].config, rank)
     classifier = MultiTaskClassifier(base, processor, tasks, config, text_chunk=text_chunk)
     classifier.load_adapter_state(GLOBAL, state)
-    record = classifier.record
-    record.settings, record.versions = {"ties_density": density, "ties_weights": str(weights)}, versions()
-    record.zero_shot = {task: accuracy for part in parts for task, accuracy in part.zero_shot.items()}
+    classifier.record = TrainingRecord(
+        settings={"ties_density": density, "ties_weights": str(weights)},
+        versions=versions(),
+        zero_shot={name: accuracy for part in parts for name, accuracy in part.zero_shot.items()},
+    )
     return classifier.eval()
 
 
@@ -169,6 +169,12 @@ def _rank(parts: list[_Part], rank: int | None) -> int:
     if rank is not None and rank > largest:
         raise ValueError(f"rank={rank} is larger than the smallest of the merged matrices; write {largest} or less.")
     return rank or min(largest, sum(max(len(a) for a, _ in each) for each in pairs))
+
+
+def _plain(config: LoraConfig, rank: int) -> LoraConfig:
+    """The settings of an adapter whose update is B A, with a scale of 1."""
+    unset = {"rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "init_lora_weights": True}
+    return replace(config, r=rank, lora_alpha=rank, inference_mode=False, **unset)
 
 
 def _of_b(name: str) -> str:

@@ -1,11 +1,12 @@
 """CLIP-LoRA is the LoRA and the training of its authors."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import CLIPModel, get_scheduler
+from transformers import CLIPConfig, CLIPModel, get_scheduler
 
 from mmap_peft import (
     MultiTaskClassifier,
@@ -36,6 +37,15 @@ def test_it_is_in_queries_keys_and_values_of_all_layers_of_both_towers(clip):
     assert {name.rpartition(".")[2] for name in names} == {"q_proj", "k_proj", "v_proj"}
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert trained == 3 * 2 * 2 * (TEXT_LAYERS * TEXT_WIDTH + VISION_LAYERS * VISION_WIDTH)
+
+
+def test_its_size_is_that_of_the_page():
+    with torch.device("meta"):
+        clip = CLIPModel(CLIPConfig(vision_config={"patch_size": 16}))
+        size = get_peft_model(clip, clip_lora_config()).get_nb_trainable_parameters()[0]
+    page = Path(__file__).parents[2] / "docs" / "methods.md"
+    assert size == 12 * 3 * 2 * 2 * (512 + 768)
+    assert f"| {size:,} |" in page.read_text()
 
 
 def test_fields_replace_those_of_the_recipe():
@@ -70,8 +80,8 @@ def test_shots_are_a_count(shots):
 def test_a_training_uses_the_optimizer_of_the_recipe_and_is_saved_and_loaded(clip_folder, processor, tmp_path):
     base = CLIPModel.from_pretrained(clip_folder)
     classifier = MultiTaskClassifier(base, processor, [make_task("print", 3)], clip_lora_config())
-    settings = {**clip_lora_arguments(shots=2), "max_steps": 2}
-    args = MultiTaskTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, **settings)
+    settings = clip_lora_arguments(2, output_dir=str(tmp_path), max_steps=2, use_cpu=True, report_to="none")
+    args = MultiTaskTrainingArguments(**settings, disable_tqdm=True)
     trainer = MultiTaskTrainer(model=classifier, args=args)
     trainer.train()
     group = trainer.optimizer.param_groups[0]
