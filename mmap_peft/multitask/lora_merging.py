@@ -68,8 +68,8 @@ def merge_lora(
     weights: float | list[float] | tuple[float, ...] = 1.0,
     rank: int | None = None,
 ) -> MultiTaskClassifier:
-    """Merge the LoRA adapters of several classifiers into one of all their tasks, by TIES, whose formula is in the head
-    of this file. Nothing is trained.
+    """Merge the LoRA adapters of several classifiers into one of all their tasks, by TIES: the formula is in the head
+    of this file. Nothing is trained, and prototypes are not taken over.
 
     Args:
         classifiers (`Iterable[MultiTaskClassifier]`): classifiers with LoRA of the same modules on the same base;
