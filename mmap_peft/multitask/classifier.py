@@ -82,7 +82,7 @@ class MultiTaskClassifier(PrototypeRouting):
         self.texts = ClassTexts(processor.tokenizer, model.config.text_config, config)
         if self.texts.placeholders and config.init_ids is None:
             config.init_ids = self.texts.first_words(config.num_prompts)
-        self._text_cache, self._evaluating = TextFeatureCache(), Overlap()
+        self._text_cache, self._frozen_cache, self._evaluating = TextFeatureCache(), TextFeatureCache(), Overlap()
         self.base_cache = None  # of `BaseRecord.of`
         flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:

@@ -17,12 +17,15 @@ class MultiTaskOutput(ModelOutput):
     """What `MultiTaskClassifier` returns.
 
     Args:
-        loss (`torch.Tensor`, *optional*): cross entropy over each image's own classes, mean over the images.
+        loss (`torch.Tensor`, *optional*): cross entropy over each image's own classes, mean over the images, and the
+            consistency losses.
         logits (`torch.Tensor`): (batch, classes of the task with most of them); -inf beyond an image's own classes.
+        consistency (`torch.Tensor`, *optional*): the part of each task in the consistency losses, (tasks,).
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    consistency: torch.Tensor | None = None
 
 
 class Prediction(NamedTuple):
@@ -61,6 +64,11 @@ class RoutedPrediction(NamedTuple):
 def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, tasks: int) -> torch.Tensor:
     """The part of each task in the mean loss of a batch, (tasks,): they add up to the loss."""
     losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    return mean_by_task(losses, labels, task_ids, tasks)
+
+
+def mean_by_task(losses: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, tasks: int) -> torch.Tensor:
+    """The part of each task in the mean of the images' losses, (tasks,), where losses of unread images are 0."""
     sums = losses.new_zeros(tasks).index_add(0, task_ids, losses)
     # The minimum of 1 makes the loss 0, not NaN, if no image of the batch could be read.
     return sums / (labels != IGNORE_INDEX).sum().clamp(min=1)

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from ..checking import Count, checked
 from .description import check_shapes
+from .frozen_features import FrozenFeatures
 from .images import IGNORE_INDEX, TaskImages
 from .output import RoutedPrediction
 from .processes import is_sharded
 from .task import Task
-from .task_forward import TaskForward, check_probabilities
+from .task_forward import check_probabilities
 
 
 LEAST = 0.05  # tasks that are less probable for an image are not computed with their prompts
@@ -122,7 +123,7 @@ def sum_by_class(features: torch.Tensor, classes: torch.Tensor, count: int) -> t
     return torch.zeros(count, features.shape[1]).index_add(0, classes, features)
 
 
-class PrototypeRouting(TaskForward):
+class PrototypeRouting(FrozenFeatures):
     """Finds the tasks of images. Base of `MultiTaskClassifier`.
 
     Attributes:

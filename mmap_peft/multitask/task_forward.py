@@ -14,7 +14,9 @@ from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.context import Overrides
 from ..tuner.fingerprint import Fingerprint, autocast_dtype
 from .adapters import ClassWeights
-from .output import MultiTaskOutput, task_losses
+from .consistency import Consistency, Features
+from .images import IGNORE_INDEX
+from .output import MultiTaskOutput, mean_by_task, task_losses
 from .overlap import Overlap
 from .processes import is_sharded
 from .task import Task
@@ -50,6 +52,7 @@ class TaskForward(TaskAdapters):
         labels: torch.Tensor | None = None,
         text_features: Mapping[str, torch.Tensor] | None = None,
         given: Given | None = None,
+        consistency: Consistency | None = None,
     ) -> MultiTaskOutput:
         """Classify images of any tasks in one pass.
 
@@ -60,6 +63,7 @@ class TaskForward(TaskAdapters):
             text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes,
                 (classes, dim), by task name. `None`: they are computed.
             given (`Mapping[str, AdapterPrompts]`, *optional*): additional prompts that routes may name.
+            consistency (`Consistency`, *optional*): losses that are added if there are labels.
 
         Raises:
             ValueError: `task_ids` holds a number that no task has.
@@ -79,7 +83,30 @@ class TaskForward(TaskAdapters):
         logits = self._of_own_task(all_logits, [len(task.class_names) for task, _ in routed.values()], rows)
         if labels is None:
             return MultiTaskOutput(logits=logits)
-        return MultiTaskOutput(loss=task_losses(logits, labels, task_ids, len(self.tasks)).sum(), logits=logits)
+        loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
+        if consistency is None:
+            return MultiTaskOutput(loss=loss, logits=logits)
+        terms = self._consistency(consistency, names, rows, Features(weight, image, logits), pixel_values)
+        terms = mean_by_task(terms.masked_fill(labels == IGNORE_INDEX, 0), labels, task_ids, len(self.tasks))
+        return MultiTaskOutput(loss=loss + terms.sum(), logits=logits, consistency=terms)
+
+    def _consistency(
+        self,
+        consistency: Consistency,
+        names: Sequence[str],
+        rows: torch.Tensor,
+        prompted: Features,
+        pixel_values: torch.Tensor,
+    ) -> torch.Tensor:
+        """The consistency loss of each image, (batch,), where `rows` numbers the tasks `names`."""
+        sizes = [len(self.tasks[name].class_names) for name in names]
+        frozen = Features(torch.cat([consistency.frozen_texts[name] for name in names]).to(prompted.texts.device))
+        if consistency.uses_images:
+            with torch.no_grad(), self.evaluating():
+                image = self.image_features(pixel_values, [()], torch.zeros_like(rows))
+                logits = self.logit_scale() * image.to(frozen.texts.dtype) @ frozen.texts.T
+            frozen = frozen._replace(images=image, logits=self._of_own_task(logits, sizes, rows))
+        return consistency.of_each_image(prompted, frozen, sizes, rows)
 
     def image_features(
         self, pixel_values: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, given: Given | None = None
