@@ -34,7 +34,7 @@ from .machine import origin, peak_memory, reset_peak_memory, total_peak_memory
 from .planted_runs import PLANTED_RUNS
 from .predictions import correct, predict
 from .study import Run
-from .trainers import make_trainer
+from .trainers import train
 
 
 ROUTED_AT_ONCE = 256  # images
@@ -158,24 +158,20 @@ def _arguments(run: Run, folder: str) -> MultiTaskTrainingArguments:
 def _measure_classifier(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments) -> ClassifierResult:
     set_seed(run.seed)
     meter = StepMeter()
-    trainer = make_trainer(run, tasks, args, [meter])
-    classifier = trainer.model
-    parameters = adapter_bytes = 0
-    start = time.perf_counter()
-    if run.experiment.method != "zero_shot":
-        trainer.train()
-        parameters = sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
+    trained = train(run, tasks, args, [meter])
+    classifier, adapter_bytes = trained.trainer.model, 0
+    if trained.parameters:
         adapter_bytes = _adapter_bytes(classifier, Path(args.output_dir) / "adapters" / tasks[0].adapter)
-    trained = time.perf_counter()
+    start = time.perf_counter()
     return ClassifierResult(
-        **_evaluate(trainer, run),
+        **_evaluate(trained.trainer, run),
         groups=None if classifier.grouping is None else classifier.grouping.groups,
-        trainable_parameters=parameters,
+        trainable_parameters=trained.parameters,
         base_size=classifier.base_size,
         adapter_bytes=adapter_bytes,
         meter=meter,
-        train_seconds=trained - start,
-        evaluate_seconds=time.perf_counter() - trained,
+        train_seconds=trained.seconds,
+        evaluate_seconds=time.perf_counter() - start,
         routing=_routing(classifier) if run.experiment.routing else None,
     )
 

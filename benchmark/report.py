@@ -190,7 +190,9 @@ def _settings(study: Study, untuned: Sequence[str]) -> list[str]:
         lines += [f"Nothing was chosen on validation images for {', '.join(untuned)}.", ""]
     lines += ["| experiment | tasks | config | training |", "|---|---|---|---|"]
     for one in study.experiments:
-        parts = [", ".join(f"{name} {value}" for name, value in part.items()) for part in (one.config, one.training)]
+        steps = {"steps_per_shot": one.steps_per_shot} if one.steps_per_shot else {}
+        columns = one.config, {**one.training, **steps, **one.merging}
+        parts = [", ".join(f"{name} {value}" for name, value in part.items()) for part in columns]
         lines.append(f"| {one.name} | {one.tasks} | {' | '.join(parts)} |")
     return lines
 

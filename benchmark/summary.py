@@ -88,7 +88,7 @@ def with_gains(rows: list[Row]) -> list[Row]:
             if baseline.method == "zero_shot" and experiment.method != "zero_shot":
                 row.gain_zero_shot = gain(row, other)
             same = (baseline.method, baseline.config) == (experiment.method, experiment.config)
-            if same and baseline.tasks == "alone" and experiment.tasks == "together":
+            if same and baseline.tasks == "alone" and not baseline.merging and experiment.tasks != "alone":
                 row.gain_single_task = gain(row, other)
     return rows
 
