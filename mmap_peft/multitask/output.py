@@ -18,7 +18,8 @@ class MultiTaskOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, *optional*): cross entropy over each image's own classes, mean over the images.
-        logits (`torch.Tensor`): (batch, classes of the task with most of them); -inf beyond an image's own classes.
+        logits (`torch.Tensor`): (batch, classes of the task with most of them); -inf beyond an image's own classes,
+            and in training for classes that are not trained.
     """
 
     loss: torch.Tensor | None = None
@@ -31,7 +32,7 @@ class Prediction(NamedTuple):
     Attributes:
         labels: the most probable class name of each image.
         probabilities: (images, classes of the task with most of them), in the order of the class names of each image's
-            task; 0 beyond them.
+            task; 0 beyond them. With `class_names`: (images, class names), in their order.
     """
 
     labels: list[str]
@@ -43,12 +44,12 @@ class RoutedPrediction(NamedTuple):
 
     Attributes:
         labels: the most probable class name of each image, among those of all tasks.
-        probabilities: (images, class names of all tasks), in the order of `class_names`: the sum over tasks of
+        probabilities: (images, class names), in the order of `class_names`: the sum over tasks of
             P(task) * P(class | task), of the tasks with a probability of 0.05 or more, scaled to a sum of 1 (of the
             most probable one if no task has so much). A class that several tasks have, by the same name, is one class.
         tasks: the most probable task of each image.
         task_probabilities: (images, tasks), in the order of the classifier's tasks.
-        class_names: the class names of all tasks, each once.
+        class_names: the class names of all tasks, each once, or those that were given to `predict`.
     """
 
     labels: list[str]
