@@ -142,8 +142,8 @@ class MultiTaskClassifier(PrototypeRouting):
                 are found by `prototypes`. This uses the plain base for a moment, so with adapters that are neither
                 prompts nor linear probes, no other thread may predict meanwhile.
             class_names (`Sequence[str]`, *optional*): two or more classes to choose among, in the order of the answer,
-                instead of the task's. They are cleaned as those of a `Task`. Texts of other classes than the task's
-                are encoded with its adapters, and kept for later calls with the same names.
+                instead of the task's, or without `task` of every task. They are cleaned as those of a `Task`. Texts of
+                other classes are encoded with the task's adapters, and kept for later calls with the same names.
             templates (`str` or a sequence of them, *optional*): instead of the task's template and `class_texts`. A
                 class's feature is the normalised mean of the normalised features of its texts (Radford et al., ICML
                 2021, section 3.1.4).
