@@ -95,14 +95,14 @@ class OtherClasses(TaskForward):
     ) -> torch.Tensor:
         """Class probabilities of images, whose tasks are given by name, on the CPU: (batch, classes of the one of
         these tasks with most of them). Raises a `ValueError` if they are not finite."""
-        names = list(self.tasks)
+        names, distinct = list(self.tasks), list(dict.fromkeys(tasks))
         numbers = torch.tensor([names.index(name) for name in tasks], device=self.device)
         with self.evaluating():
-            features = self._features({name: classes[name] for name in dict.fromkeys(tasks)})
+            features = self._features({name: classes[name] for name in distinct})
             logits = self(pixel_values.to(self.device), numbers, text_features=features).logits
-        widest = max(len(classes[name].columns) for name in tasks)
-        columns = [classes[name].columns for name in tasks]
-        columns = torch.tensor([[*row, *[-1] * (widest - len(row))] for row in columns], device=logits.device)
+        columns = [torch.tensor(classes[name].columns) for name in distinct]
+        columns = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
+        columns = columns[[distinct.index(name) for name in tasks]].to(logits.device)
         logits = logits.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, float("-inf"))
         probabilities = logits.float().softmax(-1).cpu()
         check_probabilities(probabilities)
@@ -139,7 +139,9 @@ class OtherClasses(TaskForward):
                 "Other texts than those of the tasks cannot be encoded while FSDP shards the base; save the "
                 "classifier, load it in one process, and predict there."
             )
-        return TaskClasses(other, [other.class_names.index(each) for each in class_names or other.class_names])
+        if of_own:
+            return TaskClasses(other, [place[each] for each in class_names or task.class_names])
+        return TaskClasses(other, list(range(len(other.class_names))))
 
     def _features(self, classes: Mapping[str, TaskClasses]) -> dict[str, torch.Tensor] | None:
         """Unit text features of what `classes` holds, or `None` if these are the tasks' own."""

@@ -135,7 +135,7 @@ class Task:
         if unknown:
             raise ValueError(
                 f"Task {shortened(self.name)} has {shortened(unknown[0])} in `classes_for_training`, which is none of "
-                f"its classes; choose from class_names."
+                "its classes; choose from class_names."
             )
 
     def _check_texts(self) -> None:

@@ -1,6 +1,7 @@
 """Training on some of a task's classes: its loss, its images, and what it leaves as it was."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -222,6 +223,7 @@ def test_wrong_classes_stop_with_a_sentence(chosen, sentence):
 
 def test_names_are_cleaned_and_all_classes_are_no_restriction():
     assert restricted(classes_for_training=("SUN", "Umbrella_")).trained_classes == ["sun", "umbrella"]
+    assert replace(restricted(), classes_for_training=["sun", "star"]).labels("train").tolist() == [0, 0, 2, 2]
     whole = restricted(classes_for_training=NAMES[::-1])
     assert whole.trains_all_classes
     assert len(whole.labels("train")) == 10

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmap_peft import TaskGrouping
+from mmap_peft.multitask import other_classes
 from mmap_peft.multitask.text_features import TextFeatureCache
 from mmap_peft.tuner.fingerprint import Fingerprint
 
@@ -40,6 +41,19 @@ def test_texts_are_encoded_once_and_again_after_training(mmap, monkeypatch):
             parameter.data.mul_(1.5)
     assert not torch.equal(mmap.predict(IMAGES, "photo", class_names=OTHERS).probabilities, first)
     assert len(calls) == 5
+
+
+def test_many_texts_are_encoded_in_parts(mmap, monkeypatch):
+    rows, project = [], mmap.clip.text_projection
+    hook = project.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    chosen = {"class_names": OTHERS, "templates": ["a {}", "the {}", "one {}"]}
+    expected = mmap.predict(IMAGES, "photo", **chosen).probabilities
+    mmap._other_texts.clear()
+    monkeypatch.setattr(other_classes, "TEXTS_AT_ONCE", 4)
+    found = mmap.predict(IMAGES, "photo", **chosen).probabilities
+    hook.remove()
+    assert rows == [9, 4, 4, 1]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_cache_is_limited_and_keeps_what_was_used_last():
