@@ -81,7 +81,7 @@ class Task:
 
     Raises:
         ValueError: a value of another type, fewer than two classes, names that are the same after cleaning, a template
-        without `{}`, texts for an unknown class, unknown or repeated `classes_for_training`, images in a form that
+            without `{}`, texts for an unknown class, unknown or repeated `classes_for_training`, images in a form that
             cannot be read, or labels that do not fit the class names.
     """
 
