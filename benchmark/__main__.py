@@ -60,6 +60,8 @@ def main() -> int:
         study = Study.read(options.study)
         results = Results((options.results or options.study.resolve().parents[1] / "results") / study.name)
         runner = Runner(results, options.workers)
+        if options.command != "report":
+            study.prepare()
         if options.command == "tune":
             return _tune(study, results, runner)
         study, untuned = apply_choices(study, results)
@@ -69,7 +71,7 @@ def main() -> int:
         if untuned:
             print(f"`tune` has chosen nothing for {', '.join(untuned)}; the values in their files are used.")
         return _end(runner(study.planted_runs("groups") + study.planted_runs("new_tasks") + study.runs()))
-    except ValueError as error:
+    except (ValueError, ConnectionError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

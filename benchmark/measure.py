@@ -24,7 +24,6 @@ from mmap_peft.multitask.loading import WEIGHTS_FILE
 from mmap_peft.multitask.task import Task
 from mmap_peft.multitask.task_trainer import TaskTrainer
 
-from .data import hold_out
 from .machine import origin, peak_memory, reset_peak_memory, total_peak_memory
 from .planted_runs import PLANTED_RUNS
 from .study import Run
@@ -109,7 +108,7 @@ def measure(run: Run) -> dict[str, Any]:
         args = _arguments(run, folder)
         domains, split = run.data.read(run.fraction, run.shots, run.seed)
         if run.evaluated_on == "validation":
-            tasks, split = hold_out(domains, split, args.template, run.seed)
+            tasks, split = run.data.hold_out(split, domains, args.template, run.seed)
         else:
             tasks = run.data.make_tasks(split, domains, args.template)
         if run.evaluated_on in PLANTED_RUNS:

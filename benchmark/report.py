@@ -10,6 +10,7 @@ from mmap_peft.multitask.files import write_json
 from .ladder import ladder_lines, plot_ladder
 from .planted_report import paired_lines, planted_lines, routing_lines
 from .plots import plot_accuracy
+from .references import published_lines
 from .results_file import Results
 from .study import Run, Study
 from .summary import Row, grouping_controls, grouping_of, interval, with_gains
@@ -65,7 +66,7 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
             continue
         for family in grouping_controls(rows):
             lines += [f"### Controls of the grouping of {family[0].experiment.method}", "", *_controls(family), ""]
-    lines += ["## Settings", "", *_settings(study, untuned), ""]
+    lines += [*published_lines(study), "## Settings", "", *_settings(study, untuned), ""]
     write_json(summary, results.folder / SUMMARY_FILE)
     text = "\n".join(lines)
     (results.folder / REPORT_FILE).write_text(text)

@@ -17,6 +17,8 @@ from .prompts.ivlp import IVLPConfig
 from .prompts.maple import MaPLeConfig
 from .prompts.method import Method
 from .prompts.mmap import MmAPConfig
+from .prompts.mmrl_tokens import MMRLTokensConfig
+from .prompts.promptsrc import PromptSRCConfig
 from .prompts.vpt import VPTConfig
 from .registration import register_method, register_methods, starting_learning_rate
 from .tuner.model import PromptTuner
@@ -33,6 +35,7 @@ __all__ = [
     "FullFineTuningConfig",
     "IVLPConfig",
     "LinearProbeConfig",
+    "MMRLTokensConfig",
     "MaPLeConfig",
     "Method",
     "MmAPConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "MultiTaskTrainer",
     "MultiTaskTrainingArguments",
     "Prediction",
+    "PromptSRCConfig",
     "PromptTuner",
     "RoutedPrediction",
     "Task",

@@ -51,13 +51,19 @@ class Split:
 
 
 def _choose(
-    files: Sequence[str], labels: np.ndarray, fraction: float | None, shots: int | None, seed: Sequence[int]
+    files: Sequence[str],
+    labels: np.ndarray,
+    fraction: float | None,
+    shots: int | None,
+    seed: Sequence[int],
+    others_evaluate: bool = True,
 ) -> list[list[str]]:
     """Random files of each class (a fraction of them, or `shots`), and the other files, in the order of `files`."""
     if (fraction is None) == (shots is None):
         raise ValueError(f"Give either fraction or shots, not fraction={fraction} and shots={shots}.")
     checked(seed[0], Annotated[int, Ge(0)], "seed")
-    if fraction is not None and not 0 < checked(fraction, float, "fraction") < 1:
+    whole = fraction == 1 and not others_evaluate
+    if fraction is not None and not 0 < checked(fraction, float, "fraction") < 1 and not whole:
         raise ValueError(f"fraction={fraction} leaves nothing to train or to evaluate on; write a number in (0, 1).")
     if shots is not None and checked(shots, int, "shots") < 1:
         raise ValueError(f"shots={shots} leaves nothing to train on; write 1 or more.")
@@ -128,7 +134,8 @@ def split_at_random(
 
     Args:
         domains: data sets with the columns `label` and `file`.
-        fraction: share of each class's images for training, between 0 and 1; at least one image.
+        fraction: share of each class's images for training, between 0 and 1; at least one image. It can be 1 if the
+            folders say which images evaluate.
         shots: number of images of each class for training, instead of `fraction`.
         seed: seed of the choice.
         at_most (`int`, *optional*): use only a subset, the same for every seed: of each class of each domain the
@@ -150,7 +157,7 @@ def split_at_random(
         if at_most is not None:
             rows, evaluated = (_subset(files, labels, part, at_most) for part in (rows, evaluated))
         chosen = [files[row] for row in rows]
-        train[name], others = _choose(chosen, labels[rows], fraction, shots, [seed, number])
+        train[name], others = _choose(chosen, labels[rows], fraction, shots, [seed, number], not given)
         held_out[name] = [files[row] for row in evaluated] if given else others
     return Split(train, held_out, source)
 

@@ -83,8 +83,8 @@ class MultiTaskClassifier(PrototypeRouting):
         self.texts = ClassTexts(processor.tokenizer, model.config.text_config, config)
         if self.texts.placeholders and config.init_ids is None:
             config.init_ids = self.texts.first_words(config.num_prompts)
-        self._text_cache, self._other_texts = TextFeatureCache(), TextFeatureCache(LARGEST_CACHE)
-        self._evaluating = Overlap()
+        self._text_cache, self._frozen_cache = TextFeatureCache(), TextFeatureCache()
+        self._other_texts, self._evaluating = TextFeatureCache(LARGEST_CACHE), Overlap()
         self.base_cache = None  # of `BaseRecord.of`
         flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:

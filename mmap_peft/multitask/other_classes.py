@@ -11,6 +11,7 @@ from ..checking import checked, shortened
 from ..tuner.fingerprint import autocast_dtype
 from .adapters import ClassWeights
 from .class_names import Text, Texts, as_list, as_tuple, check_template, clean_names
+from .frozen_features import TEXTS_AT_ONCE
 from .output import Prediction
 from .processes import is_sharded
 from .task import Task
@@ -19,7 +20,6 @@ from .text_features import TextFeatureCache
 
 
 LARGEST_CACHE = 2**24  # elements of the features of other texts that are kept: 64 MB in float32
-TEXTS_AT_ONCE = 1024  # class names times templates can be many
 
 
 class Choice(NamedTuple):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..checking import Count, checked
 from .description import check_shapes
+from .frozen_features import FrozenFeatures
 from .images import IGNORE_INDEX, TaskImages
 from .other_classes import Choice, OtherClasses
 from .output import RoutedPrediction
@@ -123,7 +124,7 @@ def sum_by_class(features: torch.Tensor, classes: torch.Tensor, count: int) -> t
     return torch.zeros(count, features.shape[1]).index_add(0, classes, features)
 
 
-class PrototypeRouting(OtherClasses):
+class PrototypeRouting(OtherClasses, FrozenFeatures):
     """Finds the tasks of images. Base of `MultiTaskClassifier`.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,7 +16,9 @@ from ..tuner.context import Overrides
 from ..tuner.fingerprint import Fingerprint, autocast_dtype
 from .adapters import ClassWeights
 from .class_texts import ClassTexts
-from .output import MultiTaskOutput, task_losses
+from .consistency import Consistency, Features
+from .images import IGNORE_INDEX
+from .output import MultiTaskOutput, mean_by_task, of_trained_classes, task_losses
 from .overlap import Overlap
 from .processes import is_sharded
 from .task import Task
@@ -51,6 +54,7 @@ class TaskForward(TaskAdapters):
         labels: torch.Tensor | None = None,
         text_features: Mapping[str, torch.Tensor] | None = None,
         given: Given | None = None,
+        consistency: Consistency | None = None,
         trained_only: bool | None = None,
     ) -> MultiTaskOutput:
         """Classify images of any tasks in one pass.
@@ -62,33 +66,54 @@ class TaskForward(TaskAdapters):
             text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes, or of
                 others, (classes, dim), by task name. `None`: they are computed.
             given (`Mapping[str, AdapterPrompts]`, *optional*): additional prompts that routes may name.
-            trained_only (`bool`, *optional*): the softmax is over the `trained_classes` of each task only, and
-                the logits of its other classes are -inf; `text_features` are of these only then. `None`: in training
-                mode.
+            consistency (`Consistency`, *optional*): losses that are added if there are labels.
+            trained_only (`bool`, *optional*): the softmax is over each task's `trained_classes` only: `text_features`
+                are those of these, and the logits of other classes -inf. `None`: in training mode.
 
         Raises:
             ValueError: `task_ids` holds a number that no task has.
         """
         names, rows = self._present(task_ids)
-        trained_only = self.training if trained_only is None else trained_only
-        routed = self._routed(names, trained_only)
+        routed = self._routed(names, trained_only := self.training if trained_only is None else trained_only)
         routes = [route for _, route in routed.values()]
-        weight, bias = self.adapter_set.class_weights(
-            routes,
-            lambda: [text_features[name] for name in names] if text_features else self._text_features(routed, given),
-        )
+        texts_of_routes = functools.partial(self._text_features, routed, given, text_features)
+        weight, bias = self.adapter_set.class_weights(routes, texts_of_routes)
         distinct = list(dict.fromkeys(routes))
         number = torch.tensor([distinct.index(route) for route in routes], device=rows.device)
         image = self.image_features(pixel_values, distinct, number[rows], given)
-        # (batch, classes of all tasks present)
-        all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias
+        all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias  # of all tasks present
         sizes = [len((text_features or {}).get(name, task.class_names)) for name, (task, _) in routed.items()]
-        logits = self._of_own_task(all_logits, sizes, rows)
-        if trained_only and not all(self.tasks[name].trains_all_classes for name in names):
-            logits = self._of_trained_classes(logits, routed, rows)
+        logits = self._of_own_task(all_logits, sizes, rows, routed if trained_only else None)
         if labels is None:
             return MultiTaskOutput(logits=logits)
-        return MultiTaskOutput(loss=task_losses(logits, labels, task_ids, len(self.tasks)).sum(), logits=logits)
+        loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
+        if consistency is None:
+            return MultiTaskOutput(loss=loss, logits=logits)
+        terms = self._consistency(consistency, routed, rows, Features(weight, image, logits), pixel_values)
+        terms = mean_by_task(terms.masked_fill(labels == IGNORE_INDEX, 0), labels, task_ids, len(self.tasks))
+        return MultiTaskOutput(loss=loss + terms.sum(), logits=logits, consistency=terms)
+
+    def _consistency(
+        self,
+        consistency: Consistency,
+        routed: RoutedTasks,
+        rows: torch.Tensor,
+        prompted: Features,
+        pixel_values: torch.Tensor,
+    ) -> torch.Tensor:
+        """The consistency loss of each image, (batch,), where `rows` numbers the tasks of `routed`."""
+        sizes = [len(task.class_names) for task, _ in routed.values()]
+        some = [name for name, (task, _) in routed.items() if task is not self.tasks[name]]  # of trained classes only
+        texts = {name: consistency.frozen_texts[name] for name in routed}
+        texts |= {name: texts[name][self.tasks[name].trained_numbers] for name in some}
+        frozen = Features(torch.cat(list(texts.values())).to(prompted.texts.device))
+        if consistency.uses_images:
+            with torch.no_grad(), self.evaluating():
+                image = self.image_features(pixel_values, [()], torch.zeros_like(rows))
+                logits = self.logit_scale() * image.to(frozen.texts.dtype) @ frozen.texts.T
+            logits = self._of_own_task(logits, sizes, rows, routed if some else None)
+            frozen = frozen._replace(images=image, logits=logits)
+        return consistency.of_each_image(prompted, frozen, sizes, rows)
 
     def image_features(
         self, pixel_values: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, given: Given | None = None
@@ -110,26 +135,22 @@ class TaskForward(TaskAdapters):
         place[present] = torch.arange(len(present), device=task_ids.device)
         return names, place[task_ids]
 
-    def _of_own_task(self, logits: torch.Tensor, sizes: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
-        """The logits of each image for its own task's classes, where `rows` numbers tasks with `sizes` classes."""
+    def _of_own_task(
+        self, logits: torch.Tensor, sizes: Sequence[int], rows: torch.Tensor, trained: RoutedTasks | None = None
+    ) -> torch.Tensor:
+        """The logits of each image for its own task's classes, where `rows` numbers tasks with `sizes` classes. With
+        `trained`, tasks with the classes that `logits` are of, for those only that are trained."""
         widest = max(*(len(task.class_names) for task in self.tasks.values()), *sizes)
         column = torch.arange(widest, device=rows.device)
         counts = torch.tensor(sizes, device=rows.device)
         starts = counts.cumsum(0) - counts
         of_task = column < counts[rows][:, None]
         columns = torch.where(of_task, starts[rows][:, None] + column, 0)
-        return logits.gather(1, columns).masked_fill(~of_task, float("-inf"))
-
-    def _of_trained_classes(self, logits: torch.Tensor, routed: RoutedTasks, rows: torch.Tensor) -> torch.Tensor:
-        """The logits of the classes of `routed`, in the columns of the tasks' own classes; -inf if not trained."""
-        places = []
-        for name, (task, _) in routed.items():
-            place = {each: number for number, each in enumerate(task.class_names)}
-            trained = set(self.tasks[name].trained_classes)
-            of_classes = [place[each] if each in trained else -1 for each in self.tasks[name].class_names]
-            places.append(of_classes + [-1] * (logits.shape[1] - len(of_classes)))
-        columns = torch.tensor(places, device=rows.device)[rows]
-        return logits.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, float("-inf"))
+        logits = logits.gather(1, columns).masked_fill(~of_task, float("-inf"))
+        tasks = [self.tasks[name] for name in trained or ()]
+        if all(task.trains_all_classes for task in tasks):
+            return logits
+        return of_trained_classes(logits, tasks, [task.class_names for task, _ in trained.values()], rows)
 
     def logit_scale(self) -> torch.Tensor:
         """CLIP's inverse temperature."""
@@ -157,8 +178,13 @@ class TaskForward(TaskAdapters):
         routed = self._routed([task])
         return self.adapter_set.class_weights([routed[task][1]], lambda: self._text_features(routed))
 
-    def _text_features(self, routed: RoutedTasks, given: Given | None = None) -> list[torch.Tensor]:
-        """Unit text features of each task's classes, (classes, dim); from the cache if nothing has changed."""
+    def _text_features(
+        self, routed: RoutedTasks, given: Given | None = None, known: Mapping[str, torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Unit text features of each task's classes, (classes, dim): those that are `known`, if any are, or else from
+        the cache if nothing has changed."""
+        if known:
+            return [known[name] for name in routed]
         frozen, of_adapters = self.adapter_set.text_parameters()
         learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in (*frozen, *of_adapters))
         random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0

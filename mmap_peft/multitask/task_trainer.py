@@ -18,13 +18,12 @@ from .aggregation import add_task_gradients, aggregate_task_gradients, drop_task
 from .arguments import MultiTaskTrainingArguments
 from .base_record import BaseRecord
 from .checkpoint_files import saved_state
-from .checkpoints import ClassifierTrainer
 from .classifier import MultiTaskClassifier
 from .images import TaskImages, collate
 from .inputs import check_weight_decay
 from .metrics import accuracies, predicted_classes
 from .not_finite import NotFinite
-from .output import task_losses
+from .regularized_trainer import RegularizedTrainer
 from .sampler import TaskSampler
 
 
@@ -35,7 +34,7 @@ _REFUSED = {
 }
 
 
-class TaskTrainer(ClassifierTrainer, TrainerCallback):
+class TaskTrainer(RegularizedTrainer, TrainerCallback):
     """Trains the adapters of a `MultiTaskClassifier` that are set to train, on the images of the tasks that use them.
 
     Every batch on every process has images of all these tasks. A run that is resumed from a checkpoint equals an
@@ -133,7 +132,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
         aggregates = self._aggregator is not None and torch.is_grad_enabled()
         model = self.model if aggregates else model  # not the one that DDP wraps: it would wait for gradients
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
+        losses = self.losses_by_task(outputs, inputs)
         self._not_finite.add_losses(losses, self.state.global_step)
         if aggregates:
             with torch.autocast(loss.device.type, enabled=False):
@@ -272,7 +271,7 @@ class TaskTrainer(ClassifierTrainer, TrainerCallback):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.check_order(resume_from_checkpoint)
-        self.model.load_adapters(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 def _images(

@@ -51,7 +51,8 @@ def results(tmp_path):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Reports draw nothing: for tests of their text."""
-    monkeypatch.setattr(report, "plot_accuracy", lambda rows, title, path: None)
+    for name in ("plot_accuracy", "plot_ladder"):
+        monkeypatch.setattr(report, name, lambda *args: None)
 
 
 @pytest.fixture

@@ -3,7 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from statistics import fmean
 
+import pytest
+
+from benchmark.clustering import clustering_text
 from benchmark.growth import growth_text
 from benchmark.loading import loading_text
 from benchmark.report import write_report
@@ -11,6 +15,7 @@ from benchmark.results_file import Results
 from benchmark.speed import speed_text
 from benchmark.study import Study
 from benchmark.tune import apply_choices, choose
+from mmap_peft.multitask.grouping import are_stable
 
 
 ROOT = Path(__file__).parents[2]
@@ -23,13 +28,46 @@ def committed(name, tmp_path):
     return Study.read(BENCHMARK / "studies" / f"{name}.yaml"), Results(tmp_path / name)
 
 
-def test_the_report_and_readme(tmp_path, no_pictures):
-    study, results = committed("pictograms", tmp_path)
+@pytest.fixture(scope="module")
+def readme():
+    return (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["pictograms", "planted", "stability", "ladder"])
+def test_the_report(name, tmp_path, no_pictures):
+    study, results = committed(name, tmp_path)
     text = write_report(apply_choices(study, results)[0], results)
-    assert text == (BENCHMARK / "results" / "pictograms" / "report.md").read_text()
+    assert text == (BENCHMARK / "results" / name / "report.md").read_text()
     assert "Incomplete" not in text
-    table = text[text.index("| experiment | parameters") : text.index("\n\n## ")]
-    assert table in (ROOT / "README.md").read_text()
+
+
+def test_the_methods_in_readme(readme):
+    text = (BENCHMARK / "results" / "pictograms" / "report.md").read_text()
+    assert text[text.index("| experiment | parameters") : text.index("\n\n## ")] in readme
+
+
+def test_the_groups_in_readme(tmp_path, readme):
+    """The table of families in README: how often they were found, and mean accuracies."""
+    study, results = committed("planted", tmp_path)
+    lines = results.read()
+    groups = [(run, lines[run.name]["affinities"]) for run in study.planted_runs("groups")]
+    rows = [line.split("|")[2:-1] for line in readme[readme.index("| families | found") :].splitlines()[2:6]]
+    assert len(rows) == len(study.data)
+
+    def mean(data, *names):
+        runs = [run for run in study.runs() if run.experiment.name in names and run.data == data]
+        return f"{100 * fmean(lines[run.name]['mean'] for run in runs):.1f}"
+
+    for data, row in zip(study.data, rows):
+        of_data = [found for run, found in groups if run.data == data]
+        directions = [each["directions"] for each in of_data]
+        found = sum(each["ari"] == 1 for each in directions), sum(each["cosine"]["ari"] == 1 for each in of_data)
+        used = sum(are_stable(each["stability"], each["separation"]) for each in directions)
+        counts = ["", ""] if data.family == "none" else list(map(str, found))
+
+        controls = [mean(data, "planted_gradient"), mean(data, "planted_all"), mean(data, "planted_none")]
+        expected = [*counts, str(used), *controls, mean(data, "planted_random_1", "planted_random_2")]
+        assert [cell.strip() for cell in row] == expected
 
 
 def test_the_choices(tmp_path):
@@ -40,11 +78,17 @@ def test_the_choices(tmp_path):
             assert (tmp_path / name / file).read_text() == (BENCHMARK / "results" / name / file).read_text()
 
 
-def test_speed():
+def test_speed(readme):
     folder = BENCHMARK / "results" / "speed"
     for name, text in (("speed", speed_text), ("growth", growth_text), ("loading", loading_text)):
         assert text(json.loads((folder / f"{name}.json").read_text())) == (folder / f"{name}.md").read_text()
     training, prediction = (folder / "speed.md").read_text().split("## Prediction")
     for part in (training, prediction):
         ratios = part[part.index("| batch |") :].partition("\n\n")[0]
-        assert ratios in (ROOT / "README.md").read_text()
+        assert ratios in readme
+
+
+def test_clustering():
+    folder = BENCHMARK / "results" / "clustering"
+    text = clustering_text(json.loads((folder / "clustering.json").read_text()))
+    assert text == (folder / "clustering.md").read_text()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmark.__main__ import main
-from benchmark.data import DataSet, hold_out
+from benchmark.data import DataSet
 from benchmark.experiment import Experiment
 from benchmark.machine import peak_memory, reset_peak_memory
 from benchmark.measure import measure
@@ -115,16 +115,16 @@ def test_validation_never_reads_a_test_image(run, folder):
 
 def test_a_third_of_the_training_images_of_each_class_validates(run, folder):
     domains, split = run.data.read(0.5, None, 0)
-    tasks, inner = hold_out(domains, split, "a {}.", 0)
+    tasks, inner = run.data.hold_out(split, domains, "a {}.", 0)
     for task in tasks:
         assert np.bincount(task.labels("train")).tolist() == [2, 2, 2]
         assert np.bincount(task.labels("eval")).tolist() == [1, 1, 1]
         assert sorted(inner.train[task.name] + inner.eval[task.name]) == sorted(split.train[task.name])
-    assert hold_out(domains, split, "a {}.", 0)[1].digest == inner.digest
-    assert hold_out(domains, split, "a {}.", 1)[1].digest != inner.digest
+    assert run.data.hold_out(split, domains, "a {}.", 0)[1].digest == inner.digest
+    assert run.data.hold_out(split, domains, "a {}.", 1)[1].digest != inner.digest
     domains, split = run.data.read(None, 1, 0)
     with pytest.raises(ValueError, match="one training image of each class"):
-        hold_out(domains, split, "a {}.", 0)
+        run.data.hold_out(split, domains, "a {}.", 0)
 
 
 def test_the_same_run_gives_the_same_accuracies_and_alone_is_a_classifier_of_one_task(run):

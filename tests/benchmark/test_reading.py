@@ -11,6 +11,7 @@ import yaml
 from benchmark.experiment import METHODS, Experiment
 from benchmark.reading import build, read_yaml
 from benchmark.study import Run, Study
+from benchmark.suite_files import read_suite
 
 
 ROOT = Path(__file__).parents[2] / "benchmark"
@@ -138,13 +139,20 @@ def test_the_studies_have_every_experiment_and_the_large_one_every_method():
 
 def test_the_page_on_the_benchmark(tmp_path, monkeypatch):
     page = (ROOT.parent / "docs" / "benchmark.md").read_text()
-    experiment, study = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    for name, text in (("experiments/mmap_long", experiment), ("studies/mine", study)):
-        (tmp_path / name).parent.mkdir()
+    experiment, study, suite, domains = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    domains += "name: domains\nexperiments: [mmap_long]\n"
+    files = {"experiments/mmap_long": experiment, "studies/mine": study, "studies/birds": suite}
+    for name, text in {**files, "studies/domains": domains}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.yaml").write_text(text)
     for path in SHIPPED:
         shutil.copy(path, tmp_path / "experiments")
     found = Study.read(tmp_path / "studies" / "mine.yaml")
     assert "mmap_long" in [one.name for one in found.experiments]
+    assert Study.read(tmp_path / "studies" / "domains.yaml").data[0].name == "office_home"
+    tasks = read_suite(str(tmp_path / "studies" / "birds.yaml")).tasks
+    assert len(tasks) == 9
+    for field in vars(tasks[-1]):
+        assert f"`{field}`" in page
     for field in (*vars(found.experiments[0]), *vars(found), *vars(found.data[0])):
         assert f"`{field}`" in page

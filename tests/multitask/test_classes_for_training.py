@@ -9,6 +9,7 @@ import torch
 
 from mmap_peft import CoOpConfig, LinearProbeConfig, MultiTaskClassifier, MultiTaskTrainer, Task, TaskGrouping
 from mmap_peft.data.pictograms import draw
+from mmap_peft.multitask.consistency import Consistency
 from mmap_peft.multitask.images import TaskImages, collate
 from mmap_peft.multitask.task_gradients import task_gradients
 
@@ -245,3 +246,14 @@ def test_contexts_of_classes_are_refused(clip, processor):
     with pytest.raises(ValueError, match="'print' has classes_for_training"):
         classifier.add_task(restricted())
     assert list(classifier.tasks) == ["photo"]
+
+
+@pytest.mark.parametrize("method", ["mmap", "ivlp"])
+def test_consistency_losses_are_those_of_these_classes_alone(method, pair):
+    losses = []
+    for classifier in pair(method):
+        frozen = classifier.frozen_text_features(list(classifier.tasks))
+        given = batch(classifier)
+        output = classifier.train()(**given, consistency=Consistency(25.0, 10.0, 1.0, frozen))
+        losses.append((output.loss, output.consistency))
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)

@@ -107,6 +107,11 @@ def test_an_aggregator_sees_the_gradients_of_all_processes(name, output):
     assert_same_prompts(output("single") / "aggregated", output(name) / "aggregated", adapters=1)
 
 
+@pytest.mark.parametrize("name", SEVERAL)
+def test_the_losses_and_the_average_of_promptsrc_are_those_of_one_process(name, output):
+    assert_same_prompts(output("single") / "regularized", output(name) / "regularized", adapters=1)
+
+
 @pytest.mark.parametrize("name", ["single", *SEVERAL])
 def test_resuming_gives_the_same_prompts(name, output):
     assert_same_prompts(output(name), output(name) / "resumed")
