@@ -192,7 +192,7 @@ def _evaluate(trainer: TaskTrainer, run: Run) -> dict[str, Any]:
     with classifier.zero_shot() if run.experiment.method == "zero_shot" else nullcontext():
         output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     labels, task_ids = output.label_ids
-    right = output.predictions == labels
+    right = output.predictions.reshape(len(labels), -1)[:, 0] == labels  # among all classes
     tasks = [task.adapter for task in classifier.tasks.values()]
     return {
         "accuracy": {task: output.metrics[f"eval_{task}_accuracy"] for task in tasks},
