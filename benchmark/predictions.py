@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import torch
 from transformers import EvalPrediction
 
 from mmap_peft.multitask.images import IGNORE_INDEX
+from mmap_peft.multitask.metrics import accuracies, predicted_classes
 from mmap_peft.multitask.task import Task
-from mmap_peft.multitask.task_trainer import TaskTrainer, accuracies
+from mmap_peft.multitask.task_trainer import TaskTrainer
 
 from .paired import pack
 
@@ -42,7 +45,7 @@ def predict(trainer: TaskTrainer) -> tuple[dict[str, float], pa.Table]:
         (its `file`, or its number), names of the true and of the predicted class, and their probabilities.
     """
     tasks, kept = trainer.model.tasks, (trainer.preprocess_logits_for_metrics, trainer.compute_metrics)
-    trainer.preprocess_logits_for_metrics = _with_probabilities
+    trainer.preprocess_logits_for_metrics = partial(_with_probabilities, tasks=tasks)
     trainer.compute_metrics = lambda found: accuracies(EvalPrediction(found.predictions[0], found.label_ids), tasks)
     try:
         output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
@@ -54,17 +57,20 @@ def predict(trainer: TaskTrainer) -> tuple[dict[str, float], pa.Table]:
         rows = np.flatnonzero(task_ids == number)
         rows, images = rows[labels[rows] != IGNORE_INDEX], _images(task)[labels[rows] != IGNORE_INDEX]
         predicted, of_predicted, of_true = (values[rows] for values in output.predictions)
+        predicted = predicted.reshape(len(rows), -1)[:, 0]
         names = np.array(task.class_names, dtype=object)
         columns = [[task.adapter] * len(rows), images, names[labels[rows]], names[predicted], of_true, of_predicted]
         parts.append(pa.table(dict(zip(SCHEMA.names, columns)), SCHEMA))
     return output.metrics, pa.concat_tables(parts)
 
 
-def _with_probabilities(logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """The predicted class of each image, its probability, and that of the true class."""
-    probabilities, predicted = logits.float().softmax(-1), logits.argmax(-1)
-    pairs = torch.stack([predicted, labels[0].clamp(min=0)], dim=1)
-    return (predicted, *probabilities.gather(1, pairs).unbind(1))
+def _with_probabilities(
+    logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor], tasks: Mapping[str, Task]
+) -> tuple[torch.Tensor, ...]:
+    """`predicted_classes` of each image, the probability of the most probable class, and that of the true class."""
+    probabilities = logits.float().softmax(-1)
+    pairs = torch.stack([logits.argmax(-1), labels[0].clamp(min=0)], dim=1)
+    return (predicted_classes(logits, labels, tasks), *probabilities.gather(1, pairs).unbind(1))
 
 
 def _images(task: Task) -> np.ndarray:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import EvalPrediction, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from . import processes
@@ -20,11 +19,12 @@ from .arguments import MultiTaskTrainingArguments
 from .base_record import BaseRecord
 from .checkpoint_files import saved_state
 from .classifier import MultiTaskClassifier
-from .images import IGNORE_INDEX, TaskImages, collate
+from .images import TaskImages, collate
+from .inputs import check_weight_decay
+from .metrics import accuracies, predicted_classes
 from .not_finite import NotFinite
 from .regularized_trainer import RegularizedTrainer
 from .sampler import TaskSampler
-from .task import Task
 
 
 _REFUSED = {
@@ -76,7 +76,7 @@ class TaskTrainer(RegularizedTrainer, TrainerCallback):
                 raise ValueError(f"Invalid argument `{name}`: {instead}.")
         kwargs.setdefault("data_collator", collate)
         kwargs.setdefault("compute_metrics", lambda prediction: accuracies(prediction, model.tasks))
-        kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: logits.argmax(-1))
+        kwargs.setdefault("preprocess_logits_for_metrics", lambda *given: predicted_classes(*given, model.tasks))
         if train_dataset is None:
             train_dataset = _images(model, args, "train", self.tasks_to_train(model, args))
         if eval_dataset is None:
@@ -98,6 +98,9 @@ class TaskTrainer(RegularizedTrainer, TrainerCallback):
         return model.training_tasks
 
     # ---- steps
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        check_weight_decay(self.model, kwargs["optimizer"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # accelerate's data loaders do not set a sampler's epoch if batches are skipped on resuming.
@@ -250,6 +253,9 @@ class TaskTrainer(RegularizedTrainer, TrainerCallback):
     def checkpoint_state(self) -> dict[str, Any]:
         sampler = self.sampler
         order = None if sampler is None else {"sizes": sampler.sizes, "seed": sampler.seed, "rows": len(sampler)}
+        chosen = {name: task.trained_classes for name, task in self.model.tasks.items() if not task.trains_all_classes}
+        if order is not None and chosen:
+            order["classes"] = chosen
         return {"sampling": self.args.sampling, "order": order}
 
     def check_order(self, checkpoint: str) -> None:
@@ -266,27 +272,6 @@ class TaskTrainer(RegularizedTrainer, TrainerCallback):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.check_order(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-
-def accuracies(prediction: EvalPrediction, tasks: Mapping[str, Task]) -> dict[str, float]:
-    """`<adapter>_accuracy` of each task that has images, `mean_accuracy` and `worst_accuracy`, from 0 to 1.
-
-    Args:
-        prediction (`EvalPrediction`): numbers of the predicted classes, (images,), and as `label_ids` the numbers of
-            the true classes and of the tasks. With `eval_do_concat_batches=False`, lists of these by batch.
-        tasks (`Mapping[str, Task]`): the tasks, in the order of their numbers.
-    """
-    predictions, label_ids = prediction.predictions, prediction.label_ids
-    if isinstance(predictions, list):
-        predictions, label_ids = np.concatenate(predictions), map(np.concatenate, zip(*label_ids))
-    labels, task_ids = label_ids
-    metrics = {}
-    for number, task in enumerate(tasks.values()):
-        rows = (task_ids == number) & (labels != IGNORE_INDEX)
-        if rows.any():
-            metrics[f"{task.adapter}_accuracy"] = float((predictions[rows] == labels[rows]).mean())
-    values = list(metrics.values())
-    return {**metrics, "mean_accuracy": float(np.mean(values)), "worst_accuracy": min(values)}
 
 
 def _images(
