@@ -22,6 +22,11 @@ TextFeatures = Callable[[], Sequence[torch.Tensor]]  # returns the unit text fea
 ClassWeights = tuple[torch.Tensor, torch.Tensor | float]  # (classes of all tasks, dim), and (classes) or 0
 
 
+def feature_size(clip: PreTrainedModel) -> int:
+    """Number of elements of an image or text feature of a CLIP."""
+    return getattr(clip.config, "projection_dim", None) or clip.config.vision_config.hidden_size
+
+
 class AdapterSet(nn.Module):
     """The adapters of a classifier, and how its model uses them. This one has none: zero-shot.
 
@@ -53,6 +58,11 @@ class AdapterSet(nn.Module):
         return None
 
     @property
+    def weights_from_texts(self) -> bool:
+        """Whether `class_weights` are a function of text features alone, so that other classes need only texts."""
+        return True
+
+    @property
     def enabled(self) -> bool:
         """Whether adapters are used: not inside PEFT's `disable_adapter()`."""
         return True
@@ -78,11 +88,22 @@ class AdapterSet(nn.Module):
         """The tensors of an adapter's file, by their names there."""
         return {name: parameter.detach() for name, parameter in self.parameters_of(adapter).items()}
 
+    def needed_state(self, adapter: str) -> dict[str, torch.Tensor]:
+        """Tensors of the names, shapes and dtypes of an adapter's file; the adapter need not be there yet."""
+        return self.state_of(adapter if adapter in self.names else self.names[0])
+
     @torch.no_grad()
     def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """The inverse of `state_of`."""
         for name, parameter in self.parameters_of(adapter).items():
             parameter.copy_(tensors[name])
+
+    def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
+        """Prepare for a new task, given the name of its own adapter, its number of classes, and a function that
+        computes their unit text features by the plain base, (classes, dim)."""
+
+    def check_routes(self, routes: Mapping[str, Route]) -> None:
+        """Raise a `ValueError` if tasks cannot be trained with these routes, by their names."""
 
     def reset(self, names: Sequence[str], seed: int) -> None:
         """Replace all adapters by new ones with these names; all of them train."""
@@ -114,6 +135,11 @@ class AdapterSet(nn.Module):
         """The linear classifier of unit image features: weight and bias for the classes of tasks with these routes."""
         return torch.cat(list(text_features())), 0.0
 
+    def other_class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
+        """As `class_weights`, for any classes: by their texts alone, without what is learned of a task's own classes.
+        The same as `class_weights` if `weights_from_texts`."""
+        return torch.cat(list(text_features())), 0.0
+
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The parameters that text features depend on: those of the frozen base, and those of adapters."""
         return list(self.clip.parameters()), []
@@ -138,16 +164,18 @@ class ProbeSet(AdapterSet):
         """The probe of one task."""
         return self.probes[self._names.index(name)]
 
-    def add(self, name: str, features: torch.Tensor) -> None:
-        """Add a probe that is initialized with a task's unit text features, (classes, dim)."""
-        self.probes.append(start_probe(features))
-        self._names.append(name)
+    weights_from_texts = False
+
+    def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
+        """Add a probe that is initialized with a task's text features."""
+        self.probes.append(start_probe(text_features()))
+        self._names.append(adapter)
 
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
         return dict(self.probe(adapter).named_parameters())
 
     def reset(self, names: Sequence[str], seed: int) -> None:
-        """Remove all probes; `add` makes new ones, from text features."""
+        """Remove all probes; `enter` makes new ones, from text features."""
         self.probes, self._names = nn.ModuleList(), []
 
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:

@@ -21,7 +21,6 @@ from ..keywords import check_keywords
 from ..prompts.method import check_config
 from ..tuner.assemble import Route
 from . import loading, saving
-from .adapters import ProbeSet
 from .class_texts import ClassTexts
 from .decoding import decode_all
 from .inputs import check_inputs
@@ -100,10 +99,12 @@ class MultiTaskClassifier(PrototypeRouting):
             raise
 
     def _enter(self, task: Task, route: Route) -> None:
-        if isinstance(self.adapter_set, ProbeSet):
-            with torch.inference_mode(False), torch.no_grad(), self.evaluating():
-                features = self._encode({task.name: (task, ())})[0]
-            self.adapter_set.add(task.adapter, features)
+        def text_features() -> torch.Tensor:
+            with torch.no_grad(), self.evaluating():
+                return self._encode({task.name: (task, ())})[0]
+
+        with torch.inference_mode(False):  # parameters that are made in inference mode cannot train
+            self.adapter_set.enter(task.adapter, len(task.class_names), text_features)
         self.tasks = {**self.tasks, task.name: task}
         self.routes = {**self.routes, task.name: route}
 

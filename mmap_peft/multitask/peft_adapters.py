@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -28,8 +28,9 @@ from ..tuner.assemble import AdapterPrompts, Route
 from ..tuner.container import PromptContainer, bracketed, plain_name
 from ..tuner.fitting import check_modules_to_save, check_targets
 from ..tuner.model import remove_adapters, unwrap_modules
-from .adapters import GLOBAL, AdapterSet, ProbeSet
+from .adapters import GLOBAL, AdapterSet, ClassWeights, ProbeSet, TextFeatures, feature_size
 from .overlap import Overlap
+from .task_probes import TaskProbes
 
 
 _OF_PEFT = {field.name for field in dataclasses.fields(PeftConfig)}
@@ -112,7 +113,18 @@ class PeftSet(AdapterSet):
 
 
 class PromptSet(PeftSet):
-    """Adapters that are prompts; a task can use those of several adapters at once: of its group and its own."""
+    """Adapters that are prompts; a task can use those of several adapters at once: of its group and its own.
+
+    If the config says `probe`, the own adapter of each task has a `TextProbe`, too.
+    """
+
+    def __init__(self, clip: PreTrainedModel, config: PromptConfig, seed: int) -> None:
+        super().__init__(clip, config, seed)
+        self.task_probes = TaskProbes(config.probe_scale if config.probe else None, feature_size(clip))
+
+    @property
+    def weights_from_texts(self) -> bool:
+        return not self.config.probe
 
     @property
     def container(self) -> PromptContainer:
@@ -137,8 +149,43 @@ class PromptSet(PeftSet):
         with _new_parameters(seed):
             self.model.add_adapter(bracketed(name), copy.deepcopy(self.config))
 
+    def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
+        self.task_probes.class_counts[adapter] = classes
+        self._add_probes([adapter] if adapter in self.names else [])
+
+    def reset(self, names: Sequence[str], seed: int) -> None:
+        self.task_probes.clear()
+        super().reset(names, seed)
+        self._add_probes(names)
+
+    def _add_probes(self, names: Sequence[str]) -> None:
+        self.task_probes.add(names, next(self.generator(self.names[0]).parameters()).device)
+
+    def check_routes(self, routes: Mapping[str, Route]) -> None:
+        self.task_probes.check(routes)
+
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
-        return dict(self.generator(adapter).named_parameters())
+        return {**dict(self.generator(adapter).named_parameters()), **self.task_probes.parameters_of(adapter)}
+
+    def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
+        probe = {name: tensor.detach() for name, tensor in self.task_probes.parameters_of(adapter).items()}
+        return {**super().state_of(adapter), **probe}
+
+    def needed_state(self, adapter: str) -> dict[str, torch.Tensor]:
+        prompts = super().state_of(adapter if adapter in self.names else self.names[0])
+        return {**prompts, **self.task_probes.needed(adapter)}
+
+    @torch.no_grad()
+    def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        probe = self.task_probes.parameters_of(adapter)
+        super().load_state(adapter, {name: tensor for name, tensor in tensors.items() if name not in probe})
+        for name, parameter in probe.items():
+            parameter.copy_(tensors[name])
+
+    def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
+        if not self.config.probe or not any(routes) or not self.enabled:
+            return super().class_weights(routes, text_features)
+        return self.task_probes.class_weights(routes, text_features())
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         # Not by the adapters' names: another thread may be about to add one.

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ..checking import Count, checked
+from .adapters import feature_size
 from .description import check_shapes
 from .images import IGNORE_INDEX, TaskImages
 from .output import RoutedPrediction
@@ -190,8 +191,7 @@ class PrototypeRouting(TaskForward):
     @property
     def prototype_size(self) -> int:
         """Number of elements of an image feature."""
-        config = self.clip.config
-        return getattr(config, "projection_dim", None) or config.vision_config.hidden_size
+        return feature_size(self.clip)
 
     def _predict_routed(self, images: Sequence[Any]) -> RoutedPrediction:
         """As `MultiTaskClassifier.predict` without a task, of decoded images."""

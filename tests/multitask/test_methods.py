@@ -25,6 +25,7 @@ CONFIGS = {
     "vpt": VPTConfig(num_prompts=3, init_std=0.1),
     "ivlp": IVLPConfig(num_prompts=2, num_vision_prompts=3, vision_depth=1, init_std=0.1),
     "maple": MaPLeConfig(num_prompts=2, init_std=0.1),
+    "maple, probe": MaPLeConfig(num_prompts=2, init_std=0.1, probe=True),
 }
 
 

@@ -28,6 +28,7 @@ METHODS = {
     "zero-shot": lambda: None,
     "linear probe": LinearProbeConfig,
     "mmap": lambda: MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5),
+    "mmap, probe": lambda: MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5, probe=True),
     "coop": lambda: CoOpConfig(init_std=0.5),
     "vpt": lambda: VPTConfig(init_std=0.5),
     "ivlp": lambda: IVLPConfig(init_std=0.5),
