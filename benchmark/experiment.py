@@ -10,6 +10,7 @@ from typing import Any
 from peft import PeftConfig
 
 from mmap_peft.methods.bottleneck import BottleneckAdapterConfig
+from mmap_peft.methods.clip_adapter import CLIPAdapterConfig
 from mmap_peft.methods.linear_probe import LinearProbeConfig
 from mmap_peft.methods.parameters import BitFitConfig, FullFineTuningConfig
 from mmap_peft.methods.peft_configs import ia3_config, ln_tuning_config, lora_config
@@ -31,6 +32,7 @@ METHODS: dict[str, Callable[..., PeftConfig] | None] = {
     "ivlp": IVLPConfig,
     "maple": MaPLeConfig,
     "linear_probe": LinearProbeConfig,
+    "clip_adapter": CLIPAdapterConfig,
     "full_fine_tuning": FullFineTuningConfig,
     "bitfit": BitFitConfig,
     "bottleneck_adapter": BottleneckAdapterConfig,

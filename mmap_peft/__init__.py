@@ -1,6 +1,7 @@
 """MmAP for CLIP: one frozen model, many visual tasks, and a few thousand trained parameters per task."""
 
 from .methods.bottleneck import BottleneckAdapterConfig
+from .methods.clip_adapter import CLIPAdapterConfig
 from .methods.linear_probe import LinearProbeConfig
 from .methods.parameters import BitFitConfig, FullFineTuningConfig
 from .methods.peft_configs import ia3_config, ln_tuning_config, lora_config
@@ -29,6 +30,7 @@ register_methods()
 __all__ = [
     "BitFitConfig",
     "BottleneckAdapterConfig",
+    "CLIPAdapterConfig",
     "CoOpConfig",
     "FullFineTuningConfig",
     "IVLPConfig",

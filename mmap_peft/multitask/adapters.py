@@ -1,4 +1,4 @@
-"""The adapters of a classifier: one interface for all methods, and the two without PEFT, linear probes and none."""
+"""The adapters of a classifier: one interface for all methods. By itself it is that of no adapters, zero-shot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..methods.linear_probe import LinearProbeConfig, start_probe
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.container import PromptContainer
 
@@ -131,6 +130,15 @@ class AdapterSet(nn.Module):
         routing = self.container.routing(routes, given or (), pooled=True, **rows)
         return self.container.prompts([tower], routing, given)
 
+    def part(self, route: Route) -> nn.Module | None:
+        """What a task with this route has on pooled features, a `PooledModule`, or `None`."""
+        return None
+
+    def image_features(self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor) -> torch.Tensor:
+        """Pooled image features, (images, dim), changed by adapters on them; `numbers`, (images,), are those of the
+        images' routes. They are not of unit length."""
+        return features
+
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
         """The linear classifier of unit image features: weight and bias for the classes of tasks with these routes."""
         return torch.cat(list(text_features())), 0.0
@@ -145,41 +153,10 @@ class AdapterSet(nn.Module):
         return list(self.clip.parameters()), []
 
 
-class ProbeSet(AdapterSet):
-    """A linear probe for each task, on the frozen image features."""
-
-    def __init__(self, clip: PreTrainedModel, config: LinearProbeConfig) -> None:
-        super().__init__(clip, config)
-        self.probes = nn.ModuleList()
-        self._names: list[str] = []
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._names)
-
-    def first_route(self, task_adapter: str) -> Route:
-        return (task_adapter,)
-
-    def probe(self, name: str) -> nn.Linear:
-        """The probe of one task."""
-        return self.probes[self._names.index(name)]
-
-    weights_from_texts = False
-
-    def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
-        """Add a probe that is initialized with a task's text features."""
-        self.probes.append(start_probe(text_features()))
-        self._names.append(adapter)
-
-    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
-        return dict(self.probe(adapter).named_parameters())
-
-    def reset(self, names: Sequence[str], seed: int) -> None:
-        """Remove all probes; `enter` makes new ones, from text features."""
-        self.probes, self._names = nn.ModuleList(), []
-
-    def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
-        if not all(routes):  # zero-shot
-            return super().class_weights(routes, text_features)
-        probes = [self.probe(name) for (name,) in routes]
-        return torch.cat([probe.weight for probe in probes]), torch.cat([probe.bias for probe in probes])
+@contextmanager
+def new_parameters(seed: int) -> Iterator[None]:
+    """Seed torch's random numbers inside the `with` block. Parameters that are made in inference mode cannot train."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.inference_mode(False), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

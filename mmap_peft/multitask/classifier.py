@@ -39,9 +39,9 @@ class MultiTaskClassifier(PrototypeRouting):
     A task has no decoder: the text features of its class names classify its image features. The adapters that it uses
     are its *route*. At first every task uses the adapter `"global"`. With prompts, after `set_grouping`, a task uses
     those of its group and its own, in this order: `("group_0", "art")`. Other methods have one adapter for all tasks,
-    since two cannot be joined; linear probes are one for each task.
+    since two cannot be joined; those on pooled features, such as linear probes, are one for each task.
 
-    Several threads may predict at once, except without a task where adapters are neither prompts nor linear probes.
+    Several threads may predict at once, except without a task where adapters change the CLIP and are no prompts.
 
     Args:
         model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Adapters are added to it,
@@ -128,8 +128,8 @@ class MultiTaskClassifier(PrototypeRouting):
                 height, width, channels). An image is a path, the bytes of a file, an open file, a PIL image, an array
                 or a tensor, as [`decode`] says.
             task (`str` or a list of them, *optional*): name of their task, or of the task of each. `None`: the tasks
-                are found by `prototypes`. This uses the plain base for a moment, so with adapters that are neither
-                prompts nor linear probes, no other thread may predict meanwhile.
+                are found by `prototypes`. This uses the plain base for a moment, so with adapters that change the
+                CLIP and are no prompts, no other thread may predict meanwhile.
 
         Returns:
             `Prediction`, or `RoutedPrediction` without `task`.
@@ -252,10 +252,10 @@ class MultiTaskClassifier(PrototypeRouting):
         clip = self.clip if self.uses_prompts else merged(self.model, bool(route))
         with self.evaluating():
             weight, bias = self.class_weights(task)
-            prompts = self.adapter_set.prompts("vision", [route])
+            prompts, part = self.adapter_set.prompts("vision", [route]), self.adapter_set.part(route)
         weight, bias = self.logit_scale().float() * weight.float(), bias if isinstance(bias, torch.Tensor) else None
         names, processor = self.tasks[task].class_names, self.processor.image_processor
-        return TaskClassifier(clip, prompts, weight, bias, task, names, processor)
+        return TaskClassifier(clip, prompts, weight, bias, task, names, processor, part)
 
     @check_keywords(saving.push, without=("classifier",))
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checking import LONGEST, shortened
-from ..methods.linear_probe import LinearProbeConfig
+from ..methods.pooled import PooledConfig
 from ..prompts.base import PromptConfig, PromptGenerator
 from ..prompts.method import MethodConfig
 from ..registration import check_peft_type
@@ -28,8 +28,9 @@ from ..tuner.assemble import AdapterPrompts, Route
 from ..tuner.container import PromptContainer, bracketed, plain_name
 from ..tuner.fitting import check_modules_to_save, check_targets
 from ..tuner.model import remove_adapters, unwrap_modules
-from .adapters import GLOBAL, AdapterSet, ClassWeights, ProbeSet, TextFeatures, feature_size
+from .adapters import GLOBAL, AdapterSet, ClassWeights, TextFeatures, feature_size, new_parameters
 from .overlap import Overlap
+from .pooled_adapters import PooledSet
 from .task_probes import TaskProbes
 
 
@@ -45,7 +46,7 @@ class PeftSet(AdapterSet):
         self._wrap(clip, [GLOBAL], seed)
 
     def _wrap(self, clip: PreTrainedModel, names: Sequence[str], seed: int) -> None:
-        with _new_parameters(seed):
+        with new_parameters(seed):
             self.model = get_peft_model(clip, copy.deepcopy(self.config), adapter_name=bracketed(names[0]))
             for name in names[1:]:
                 self.model.add_adapter(bracketed(name), copy.deepcopy(self.config))
@@ -146,7 +147,7 @@ class PromptSet(PeftSet):
 
     def add(self, name: str, seed: int) -> None:
         """Add an adapter with new parameters."""
-        with _new_parameters(seed):
+        with new_parameters(seed):
             self.model.add_adapter(bracketed(name), copy.deepcopy(self.config))
 
     def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
@@ -205,8 +206,8 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
     if config is None:
         return AdapterSet(clip)
     check_peft_type(config.peft_type)
-    if isinstance(config, LinearProbeConfig):
-        return ProbeSet(clip, config)
+    if isinstance(config, PooledConfig):
+        return PooledSet(clip, config, seed)
     if not isinstance(config, PromptConfig):
         if any(parameter.is_meta for parameter in clip.parameters()):
             raise ValueError(
@@ -253,12 +254,3 @@ def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed
             f"{type(config).__name__} does not fit the {type(clip).__name__}: {reason[:150] or type(error).__name__}. "
             f"Change one of its settings, {given[:200]}."
         ) from error
-
-
-@contextmanager
-def _new_parameters(seed: int) -> Iterator[None]:
-    """Seed torch's random numbers inside the `with` block. Parameters that are made in inference mode cannot train."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.inference_mode(False), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -87,7 +87,8 @@ class TaskForward(TaskAdapters):
         """Unit image features, (batch, dim); `numbers`, (batch,), are those of the images' routes."""
         prompts = self.adapter_set.prompts("vision", routes, given, vision=numbers)
         keywords = {} if prompts is None else {"prompts": prompts}
-        return F.normalize(self.clip.get_image_features(pixel_values, **keywords).pooler_output, dim=-1)
+        pooled = self.clip.get_image_features(pixel_values, **keywords).pooler_output
+        return F.normalize(self.adapter_set.image_features(pooled, routes, numbers), dim=-1)
 
     def probabilities(self, pixel_values: torch.Tensor, tasks: Sequence[str]) -> torch.Tensor:
         """Class probabilities of images, whose tasks are given by name, on the CPU: (batch, classes of the one of

@@ -15,6 +15,7 @@ from torch import nn
 from mmap_peft import (
     BitFitConfig,
     BottleneckAdapterConfig,
+    CLIPAdapterConfig,
     CoOpConfig,
     FullFineTuningConfig,
     IVLPConfig,
@@ -37,7 +38,7 @@ from .campaigns import Campaign, one_sentence
 
 CONFIGS = [
     *(MmAPConfig, CoOpConfig, VPTConfig, IVLPConfig, MaPLeConfig, BitFitConfig, FullFineTuningConfig),
-    *(BottleneckAdapterConfig, LinearProbeConfig, lora_config, ln_tuning_config, ia3_config),
+    *(BottleneckAdapterConfig, CLIPAdapterConfig, LinearProbeConfig, lora_config, ln_tuning_config, ia3_config),
 ]
 OF_PEFT = ["task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"]
 LORA = "r target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out bias use_rslora modules_to_save "

@@ -71,7 +71,7 @@ def probes(classifier):
 def test_logits_are_the_formula(config, make):
     """exp(logit_scale) (T + s D) x + s c, each image with the prompts and the probe of its own task."""
     classifier = make(config, disturbed=True)
-    found, scale = logits(classifier), 1 / 30
+    found, scale = logits(classifier), 0.1
     for row, (image, text) in enumerate(logits(classifier, texts_only=True)):
         own = classifier.adapter_parameters(list(classifier.tasks)[NUMBERS[row]])
         weight = text + scale * own["probe.delta"]
