@@ -11,6 +11,7 @@ from peft import PeftConfig
 
 from mmap_peft.checking import Count, checked
 from mmap_peft.methods.bottleneck import BottleneckAdapterConfig
+from mmap_peft.methods.clip_adapter import CLIPAdapterConfig
 from mmap_peft.methods.clip_lora import clip_lora_config
 from mmap_peft.methods.linear_probe import LinearProbeConfig
 from mmap_peft.methods.parameters import BitFitConfig, FullFineTuningConfig
@@ -36,6 +37,7 @@ METHODS: dict[str, Callable[..., PeftConfig] | None] = {
     "ivlp": IVLPConfig,
     "maple": MaPLeConfig,
     "linear_probe": LinearProbeConfig,
+    "clip_adapter": CLIPAdapterConfig,
     "full_fine_tuning": FullFineTuningConfig,
     "bitfit": BitFitConfig,
     "bottleneck_adapter": BottleneckAdapterConfig,

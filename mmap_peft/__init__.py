@@ -1,6 +1,7 @@
 """MmAP for CLIP: one frozen model, many visual tasks, and a few thousand trained parameters per task."""
 
 from .methods.bottleneck import BottleneckAdapterConfig
+from .methods.clip_adapter import CLIPAdapterConfig
 from .methods.clip_lora import clip_lora_arguments, clip_lora_config
 from .methods.linear_probe import LinearProbeConfig
 from .methods.parameters import BitFitConfig, FullFineTuningConfig
@@ -34,6 +35,7 @@ register_methods()
 __all__ = [
     "BitFitConfig",
     "BottleneckAdapterConfig",
+    "CLIPAdapterConfig",
     "CoOpConfig",
     "FullFineTuningConfig",
     "IVLPConfig",

@@ -31,6 +31,7 @@ class TaskClassifier(nn.Module):
         class_bias (`torch.Tensor`, *optional*): (classes).
         task (`str`), class_names (`Sequence[str]`): name of the task, and names of its classes.
         image_processor: prepares the pixels.
+        part (`nn.Module`, *optional*): what the task has on pooled features, a `PooledModule`; it is copied.
 
     Attributes:
         class_names (`list[str]`): the class of each column of the output.
@@ -51,6 +52,7 @@ class TaskClassifier(nn.Module):
         task: str,
         class_names: Sequence[str],
         image_processor: Any,
+        part: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if any(not _is_float(parameter) for parameter in clip.parameters()):
@@ -60,8 +62,7 @@ class TaskClassifier(nn.Module):
             )
         self.vision_model = _copy_of_tower(clip).float()
         # SigLIP has no projection: its tower computes the features itself.
-        projection = getattr(clip, "visual_projection", None)
-        self.visual_projection = nn.Identity() if projection is None else copy.deepcopy(projection).float()
+        self.visual_projection = copy.deepcopy(getattr(clip, "visual_projection", nn.Identity())).float()
         self._prompts = replace(prompts or Prompts(), layers={}, rows={}, pooled=False)  # the rest is in the buffers
         self._layers = {}
         for (_, index), here in (prompts or Prompts()).layers.items():
@@ -74,6 +75,7 @@ class TaskClassifier(nn.Module):
                     layer.register_buffer(name, tensor)
         self.class_weight = nn.Buffer(class_weight.float().clone())
         self.class_bias = None if class_bias is None else nn.Buffer(class_bias.float().clone())
+        self.part = copy.deepcopy(part)
         self.requires_grad_(False).eval()
 
         self.class_names = list(class_names)
@@ -91,6 +93,7 @@ class TaskClassifier(nn.Module):
         layers = {("vision", index): _layer_prompts(layer) for index, layer in self._layers.items()}
         keywords = {"prompts": replace(self._prompts, layers=layers)} if layers else {}
         image = self.visual_projection(self.vision_model(pixel_values, **keywords).pooler_output)
+        image = image if self.part is None else self.part.image_features(image)
         return F.linear(F.normalize(image, dim=-1), self.class_weight, self.class_bias).softmax(dim=-1)
 
 

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from ..prompts.method import Method, MethodConfig
+from ..prompts.method import Method
+from .pooled import PooledConfig, PooledModule, TextFeatures, Weights
 
 
-def start_probe(features: torch.Tensor) -> nn.Linear:
-    """A task's probe. Its weight is initialized with the unit text features of the task's classes, (classes, dim)."""
-    classes, dim = features.shape
-    probe = nn.Linear(dim, classes, device=features.device)  # float32, on a base of half precision too
-    with torch.no_grad():
-        probe.weight.copy_(features)
-        probe.bias.zero_()
-    return probe
+class LinearProbe(PooledModule):
+    """A task's probe: `weight`, (classes, dim), and `bias`, (classes)."""
 
+    weights_from_texts = False
 
-class LinearProbeTuner:
-    """Registered with PEFT for the linear probe. It raises a `ValueError`, since a probe does not change the CLIP."""
+    def __init__(self, config: LinearProbeConfig, text_features: torch.Tensor) -> None:
+        super().__init__(config, text_features)
+        self.weight = nn.Parameter(text_features.float().clone())  # float32, on a base of half precision too
+        self.bias = nn.Parameter(torch.zeros(len(text_features), device=text_features.device))
 
-    prefix = "linear_probe_"
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise ValueError(
-            "A linear probe classifies a CLIP's features and changes nothing in it, so PEFT cannot load it; write "
-            "MultiTaskClassifier(clip, processor, tasks, LinearProbeConfig()), or its from_pretrained."
-        )
+    def class_weights(self, text_features: TextFeatures) -> Weights:
+        return self.weight, self.bias
 
 
 @dataclass
-class LinearProbeConfig(MethodConfig):
+class LinearProbeConfig(PooledConfig):
     r"""Settings of the linear probe: task t classifies a unit image feature $x$ by
 
     $$\tau W_t x + b_t$$
@@ -53,4 +45,4 @@ class LinearProbeConfig(MethodConfig):
         1e-3,
         "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021",
     )
-    tuner_class = LinearProbeTuner
+    module_class = LinearProbe

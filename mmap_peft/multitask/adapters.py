@@ -1,4 +1,4 @@
-"""The adapters of a classifier: one interface for all methods, and the two without PEFT, linear probes and none."""
+"""The adapters of a classifier: one interface for all methods. By itself it is that of no adapters, zero-shot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..methods.linear_probe import LinearProbeConfig, start_probe
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.container import PromptContainer
 
@@ -20,6 +19,11 @@ GLOBAL = "global"  # the adapter that all tasks share before they are grouped
 
 TextFeatures = Callable[[], Sequence[torch.Tensor]]  # returns the unit text features of each task's classes
 ClassWeights = tuple[torch.Tensor, torch.Tensor | float]  # (classes of all tasks, dim), and (classes) or 0
+
+
+def feature_size(clip: PreTrainedModel) -> int:
+    """Number of elements of an image or text feature of a CLIP."""
+    return getattr(clip.config, "projection_dim", None) or clip.config.vision_config.hidden_size
 
 
 class AdapterSet(nn.Module):
@@ -78,11 +82,22 @@ class AdapterSet(nn.Module):
         """The tensors of an adapter's file, by their names there."""
         return {name: parameter.detach() for name, parameter in self.parameters_of(adapter).items()}
 
+    def needed_state(self, adapter: str) -> dict[str, torch.Tensor]:
+        """Tensors of the names, shapes and dtypes of an adapter's file; the adapter need not be there yet."""
+        return self.state_of(adapter if adapter in self.names else self.names[0])
+
     @torch.no_grad()
     def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """The inverse of `state_of`."""
         for name, parameter in self.parameters_of(adapter).items():
             parameter.copy_(tensors[name])
+
+    def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
+        """Prepare for a new task, given the name of its own adapter, its number of classes, and a function that
+        computes their unit text features by the plain base, (classes, dim)."""
+
+    def check_routes(self, routes: Mapping[str, Route]) -> None:
+        """Raise a `ValueError` if tasks cannot be trained with these routes, by their names."""
 
     def reset(self, names: Sequence[str], seed: int) -> None:
         """Replace all adapters by new ones with these names; all of them train."""
@@ -110,59 +125,48 @@ class AdapterSet(nn.Module):
         routing = self.container.routing(routes, given or (), pooled=True, **rows)
         return self.container.prompts([tower], routing, given)
 
+    def part(self, route: Route) -> nn.Module | None:
+        """What a task with this route has on pooled features, a `PooledModule`, or `None`."""
+        return None
+
+    def image_features(self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor) -> torch.Tensor:
+        """Pooled image features, (images, dim), changed by adapters on them; `numbers`, (images,), are those of the
+        images' routes. They are not of unit length."""
+        return features
+
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
         """The linear classifier of unit image features: weight and bias for the classes of tasks with these routes."""
         return torch.cat(list(text_features())), 0.0
 
     def uses_texts(self, route: Route) -> bool:
-        """Whether the linear classifier of a task with this route is made of text features."""
+        """Whether the linear classifier of a task with this route depends on text features."""
         return True
 
-    def takes_other_classes(self, route: Route) -> bool:
-        """Whether a task with this route can have other classes than it was trained on."""
+    def weights_from_texts(self, route: Route) -> bool:
+        """Whether it is a function of text features alone, without parameters for each class."""
         return self.uses_texts(route)
+
+    def takes_other_classes(self, route: Route) -> bool:
+        """Whether a task with this route can have other classes than it was trained on, see `other_class_weights`."""
+        return self.uses_texts(route)
+
+    def other_class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
+        """As `class_weights`, for any classes: by their texts alone, without parameters of the tasks' own classes."""
+        return torch.cat(list(text_features())), 0.0
+
+    def class_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        """Those parameters of an adapter that have a row for each class of its task, by name."""
+        return {}
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The parameters that text features depend on: those of the frozen base, and those of adapters."""
         return list(self.clip.parameters()), []
 
 
-class ProbeSet(AdapterSet):
-    """A linear probe for each task, on the frozen image features."""
-
-    def __init__(self, clip: PreTrainedModel, config: LinearProbeConfig) -> None:
-        super().__init__(clip, config)
-        self.probes = nn.ModuleList()
-        self._names: list[str] = []
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._names)
-
-    def first_route(self, task_adapter: str) -> Route:
-        return (task_adapter,)
-
-    def probe(self, name: str) -> nn.Linear:
-        """The probe of one task."""
-        return self.probes[self._names.index(name)]
-
-    def add(self, name: str, features: torch.Tensor) -> None:
-        """Add a probe that is initialized with a task's unit text features, (classes, dim)."""
-        self.probes.append(start_probe(features))
-        self._names.append(name)
-
-    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
-        return dict(self.probe(adapter).named_parameters())
-
-    def reset(self, names: Sequence[str], seed: int) -> None:
-        """Remove all probes; `add` makes new ones, from text features."""
-        self.probes, self._names = nn.ModuleList(), []
-
-    def uses_texts(self, route: Route) -> bool:
-        return not route
-
-    def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
-        if not all(routes):  # zero-shot
-            return super().class_weights(routes, text_features)
-        probes = [self.probe(name) for (name,) in routes]
-        return torch.cat([probe.weight for probe in probes]), torch.cat([probe.bias for probe in probes])
+@contextmanager
+def new_parameters(seed: int) -> Iterator[None]:
+    """Seed torch's random numbers inside the `with` block. Parameters that are made in inference mode cannot train."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.inference_mode(False), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

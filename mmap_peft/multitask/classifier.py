@@ -21,7 +21,6 @@ from ..keywords import check_keywords
 from ..prompts.method import check_config
 from ..tuner.assemble import Route
 from . import loading, saving
-from .adapters import ProbeSet
 from .class_texts import ClassTexts
 from .decoding import decode_all
 from .inputs import check_inputs
@@ -41,9 +40,9 @@ class MultiTaskClassifier(PrototypeRouting):
     A task has no decoder: the text features of its class names classify its image features. The adapters that it uses
     are its *route*. At first every task uses the adapter `"global"`. With prompts, after `set_grouping`, a task uses
     those of its group and its own, in this order: `("group_0", "art")`. Other methods have one adapter for all tasks,
-    since two cannot be joined; linear probes are one for each task.
+    since two cannot be joined; those on pooled features, such as linear probes, are one for each task.
 
-    Several threads may predict at once, except without a task where adapters are neither prompts nor linear probes.
+    Several threads may predict at once, except without a task where adapters change the CLIP and are no prompts.
 
     Args:
         model (`PreTrainedModel`): a CLIP with `get_text_features` and `get_image_features`. Adapters are added to it,
@@ -102,10 +101,12 @@ class MultiTaskClassifier(PrototypeRouting):
             raise
 
     def _enter(self, task: Task, route: Route) -> None:
-        if isinstance(self.adapter_set, ProbeSet):
-            with torch.inference_mode(False), torch.no_grad(), self.evaluating():
-                features = self._encode({task.name: (task, ())})[0]
-            self.adapter_set.add(task.adapter, features)
+        def text_features() -> torch.Tensor:
+            with torch.no_grad(), self.evaluating():
+                return self._encode({task.name: (task, ())})[0]
+
+        with torch.inference_mode(False):  # parameters that are made in inference mode cannot train
+            self.adapter_set.enter(task.adapter, len(task.class_names), text_features)
         self.tasks = {**self.tasks, task.name: task}
         self.routes = {**self.routes, task.name: route}
 
@@ -139,8 +140,8 @@ class MultiTaskClassifier(PrototypeRouting):
                 height, width, channels). An image is a path, the bytes of a file, an open file, a PIL image, an array
                 or a tensor, as [`decode`] says.
             task (`str` or a list of them, *optional*): name of their task, or of the task of each. `None`: the tasks
-                are found by `prototypes`. This uses the plain base for a moment, so with adapters that are neither
-                prompts nor linear probes, no other thread may predict meanwhile.
+                are found by `prototypes`. This uses the plain base for a moment, so with adapters that change the
+                CLIP and are no prompts, no other thread may predict meanwhile.
             class_names (`Sequence[str]`, *optional*): two or more classes to choose among, in the order of the answer,
                 instead of the task's, or without `task` of every task. They are cleaned as those of a `Task`. Texts of
                 other classes are encoded with the task's adapters, and kept for later calls with the same names.
@@ -265,9 +266,9 @@ class MultiTaskClassifier(PrototypeRouting):
         clip = self.clip if self.uses_prompts else merged(self.model, bool(route))
         with self.evaluating():
             (weight, bias), names = self.chosen_weights(task, choice)
-            prompts = self.adapter_set.prompts("vision", [route])
+            prompts, part = self.adapter_set.prompts("vision", [route]), self.adapter_set.part(route)
         weight, bias = self.logit_scale().float() * weight.float(), bias if isinstance(bias, torch.Tensor) else None
-        return TaskClassifier(clip, prompts, weight, bias, task, names, self.processor.image_processor)
+        return TaskClassifier(clip, prompts, weight, bias, task, names, self.processor.image_processor, part)
 
     @check_keywords(saving.push, without=("classifier",))
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:

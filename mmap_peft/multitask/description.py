@@ -29,6 +29,7 @@ from .grouping import MATRICES, MODES, TaskGrouping
 from .record import TrainingRecord
 from .saving import CONFIG_FILE, DIGEST, DIGESTS, TASKS_FILE, WEIGHTS_FILE, content_digest
 from .task import Task
+from .task_probes import PREFIX
 
 
 Texts = str | Annotated[list[str], Len(1)]
@@ -220,7 +221,8 @@ def check_sizes(config: PeftConfig, model: PreTrainedModel, weights: dict[str, d
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"The settings in {CONFIG_FILE} do not fit the {type(model).__name__} ({reason}).") from error
     for adapter, tensors in weights.items():
-        check_shapes(tensors, needed, Path(adapter) / WEIGHTS_FILE)
+        of_peft = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+        check_shapes(of_peft, needed, Path(adapter) / WEIGHTS_FILE)
 
 
 def _numbers(value: Any) -> Iterator[float]:

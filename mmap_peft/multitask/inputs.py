@@ -36,14 +36,14 @@ def check_contexts(task: Task, contexts: int | None) -> None:
 
 
 def check_weight_decay(classifier: Any, optimizer: Any) -> None:
-    """Raise a `ValueError` if an optimizer would change the rows of linear probes for classes that are not trained."""
+    """Raise a `ValueError` if an optimizer would change the rows of probes for classes that are not trained."""
     restricted = [task for task in classifier.tasks.values() if not task.trains_all_classes]
-    probes = [task for task in restricted if not classifier.adapter_set.uses_texts(classifier.routes[task.name])]
-    weights = {each for task in probes for each in classifier.adapter_parameters(task.adapter).values()}
+    parts = [classifier.adapter_set.class_parameters(task.adapter) for task in restricted]
+    weights = {parameter for part in parts for parameter in part.values()}
     for group in optimizer.param_groups:
         if group.get("weight_decay") and weights.intersection(group["params"]):
             raise ValueError(
-                f"weight_decay={group['weight_decay']} would also shrink the rows of linear probes for classes that "
+                f"weight_decay={group['weight_decay']} would also shrink the rows of probes for classes that "
                 "are not among classes_for_training; write weight_decay=0.0."
             )
 

@@ -145,8 +145,7 @@ def _take(classifier: Any, contents: Contents, folder: Path, verify: bool) -> No
             raise ValueError(f"{folder} holds the adapters {names[0]}, but the classifier has {names[1]}.")
         weights, routes = dict(zip(classifier.adapters, weights.values())), dict(classifier.routes)
     for adapter, tensors in weights.items():
-        expected = classifier.adapter_state(adapter if adapter in classifier.adapters else classifier.adapters[0])
-        check_shapes(tensors, expected, folder / adapter / WEIGHTS_FILE)
+        check_shapes(tensors, classifier.adapter_set.needed_state(adapter), folder / adapter / WEIGHTS_FILE)
     prototypes = classifier.prototypes  # of the base alone, so they stay right if the folder has none
     if contents.prototypes is not None:
         path, size = folder / PROTOTYPES_FILE, classifier.prototype_size

@@ -15,7 +15,8 @@ from .frozen_features import TEXTS_AT_ONCE
 from .output import Prediction
 from .processes import is_sharded
 from .task import Task
-from .task_forward import RoutedTasks, TaskForward, check_probabilities
+from .task_forward import TaskForward, check_probabilities
+from .task_texts import RoutedTasks
 from .text_features import TextFeatureCache
 
 
@@ -56,10 +57,12 @@ class TaskClasses(NamedTuple):
     Attributes:
         task: the task itself, or one of other classes or templates, whose texts must be encoded.
         columns: numbers of the classes among those of `task`, in the order of the answer.
+        are_others: whether they are other classes than the task's own, which only their texts tell apart.
     """
 
     task: Task
     columns: list[int]
+    are_others: bool = False
 
     @property
     def class_names(self) -> list[str]:
@@ -99,7 +102,8 @@ class OtherClasses(TaskForward):
         numbers = torch.tensor([names.index(name) for name in tasks], device=self.device)
         with self.evaluating():
             features = self._features({name: classes[name] for name in distinct})
-            logits = self(pixel_values.to(self.device), numbers, text_features=features).logits
+            others = [name for name in distinct if classes[name].are_others]
+            logits = self(pixel_values.to(self.device), numbers, text_features=features, others=others).logits
         columns = [torch.tensor(classes[name].columns) for name in distinct]
         columns = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
         columns = columns[[distinct.index(name) for name in tasks]].to(logits.device)
@@ -130,7 +134,8 @@ class OtherClasses(TaskForward):
             )
         if templates is None and not unknown:
             return TaskClasses(task, [place[each] for each in class_names or task.class_names])
-        of_own = class_names is None or not adapters.takes_other_classes(route)
+        keeps_rows = not (unknown or adapters.weights_from_texts(route))  # those that a probe has for its classes
+        of_own = class_names is None or not adapters.takes_other_classes(route) or keeps_rows
         other = task.with_classes(None if of_own else class_names, templates)
         if templates is not None:
             self.texts.check_templates(other, route)
@@ -141,7 +146,7 @@ class OtherClasses(TaskForward):
             )
         if of_own:
             return TaskClasses(other, [place[each] for each in class_names or task.class_names])
-        return TaskClasses(other, list(range(len(other.class_names))))
+        return TaskClasses(other, list(range(len(other.class_names))), are_others=True)
 
     def _features(self, classes: Mapping[str, TaskClasses]) -> dict[str, torch.Tensor] | None:
         """Unit text features of what `classes` holds, or `None` if these are the tasks' own."""
@@ -172,8 +177,10 @@ class OtherClasses(TaskForward):
         classes = self._classes_of(name, *(choice or (None, None)))
         features = self._features({name: classes})
         routed = {name: (self.tasks[name], self.current_routes[name])}
-        weight, bias = self.adapter_set.class_weights(
-            [routed[name][1]], lambda: self._text_features(routed) if features is None else [features[name]]
+        weight, bias = self._class_weights(
+            routed,
+            lambda: self._text_features(routed) if features is None else [features[name]],
+            [name] if classes.are_others else (),
         )
         bias = bias[classes.columns] if isinstance(bias, torch.Tensor) else bias
         return (weight[classes.columns], bias), classes.class_names

@@ -90,7 +90,7 @@ def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tens
 
 
 def mean_by_task(losses: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, tasks: int) -> torch.Tensor:
-    """The part of each task in the mean of the images' losses, (tasks,), where losses of unread images are 0."""
-    sums = losses.new_zeros(tasks).index_add(0, task_ids, losses)
+    """The part of each task in the mean of the images' losses, (tasks,), without images that could not be read."""
+    sums = losses.new_zeros(tasks).index_add(0, task_ids, losses.masked_fill(labels == IGNORE_INDEX, 0))
     # The minimum of 1 makes the loss 0, not NaN, if no image of the batch could be read.
     return sums / (labels != IGNORE_INDEX).sum().clamp(min=1)

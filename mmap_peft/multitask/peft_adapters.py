@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checking import LONGEST, shortened
-from ..methods.linear_probe import LinearProbeConfig
+from ..methods.pooled import PooledConfig
 from ..prompts.base import PromptConfig, PromptGenerator
 from ..prompts.method import MethodConfig
 from ..registration import check_peft_type
@@ -28,8 +28,10 @@ from ..tuner.assemble import AdapterPrompts, Route
 from ..tuner.container import PromptContainer, bracketed, plain_name
 from ..tuner.fitting import check_modules_to_save, check_targets
 from ..tuner.model import remove_adapters, unwrap_modules
-from .adapters import GLOBAL, AdapterSet, ProbeSet
+from .adapters import GLOBAL, AdapterSet, ClassWeights, TextFeatures, feature_size, new_parameters
 from .overlap import Overlap
+from .pooled_adapters import PooledSet
+from .task_probes import TaskProbes
 
 
 _OF_PEFT = {field.name for field in dataclasses.fields(PeftConfig)}
@@ -44,7 +46,7 @@ class PeftSet(AdapterSet):
         self._wrap(clip, [GLOBAL], seed)
 
     def _wrap(self, clip: PreTrainedModel, names: Sequence[str], seed: int) -> None:
-        with _new_parameters(seed):
+        with new_parameters(seed):
             self.model = get_peft_model(clip, copy.deepcopy(self.config), adapter_name=bracketed(names[0]))
             for name in names[1:]:
                 self.model.add_adapter(bracketed(name), copy.deepcopy(self.config))
@@ -112,7 +114,14 @@ class PeftSet(AdapterSet):
 
 
 class PromptSet(PeftSet):
-    """Adapters that are prompts; a task can use those of several adapters at once: of its group and its own."""
+    """Adapters that are prompts; a task can use those of several adapters at once: of its group and its own.
+
+    If the config says `probe`, the own adapter of each task has a `TextProbe`, too.
+    """
+
+    def __init__(self, clip: PreTrainedModel, config: PromptConfig, seed: int) -> None:
+        super().__init__(clip, config, seed)
+        self.task_probes = TaskProbes(config.probe_scale if config.probe else None, feature_size(clip))
 
     @property
     def container(self) -> PromptContainer:
@@ -132,16 +141,57 @@ class PromptSet(PeftSet):
         """The prompts of one adapter for all towers that it has prompts for."""
         return self.container.adapter_prompts(bracketed(adapter), list(self.generator(adapter).depths))
 
+    def weights_from_texts(self, route: Route) -> bool:
+        return not route or not self.config.probe
+
+    def class_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        return self.task_probes.parameters_of(adapter)
+
     def takes_other_classes(self, route: Route) -> bool:
         return not route or getattr(self.config, "num_classes", None) is None  # else each class has prompts of its own
 
     def add(self, name: str, seed: int) -> None:
         """Add an adapter with new parameters."""
-        with _new_parameters(seed):
+        with new_parameters(seed):
             self.model.add_adapter(bracketed(name), copy.deepcopy(self.config))
 
+    def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
+        self.task_probes.class_counts[adapter] = classes
+        self._add_probes([adapter] if adapter in self.names else [])
+
+    def reset(self, names: Sequence[str], seed: int) -> None:
+        self.task_probes.clear()
+        super().reset(names, seed)
+        self._add_probes(names)
+
+    def _add_probes(self, names: Sequence[str]) -> None:
+        self.task_probes.add(names, next(self.generator(self.names[0]).parameters()).device)
+
+    def check_routes(self, routes: Mapping[str, Route]) -> None:
+        self.task_probes.check(routes)
+
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
-        return dict(self.generator(adapter).named_parameters())
+        return {**dict(self.generator(adapter).named_parameters()), **self.task_probes.parameters_of(adapter)}
+
+    def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
+        probe = {name: tensor.detach() for name, tensor in self.task_probes.parameters_of(adapter).items()}
+        return {**super().state_of(adapter), **probe}
+
+    def needed_state(self, adapter: str) -> dict[str, torch.Tensor]:
+        prompts = super().state_of(adapter if adapter in self.names else self.names[0])
+        return {**prompts, **self.task_probes.needed(adapter)}
+
+    @torch.no_grad()
+    def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        probe = self.task_probes.parameters_of(adapter)
+        super().load_state(adapter, {name: tensor for name, tensor in tensors.items() if name not in probe})
+        for name, parameter in probe.items():
+            parameter.copy_(tensors[name])
+
+    def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
+        if not self.config.probe or not any(routes) or not self.enabled:
+            return super().class_weights(routes, text_features)
+        return self.task_probes.class_weights(routes, text_features())
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         # Not by the adapters' names: another thread may be about to add one.
@@ -161,8 +211,8 @@ def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -
     if config is None:
         return AdapterSet(clip)
     check_peft_type(config.peft_type)
-    if isinstance(config, LinearProbeConfig):
-        return ProbeSet(clip, config)
+    if isinstance(config, PooledConfig):
+        return PooledSet(clip, config, seed)
     if not isinstance(config, PromptConfig):
         if any(parameter.is_meta for parameter in clip.parameters()):
             raise ValueError(
@@ -209,12 +259,3 @@ def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed
             f"{type(config).__name__} does not fit the {type(clip).__name__}: {reason[:150] or type(error).__name__}. "
             f"Change one of its settings, {given[:200]}."
         ) from error
-
-
-@contextmanager
-def _new_parameters(seed: int) -> Iterator[None]:
-    """Seed torch's random numbers inside the `with` block. Parameters that are made in inference mode cannot train."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.inference_mode(False), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ..checking import Count, checked
+from .adapters import feature_size
 from .description import check_shapes
 from .frozen_features import FrozenFeatures
 from .images import IGNORE_INDEX, TaskImages
@@ -192,8 +193,7 @@ class PrototypeRouting(OtherClasses, FrozenFeatures):
     @property
     def prototype_size(self) -> int:
         """Number of elements of an image feature."""
-        config = self.clip.config
-        return getattr(config, "projection_dim", None) or config.vision_config.hidden_size
+        return feature_size(self.clip)
 
     def _predict_routed(self, images: Sequence[Any], choice: Choice | None) -> RoutedPrediction:
         """As `MultiTaskClassifier.predict` without a task, of decoded images."""

@@ -199,7 +199,7 @@ class TaskAdapters(nn.Module):
         self.texts.of(task, route)
 
     def add_task(self, task: Task, group: str | None = None, seed: int = 0) -> NearestGroup | None:
-        """Add a task to a trained classifier. From then on, only its prompts or its linear probe train.
+        """Add a task to a trained classifier. From then on, only its own adapter trains.
 
         The one adapter of any other method keeps training, for all tasks with the new one.
 

@@ -219,6 +219,7 @@ class TaskTrainer(RegularizedTrainer, TrainerCallback):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """As `transformers.Trainer.train`; the metrics also have `train_waiting_share`."""
         self.check_images()
+        self.model.adapter_set.check_routes(self.model.routes if self.keeps_adapters else {})
         self._check_optimizer()
         output = Path(self.args.output_dir)
         self.remove_leftovers(output)

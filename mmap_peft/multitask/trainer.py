@@ -35,7 +35,7 @@ class MultiTaskTrainer(TaskTrainer):
 
     Stage 1 (`group_tasks`) trains one adapter that all tasks share, and groups tasks with similar gradients. Stage 2
     trains an adapter for each group, on all its tasks, and one for each task. Methods without prompts have no stage 1:
-    their one adapter, or the linear probe of each task, is trained.
+    their one adapter, or that on pooled features of each task, is trained.
 
     Adapters that hold training results (`MultiTaskClassifier.trained_adapters`) are never replaced: if there are any,
     `train` trains exactly the adapters that are set to train, whatever `sharing` and `grouping` are.

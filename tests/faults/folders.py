@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from mmap_peft import (
     BitFitConfig,
     BottleneckAdapterConfig,
+    CLIPAdapterConfig,
     CoOpConfig,
     LinearProbeConfig,
     MaPLeConfig,
@@ -45,6 +46,7 @@ CONFIGS = [
     BitFitConfig(),
     BottleneckAdapterConfig(bottleneck_size=2),
     LinearProbeConfig(),
+    CLIPAdapterConfig(),
 ]
 VALUES = [
     None,

@@ -15,6 +15,7 @@ from torch import nn
 from mmap_peft import (
     BitFitConfig,
     BottleneckAdapterConfig,
+    CLIPAdapterConfig,
     CoOpConfig,
     FullFineTuningConfig,
     IVLPConfig,
@@ -39,7 +40,7 @@ from .campaigns import Campaign, one_sentence
 
 CONFIGS = [
     *(MmAPConfig, CoOpConfig, VPTConfig, IVLPConfig, PromptSRCConfig, MMRLTokensConfig, MaPLeConfig),
-    *(BitFitConfig, FullFineTuningConfig, BottleneckAdapterConfig, LinearProbeConfig),
+    *(BitFitConfig, FullFineTuningConfig, BottleneckAdapterConfig, CLIPAdapterConfig, LinearProbeConfig),
     *(lora_config, ln_tuning_config, ia3_config),
 ]
 OF_PEFT = ["task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"]

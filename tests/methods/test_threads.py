@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from mmap_peft import MultiTaskClassifier, lora_config
+from mmap_peft import CLIPAdapterConfig, MmAPConfig, MultiTaskClassifier, lora_config
 from mmap_peft.data.pictograms import draw
 
 from .test_operations import METHODS, disturb, logits
@@ -48,9 +48,15 @@ def test_threads_share_a_peft_model(name, clip, inputs):
         assert len(many) == 50 and all(torch.equal(answer, one) for answer in many)
 
 
-@pytest.mark.parametrize("name", THREADED)
+ON_FEATURES = {"clip-adapter": CLIPAdapterConfig, "mmap, probe": lambda: MmAPConfig(probe=True)}
+CLASSIFIED = {**THREADED, **ON_FEATURES}
+
+
+@pytest.mark.parametrize("name", CLASSIFIED)
 def test_threads_share_a_classifier(name, clip, processor, tasks):
-    classifier = MultiTaskClassifier(clip, processor, tasks, THREADED[name]()).eval()
+    classifier = MultiTaskClassifier(clip, processor, tasks, CLASSIFIED[name]()).eval()
+    if name == "mmap, probe":
+        classifier.separate_adapters()
     disturb(classifier)
     images = [draw("print", "sun", 0), draw("photo", "star", 1)]
     chosen = [("print", images), ("clipart", images[:1]), ("photo", images), ("photo", images[1:])]

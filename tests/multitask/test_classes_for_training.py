@@ -170,7 +170,7 @@ def test_rows_of_a_probe_keep_their_start(clip, processor, arguments):
         assert torch.equal(parameter[[2, 4]], start[name][[2, 4]])
         assert (parameter[PLACES] != start[name][PLACES]).any(dim=-1).all()
     trained = {name: each.detach().clone() for name, each in classifier.adapter_parameters("print").items()}
-    with pytest.raises(ValueError, match=r"weight_decay=0\.1 would also shrink the rows of linear probes"):
+    with pytest.raises(ValueError, match=r"weight_decay=0\.1 would also shrink the rows of probes"):
         MultiTaskTrainer(model=classifier, args=arguments(weight_decay=0.1)).train()
     for name, parameter in classifier.adapter_parameters("print").items():
         assert torch.equal(parameter, trained[name])

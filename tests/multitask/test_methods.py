@@ -29,6 +29,7 @@ CONFIGS = {
     "promptsrc": PromptSRCConfig(num_prompts=2, depth=2, init_std=0.1),
     "mmrl tokens": MMRLTokensConfig(num_prompts=2, token_size=8, first_layer=1, init_std=0.5),
     "maple": MaPLeConfig(num_prompts=2, init_std=0.1),
+    "maple, probe": MaPLeConfig(num_prompts=2, init_std=0.1, probe=True),
 }
 
 

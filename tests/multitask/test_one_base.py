@@ -9,6 +9,7 @@ from transformers import CLIPModel
 from mmap_peft import (
     BitFitConfig,
     BottleneckAdapterConfig,
+    CLIPAdapterConfig,
     CoOpConfig,
     FullFineTuningConfig,
     IVLPConfig,
@@ -27,7 +28,9 @@ from ..conftest import make_task
 METHODS = {
     "zero-shot": lambda: None,
     "linear probe": LinearProbeConfig,
+    "clip-adapter": CLIPAdapterConfig,
     "mmap": lambda: MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5),
+    "mmap, probe": lambda: MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5, probe=True),
     "coop": lambda: CoOpConfig(init_std=0.5),
     "vpt": lambda: VPTConfig(init_std=0.5),
     "ivlp": lambda: IVLPConfig(init_std=0.5),
@@ -37,7 +40,7 @@ METHODS = {
     "lora": lambda: lora_config(init_lora_weights=False),
 }
 METHOD = pytest.mark.parametrize("name", METHODS)
-ADAPTERS = [name for name in METHODS if name not in ("zero-shot", "linear probe")]
+ADAPTERS = [name for name in METHODS if name not in ("zero-shot", "linear probe", "clip-adapter")]
 
 
 def state(clip):
@@ -258,7 +261,7 @@ def test_inference_mode_changes_nothing(name, clip, clip_folder, processor, task
     classifier.train()(pixels, torch.tensor([0, 2]), torch.tensor([0, 1])).loss.backward()
     for adapter in classifier.adapters:
         gradients = [parameter.grad for parameter in classifier.adapter_parameters(adapter).values()]
-        assert name == "linear probe" or any(gradient is not None for gradient in gradients)
+        assert name in ("linear probe", "clip-adapter") or any(gradient is not None for gradient in gradients)
     with torch.inference_mode():
         assert torch.equal(predict(classifier), expected)
 

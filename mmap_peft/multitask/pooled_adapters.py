@@ -1,0 +1,92 @@
+"""The adapters of methods on pooled features: a module for each task, beside the CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..methods.pooled import PooledConfig, PooledModule, Weights
+from ..tuner.assemble import Route
+from .adapters import AdapterSet, ClassWeights, TextFeatures, new_parameters
+
+
+class PooledSet(AdapterSet):
+    """A `PooledModule` for each task. An empty route is the plain base.
+
+    Args:
+        clip (`PreTrainedModel`), config (`PooledConfig`): as for `AdapterSet`.
+        seed (`int`): seed of initial values, which are the same for all tasks.
+    """
+
+    def __init__(self, clip: PreTrainedModel, config: PooledConfig, seed: int) -> None:
+        super().__init__(clip, config)
+        self.parts, self.seed = nn.ModuleList(), seed
+        self._names: list[str] = []
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._names)
+
+    def first_route(self, task_adapter: str) -> Route:
+        return (task_adapter,)
+
+    def part(self, route: Route) -> PooledModule | None:
+        """The module of the task with this route; `None` for the plain base."""
+        return self.parts[self._names.index(route[0])] if route else None
+
+    def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
+        """Add a module for a task."""
+        features = text_features()
+        with new_parameters(self.seed):
+            self.parts.append(self.config.module_class(self.config, features))
+        self._names.append(adapter)
+
+    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
+        return dict(self.part((adapter,)).named_parameters())
+
+    def reset(self, names: Sequence[str], seed: int) -> None:
+        """Remove all modules; `enter` makes new ones."""
+        self.parts, self._names, self.seed = nn.ModuleList(), [], seed
+
+    def image_features(self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor) -> torch.Tensor:
+        if len(routes) == 1:
+            part = self.part(routes[0])
+            return features if part is None else part.image_features(features)
+        changed, rows = [], []
+        for number, route in enumerate(routes):
+            rows.append((numbers == number).nonzero()[:, 0])
+            part, own = self.part(route), features[rows[-1]]
+            changed.append(own if part is None else part.image_features(own))
+        return torch.cat(changed)[torch.cat(rows).argsort()]
+
+    def uses_texts(self, route: Route) -> bool:
+        return not route or self.config.module_class.weights_from_texts
+
+    def class_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        return {} if self.uses_texts((adapter,)) else self.parameters_of(adapter)
+
+    def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
+        return self._weights(routes, text_features, "class_weights")
+
+    def other_class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
+        return self._weights(routes, text_features, "other_class_weights")
+
+    def _weights(self, routes: Sequence[Route], text_features: TextFeatures, kind: str) -> ClassWeights:
+        found: list[Sequence[torch.Tensor]] = []  # at most once computed, and only if a module asks for them
+
+        def of(number: int) -> torch.Tensor:
+            if not found:
+                found.append(text_features())
+            return found[0][number]
+
+        parts: list[Weights] = []
+        for number, route in enumerate(routes):
+            part = self.part(route)
+            parts.append((of(number), None) if part is None else getattr(part, kind)(lambda number=number: of(number)))
+        weights = torch.cat([weight for weight, _ in parts])
+        if all(bias is None for _, bias in parts):
+            return weights, 0.0
+        return weights, torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts])
