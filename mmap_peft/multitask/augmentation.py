@@ -65,8 +65,8 @@ class AugmentationArguments:
         scale, jitter = self.augment_scale, self.augment_jitter
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(
-                f"Invalid value {shortened(scale)} for `augment_scale`: expected the smallest and the largest area of a "
-                "crop, as shares of the picture above 0 and at most 1, such as [0.08, 1.0]."
+                f"Invalid value {shortened(scale)} for `augment_scale`: expected the smallest and the largest area of "
+                "a crop, as shares of the picture above 0 and at most 1, such as [0.08, 1.0]."
             )
         if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
             raise ValueError(

@@ -40,6 +40,11 @@ class AugmentingTrainer(ClassifierTrainer):
         """Class of the sampler of training steps."""
         return TaskSampler if self.args.augmentation is None else VisitSampler
 
+    def augmentation_state(self) -> dict[str, str]:
+        """What `multitask_state.json` holds of the augmentation; nothing if there is none."""
+        augmentation = self.args.augmentation
+        return {} if augmentation is None else {"augment": str(augmentation)}
+
     def training_pictures(self) -> TrainingPictures | None:
         """The images of training steps before they are augmented; `None` without augmentation."""
         augmentation = self.args.augmentation

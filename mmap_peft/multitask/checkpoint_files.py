@@ -34,7 +34,7 @@ class State(TypedDict):
 
     sampling: str
     order: dict[str, Any] | None
-    augment: NotRequired[str]  # not in checkpoints of early versions
+    augment: NotRequired[str]  # without it: "none"
 
 
 @contextlib.contextmanager

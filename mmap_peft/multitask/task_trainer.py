@@ -251,17 +251,17 @@ class TaskTrainer(AugmentingTrainer, TrainerCallback):
     def checkpoint_state(self) -> dict[str, Any]:
         sampler = self.sampler
         order = None if sampler is None else {"sizes": sampler.sizes, "seed": sampler.seed, "rows": len(sampler)}
-        return {"sampling": self.args.sampling, "order": order, "augment": str(self.args.augmentation or "none")}
+        return {"sampling": self.args.sampling, "order": order, **self.augmentation_state()}
 
     def check_order(self, checkpoint: str) -> None:
         """Raise a `ValueError` if the images would come in another order than in the training of a checkpoint."""
         saved = {"augment": "none", **saved_state(Path(checkpoint))}
         self._get_train_sampler()
-        for name, value in TaskTrainer.checkpoint_state(self).items():
+        for name, value in {"augment": "none", **TaskTrainer.checkpoint_state(self)}.items():
             if saved[name] != value:
                 raise ValueError(
                     f"{checkpoint} was trained with {name}={saved[name]}, but now it is {value}, so the images would "
-                    "come in another order or look different; resume with the same images, batch size, seed and augment."
+                    "come in another order or look different; resume with the same images, batch size, seed, augment."
                 )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -107,6 +107,17 @@ def test_an_aggregator_sees_the_gradients_of_all_processes(name, output):
     assert_same_prompts(output("single") / "aggregated", output(name) / "aggregated", adapters=1)
 
 
+@pytest.mark.parametrize("name", SEVERAL)
+def test_two_processes_train_on_the_same_augmented_images(name, output):
+    one, two = (
+        sorted(digest for path in output(each).glob("images_*.json") for digest in json.loads(path.read_text()))
+        for each in ("single", name)
+    )
+    assert len(one) == 5 * 12
+    assert one == two
+    assert_same_prompts(output("single") / "augmented", output(name) / "augmented", adapters=1)
+
+
 @pytest.mark.parametrize("name", ["single", *SEVERAL])
 def test_resuming_gives_the_same_prompts(name, output):
     assert_same_prompts(output(name), output(name) / "resumed")
