@@ -41,9 +41,10 @@ def pixels(trainer, epochs=(0,)):
     seen = []
     for epoch in epochs:
         loader = trainer.get_train_dataloader()
-        trainer.sampler.set_epoch(epoch)
-        places = list(trainer.sampler)
+        loader.set_epoch(epoch)
         batches = [trainer.augmented(batch)["pixel_values"] for batch in loader]
+        places = list(trainer.sampler)
+        assert {each for _, _, each in places} == {epoch}
         digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in torch.cat(batches)]
         seen += [(*place, digest) for place, digest in zip(places, digests, strict=True)]
     return seen
