@@ -177,7 +177,7 @@ class MultiTaskTrainingArguments(AugmentationArguments, TrainingArguments):
     image_cache_gb: float = HfArg(
         default=4.0,
         help="GB (1e9 bytes) of disk space in TMPDIR to keep resized images for later epochs: for each process, this "
-        "much for training and as much for evaluation. 0: images are not kept.",
+        "much for training, as much for evaluation, and as much for crops. 0: images are not kept.",
     )
     dataloader_num_workers: int | None = HfArg(
         default=None,

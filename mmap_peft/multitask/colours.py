@@ -38,7 +38,8 @@ def _brightness(image: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def _contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
-    return factor * image + (1 - factor) * _grey(image).mean()
+    grey = (256 * _grey(image)).round().long()  # a sum of integers does not depend on its order, so on no thread
+    return factor * image + (1 - factor) * (grey.sum() / (256 * grey.numel()))
 
 
 def _saturation(image: torch.Tensor, factor: float) -> torch.Tensor:

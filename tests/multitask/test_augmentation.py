@@ -106,6 +106,18 @@ def test_an_image_does_not_depend_on_its_batch():
         assert torch.equal(alone[0], together[number])
 
 
+def test_an_image_does_not_depend_on_the_number_of_threads():
+    pictures, changes, threads = noise(6, 3, 450, 446), drawn(ALL)[:6], torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(apply(changes, pictures, (223, 225)))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_a_crop_of_the_whole_picture_is_a_plain_resize():
     pictures = noise(2, 3, 40, 44)
     changes = drawn(Augmentation(("crop",), (1.0, 1.0)), aspect=1.2)[:2]
