@@ -3,14 +3,16 @@
     python -m benchmark tune benchmark/studies/pictograms.yaml
     python -m benchmark run benchmark/studies/pictograms.yaml --workers 2
     python -m benchmark report benchmark/studies/pictograms.yaml
+    python -m benchmark compare benchmark/studies/pictograms.yaml mmap mmap_alone
     python -m benchmark speed --out speed --growth
     python -m benchmark loading --out loading
     python -m benchmark clustering --out clustering
 
 `tune` chooses settings from the grids of the experiments, by accuracy on a part of the training images. `run` trains
-and evaluates each run of the study that has no result yet. `report` writes tables and plots of the results. `speed`
-measures time and memory of a training step and of a prediction; `loading` measures how fast images are read;
-`clustering` how good and how fast groups of tasks are found.
+and evaluates each run of the study that has no result yet. `report` writes tables and plots of the results. `compare`
+prints the difference of two experiments, and the test images that only one of them gets right. `speed` measures time
+and memory of a training step and of a prediction; `loading` measures how fast images are read; `clustering` how good
+and how fast groups of tasks are found.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mmap_peft.multitask.processes import cores
 
 from .clustering import measure_clustering
+from .compare import compare_experiments
 from .growth import measure_growth
 from .loading import measure_loading
 from .report import write_report
@@ -43,11 +47,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("tune", "run", "report"):
-        command = commands.add_parser(name)
-        command.add_argument("study", type=Path, help="YAML file of the study")
-        command.add_argument("--workers", type=int, default=1, help="number of runs at the same time [1]")
-        command.add_argument("--results", type=Path, help="folder of results [../results, as seen from the study]")
+    _add_study_commands(commands)
     _add_speed(commands.add_parser("speed", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     _add_loading(commands.add_parser("loading", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     _add_clustering(commands.add_parser("clustering", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
@@ -60,22 +60,41 @@ def main() -> int:
         study = Study.read(options.study)
         results = Results((options.results or options.study.resolve().parents[1] / "results") / study.name)
         runner = Runner(results, options.workers)
+        if options.command != "report":
+            study.prepare()
         if options.command == "tune":
             return _tune(study, results, runner)
         study, untuned = apply_choices(study, results)
-        if options.command == "report":
-            print(write_report(study, results, untuned))
+        if options.command in ("report", "compare"):
+            print(_page(options, study, results, untuned))
             return 0
         if untuned:
             print(f"`tune` has chosen nothing for {', '.join(untuned)}; the values in their files are used.")
         return _end(runner(study.planted_runs("groups") + study.planted_runs("new_tasks") + study.runs()))
-    except ValueError as error:
+    except (ValueError, ConnectionError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         resumes = "" if options.command in MEASUREMENTS else ", and the same command goes on from there"
         print(f"Interrupted; all results so far are kept{resumes}.", file=sys.stderr)
         return 130
+
+
+def _add_study_commands(commands: Any) -> None:
+    for name in ("tune", "run", "report", "compare"):
+        command = commands.add_parser(name)
+        command.add_argument("study", type=Path, help="YAML file of the study")
+        if name == "compare":
+            command.add_argument("experiments", nargs=2, help="names of two experiments")
+            command.add_argument("--most", type=int, default=20, help="number of images to list [20]")
+        command.add_argument("--workers", type=int, default=1, help="number of runs at the same time [1]")
+        command.add_argument("--results", type=Path, help="folder of results [../results, as seen from the study]")
+
+
+def _page(options: argparse.Namespace, study: Study, results: Results, untuned: list[str]) -> str:
+    if options.command == "report":
+        return write_report(study, results, untuned)
+    return compare_experiments(study, results, options.experiments, options.most)
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:

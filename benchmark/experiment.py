@@ -9,14 +9,19 @@ from typing import Any
 
 from peft import PeftConfig
 
+from mmap_peft.checking import Count, checked
 from mmap_peft.methods.bottleneck import BottleneckAdapterConfig
+from mmap_peft.methods.clip_lora import clip_lora_config
 from mmap_peft.methods.linear_probe import LinearProbeConfig
 from mmap_peft.methods.parameters import BitFitConfig, FullFineTuningConfig
 from mmap_peft.methods.peft_configs import ia3_config, ln_tuning_config, lora_config
 from mmap_peft.multitask.arguments import MultiTaskTrainingArguments
+from mmap_peft.multitask.lora_merging import Density, Weights
+from mmap_peft.multitask.wise_ft import Share
 from mmap_peft.prompts.coop import CoOpConfig
 from mmap_peft.prompts.ivlp import IVLPConfig
 from mmap_peft.prompts.maple import MaPLeConfig
+from mmap_peft.prompts.method import Rank
 from mmap_peft.prompts.mmap import MmAPConfig
 from mmap_peft.prompts.vpt import VPTConfig
 
@@ -35,6 +40,7 @@ METHODS: dict[str, Callable[..., PeftConfig] | None] = {
     "bitfit": BitFitConfig,
     "bottleneck_adapter": BottleneckAdapterConfig,
     "lora": lora_config,
+    "clip_lora": clip_lora_config,
     "ln_tuning": ln_tuning_config,
     "ia3": ia3_config,
 }
@@ -48,6 +54,10 @@ FIXED = {
     "disable_tqdm": True,
     "logging_strategy": "no",
 }
+# Fields of `merging`, without and with `tasks="merged"`.
+WISE_FT = {"alpha": Share}
+TIES = {"density": Density, "weights": Weights, "rank": Rank | None}
+OPTIONAL = ("merging", "steps_per_shot", "groups", "routing")  # in `Experiment.settings` if they are set
 OF_THE_RUN = ("output_dir", "seed", "data_seed", "use_cpu")
 
 
@@ -61,11 +71,16 @@ class Experiment:
         config (`dict`): fields of the method's config.
         training (`dict`): fields of `MultiTaskTrainingArguments`, except those in `FIXED` and `OF_THE_RUN`.
         tasks (`str`): `"together"`: one classifier for all tasks. `"alone"`: one classifier for each task, without
-            groups, as the single-task baseline.
+            groups, as the single-task baseline. `"merged"`: LoRA of each task alone, and then `merge_lora`.
+        merging (`dict`): what follows the training: `alpha` of `wise_ft`, for full fine-tuning and BitFit, or
+            arguments of `merge_lora`, for `tasks="merged"`.
+        steps_per_shot (`int`, *optional*): steps for each training image of a class, the mean of all classes, rounded
+            up; in place of `max_steps`, which overrides it.
         groups (`str`, *optional*): given groups of planted tasks: `"planted"`, the families, or `"random 1"` and so
             on, drawn at random, of the same sizes.
         routing (`bool`): also predict test images whose task is not given.
-        grid (`dict[str, list]`): values that `tune` chooses from, by `"training.<field>"` or `"config.<field>"`.
+        grid (`dict[str, list]`): values that `tune` chooses from, by `"training.<field>"`, `"config.<field>"` or
+            `"merging.<field>"`.
         chosen_as (`str`, *optional*): name of another experiment of the same study, whose chosen values are used
             instead of a grid.
 
@@ -78,6 +93,8 @@ class Experiment:
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     tasks: str = "together"
+    merging: dict[str, Any] = field(default_factory=dict)
+    steps_per_shot: int | None = None
     groups: str | None = None
     routing: bool = False
     grid: dict[str, list[Any]] = field(default_factory=dict)
@@ -85,18 +102,17 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_name(self.name, "Experiment")
-        for part in ("config", "training", "grid"):
+        for part in ("config", "training", "merging", "grid"):
             check_mapping(getattr(self, part), f"{part} of experiment {self.name!r}")
         if self.method not in METHODS:
             raise ValueError(
                 f"Experiment {self.name!r} has method {self.method!r}; write one of {', '.join(METHODS)}."
             )
-        if self.tasks not in ("together", "alone"):
-            raise ValueError(f"Experiment {self.name!r} has tasks {self.tasks!r}; write 'together' or 'alone'.")
+        self._check_merging()
         together = sorted({"grouping", "sharing"} & set(self.training)) + ["groups"] * (self.groups is not None)
         if self.groups is not None and together != ["groups"]:
             raise ValueError(f"Experiment {self.name!r} has groups and {together[0]}; write one of the two.")
-        if self.tasks == "alone" and together:
+        if self.tasks != "together" and together:
             raise ValueError(
                 f"Experiment {self.name!r} trains each task alone, so {together[0]} has no meaning; leave it out."
             )
@@ -109,7 +125,7 @@ class Experiment:
                 raise ValueError(f"{name!r} in training of experiment {self.name!r} {reason}; leave it out.")
         for key, values in self.grid.items():
             part, _, name = key.partition(".")
-            if part not in ("training", "config") or not name or not isinstance(values, list) or not values:
+            if part not in ("training", "config", "merging") or not name or not isinstance(values, list) or not values:
                 raise ValueError(
                     f"grid of experiment {self.name!r} has {key!r}: {values!r}; write lists, such as "
                     "`training.learning_rate: [0.01, 0.03]`."
@@ -122,6 +138,29 @@ class Experiment:
             except (ValueError, TypeError) as error:
                 raise ValueError(f"Experiment {self.name!r} cannot be run: {error}") from error
 
+    def _check_merging(self) -> None:
+        """Raise a `ValueError` if `tasks`, `merging` and `steps_per_shot` do not go with the method."""
+        if self.tasks not in ("together", "alone", "merged"):
+            raise ValueError(
+                f"Experiment {self.name!r} has tasks {self.tasks!r}; write 'together', 'alone' or 'merged'."
+            )
+        merged = self.tasks == "merged"
+        if merged and self.method not in ("lora", "clip_lora"):
+            raise ValueError(f"Experiment {self.name!r} merges {self.method}; write method lora or clip_lora.")
+        if not merged and self.merging and self.method not in ("full_fine_tuning", "bitfit"):
+            raise ValueError(
+                f"Experiment {self.name!r} has merging and method {self.method}; write method full_fine_tuning or "
+                "bitfit, or tasks: merged."
+            )
+        kinds = TIES if merged else WISE_FT
+        for name, value in self.merging.items():
+            if name not in kinds:
+                raise ValueError(
+                    f"{name!r} in merging of experiment {self.name!r} is none of its fields; write {', '.join(kinds)}."
+                )
+            checked(value, kinds[name], name)
+        checked(self.steps_per_shot, Count | None, "steps_per_shot")
+
     @property
     def points(self) -> list[dict[str, Any]]:
         """All points of the grid, as dicts. Without a grid this is one empty point."""
@@ -129,7 +168,7 @@ class Experiment:
 
     def at(self, point: dict[str, Any]) -> Experiment:
         """The experiment with the values of one point of its grid."""
-        changed = {"training": dict(self.training), "config": dict(self.config)}
+        changed = {part: dict(getattr(self, part)) for part in ("training", "config", "merging")}
         for key, value in point.items():
             part, _, name = key.partition(".")
             changed[part][name] = value
@@ -139,7 +178,7 @@ class Experiment:
     def settings(self) -> dict[str, Any]:
         """All of its fields that its results depend on."""
         settings = {"method": self.method, "config": self.config, "training": self.training, "tasks": self.tasks}
-        return settings | {name: value for name in ("groups", "routing") if (value := getattr(self, name))}
+        return settings | {name: value for name in OPTIONAL if (value := getattr(self, name))}
 
     def peft_config(self) -> PeftConfig | None:
         """The method's config; `None` for zero-shot."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -14,9 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
 from torch.utils.benchmark import timer
 from transformers import TrainerCallback, set_seed
 
+from mmap_peft.data.duplicates import find_duplicates
+from mmap_peft.data.splits import Split
 from mmap_peft.multitask.arguments import MultiTaskTrainingArguments
 from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.multitask.files import write_json
@@ -24,11 +30,11 @@ from mmap_peft.multitask.loading import WEIGHTS_FILE
 from mmap_peft.multitask.task import Task
 from mmap_peft.multitask.task_trainer import TaskTrainer
 
-from .data import hold_out
 from .machine import origin, peak_memory, reset_peak_memory, total_peak_memory
 from .planted_runs import PLANTED_RUNS
+from .predictions import correct, predict
 from .study import Run
-from .trainers import make_trainer
+from .trainers import train
 
 
 ROUTED_AT_ONCE = 256  # images
@@ -77,6 +83,7 @@ class ClassifierResult:
     Args:
         accuracy (`dict[str, float]`): by task, 0 to 1.
         correct (`dict[str, str]`): by task, a bit for each test image, 1 if its class was predicted; hexadecimal.
+        predictions (`pa.Table`): as `predict` returns them.
         groups (`list[list[str]]`, *optional*): groups of the tasks, if they were grouped.
         trainable_parameters, base_size, adapter_bytes (`int`): number of trained parameters, number of parameters of
             the CLIP, and size of the saved weights.
@@ -88,6 +95,7 @@ class ClassifierResult:
 
     accuracy: dict[str, float]
     correct: dict[str, str]
+    predictions: pa.Table
     groups: list[list[str]] | None
     trainable_parameters: int
     base_size: int
@@ -98,8 +106,12 @@ class ClassifierResult:
     routing: dict[str, float] | None = None
 
 
-def measure(run: Run) -> dict[str, Any]:
+def measure(run: Run, predictions: str | os.PathLike | None = None) -> dict[str, Any]:
     """Train, and evaluate once at the end.
+
+    Args:
+        run (`Run`): the run.
+        predictions (*optional*): a path: predictions of the test images are written there, as a parquet file.
 
     Returns:
         A result of plain numbers, texts, lists and dicts; docs/benchmark.md lists its fields.
@@ -109,7 +121,7 @@ def measure(run: Run) -> dict[str, Any]:
         args = _arguments(run, folder)
         domains, split = run.data.read(run.fraction, run.shots, run.seed)
         if run.evaluated_on == "validation":
-            tasks, split = hold_out(domains, split, args.template, run.seed)
+            tasks, split = run.data.hold_out(split, domains, args.template, run.seed)
         else:
             tasks = run.data.make_tasks(split, domains, args.template)
         if run.evaluated_on in PLANTED_RUNS:
@@ -121,7 +133,18 @@ def measure(run: Run) -> dict[str, Any]:
                 results.append(_measure_classifier(run, part, args))
                 gc.collect()  # frees this classifier's CLIP before the next one is loaded
             found = _summarise(results, time.perf_counter() - start)
+            if run.evaluated_on == "test":
+                found |= _test_images(domains, split)
+                if predictions is not None:
+                    pq.write_table(pa.concat_tables(each.predictions for each in results), predictions)
     return {**found, "split": split.digest, "settings": run.settings, "seed": run.seed, **origin()}
+
+
+def _test_images(domains: dict[str, Dataset], split: Split) -> dict[str, Any]:
+    """Which images they are, and how many training images are near-duplicates of them."""
+    found = sum(map(len, find_duplicates(domains, split).values()))
+    duplicates = {"found": found, "dropped": split.source.get("duplicates", 0)}
+    return {"test_images": Split({}, split.eval, {}).digest, "duplicates": duplicates}
 
 
 def _arguments(run: Run, folder: str) -> MultiTaskTrainingArguments:
@@ -135,24 +158,20 @@ def _arguments(run: Run, folder: str) -> MultiTaskTrainingArguments:
 def _measure_classifier(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments) -> ClassifierResult:
     set_seed(run.seed)
     meter = StepMeter()
-    trainer = make_trainer(run, tasks, args, [meter])
-    classifier = trainer.model
-    parameters = adapter_bytes = 0
-    start = time.perf_counter()
-    if run.experiment.method != "zero_shot":
-        trainer.train()
-        parameters = sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
+    trained = train(run, tasks, args, [meter])
+    classifier, adapter_bytes = trained.trainer.model, 0
+    if trained.parameters:
         adapter_bytes = _adapter_bytes(classifier, Path(args.output_dir) / "adapters" / tasks[0].adapter)
-    trained = time.perf_counter()
+    start = time.perf_counter()
     return ClassifierResult(
-        **_evaluate(trainer, run),
+        **_evaluate(trained.trainer, run),
         groups=None if classifier.grouping is None else classifier.grouping.groups,
-        trainable_parameters=parameters,
+        trainable_parameters=trained.parameters,
         base_size=classifier.base_size,
         adapter_bytes=adapter_bytes,
         meter=meter,
-        train_seconds=trained - start,
-        evaluate_seconds=time.perf_counter() - trained,
+        train_seconds=trained.seconds,
+        evaluate_seconds=time.perf_counter() - start,
         routing=_routing(classifier) if run.experiment.routing else None,
     )
 
@@ -188,17 +207,13 @@ def _summarise(results: list[ClassifierResult], total_seconds: float) -> dict[st
 
 
 def _evaluate(trainer: TaskTrainer, run: Run) -> dict[str, Any]:
-    """The accuracy of each task, and which of its test images were right."""
+    """The accuracy of each task, which of its test images were right, and all predictions."""
     classifier = trainer.model
     with classifier.zero_shot() if run.experiment.method == "zero_shot" else nullcontext():
-        output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
-    labels, task_ids = output.label_ids
-    right = output.predictions == labels
+        metrics, table = predict(trainer)
     tasks = [task.adapter for task in classifier.tasks.values()]
-    return {
-        "accuracy": {task: output.metrics[f"eval_{task}_accuracy"] for task in tasks},
-        "correct": {task: np.packbits(right[task_ids == number]).tobytes().hex() for number, task in enumerate(tasks)},
-    }
+    accuracy = {task: metrics[f"eval_{task}_accuracy"] for task in tasks}
+    return {"accuracy": accuracy, "correct": correct(table), "predictions": table}
 
 
 def _routing(classifier: MultiTaskClassifier) -> dict[str, float]:
@@ -220,4 +235,4 @@ def _adapter_bytes(classifier: MultiTaskClassifier, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    write_json(measure(Run.from_dict(json.load(sys.stdin))), sys.argv[1])
+    write_json(measure(Run.from_dict(json.load(sys.stdin)), Path(sys.argv[1]).with_suffix(".parquet")), sys.argv[1])

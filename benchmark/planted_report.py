@@ -6,19 +6,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
 from mmap_peft.multitask.grouping import are_stable
 
 from .study import Run, Study
-from .summary import Row, gain
-
-
-PAIRED_NOTE = (
-    "Difference: mean accuracy of the first row minus that of the row, in points; p: exact McNemar test on the test "
-    "images of all seeds, each of them predicted by both."
-)
+from .summary import Row
 
 
 MEANS = ("ari", "stability", "separation", "reliability")
@@ -87,32 +78,6 @@ def _new_tasks_table(found: Sequence[tuple[Run, dict[str, Any]]]) -> list[str]:
         cells = [label, *map(str, counts), *(f"{100 * mean:.1f}" for mean in means), f"{sure:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def paired_lines(rows: Sequence[Row]) -> list[str]:
-    """A table that compares the first row with the others on the same test images."""
-    first, *others = rows
-    lines = [PAIRED_NOTE, "", "| experiment | mean | difference | p |", "|---|---:|---:|---:|"]
-    lines.append(f"| {first.experiment.name} | {100 * statistics.fmean(first.means):.1f} | | |")
-    for row in others:
-        cells = [row.experiment.name, f"{100 * statistics.fmean(row.means):.1f}"]
-        cells += [f"{100 * gain(first, row):+.1f}", f"{mcnemar(first, row):.2g}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def mcnemar(row: Row, other: Row) -> float:
-    """p of the exact McNemar test: whether as many images are right in one row only as in the other only."""
-    only = np.zeros(2, dtype=int)
-    for seed in row.results.keys() & other.results.keys():
-        for task, bits in row.results[seed]["correct"].items():
-            mine, its = (_bits(one) for one in (bits, other.results[seed]["correct"][task]))
-            only += [np.count_nonzero(mine > its), np.count_nonzero(its > mine)]
-    return float(stats.binomtest(int(only[0]), int(only.sum())).pvalue) if only.sum() else 1.0
-
-
-def _bits(text: str) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8))
 
 
 def routing_lines(rows: Sequence[Row]) -> list[str]:

@@ -8,8 +8,10 @@ from typing import Any
 from mmap_peft.multitask.files import write_json
 
 from .ladder import ladder_lines, plot_ladder
-from .planted_report import paired_lines, planted_lines, routing_lines
+from .paired_report import Comparisons
+from .planted_report import planted_lines, routing_lines
 from .plots import plot_accuracy
+from .references import published_lines
 from .results_file import Results
 from .study import Run, Study
 from .summary import Row, grouping_controls, grouping_of, interval, with_gains
@@ -45,7 +47,7 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
     if not current:
         raise ValueError(f"{results.folder} holds no result of study {study.name!r}; run it first.")
     lines = [f"# {study.name}", "", f"Model {study.model}; {len(current)} runs.", ""]
-    lines += [*origin_lines(list(current.values())), "", NOTE, ""]
+    lines += [*origin_lines(list(current.values())), *_duplicates(runs, current), "", NOTE, ""]
     if missing or stale:
         lines += [*_incomplete(missing, stale, len(runs)), ""]
     runs_by_place = _runs_by_place(study)
@@ -56,16 +58,14 @@ def write_report(study: Study, results: Results, untuned: Sequence[str] = ()) ->
     lines += [*planted_lines(study, current), *_ladder(study, rows_by_place, results)]
     summary = {}
     for place, rows in rows_by_place.items():
-        title, picture = runs_by_place[place][0].title, f"{place}.png"
+        first, picture = runs_by_place[place][0], f"{place}.png"
         summary[place] = [row.to_dict() for row in rows]
-        plot_accuracy(rows, title, results.folder / picture)
-        lines += [f"## {title}", "", *_table(rows), "", f"![Accuracy and parameters]({picture})", ""]
-        if runs_by_place[place][0].data.family:
-            lines += [*paired_lines(rows), "", *routing_lines(rows), ""]
-            continue
-        for family in grouping_controls(rows):
-            lines += [f"### Controls of the grouping of {family[0].experiment.method}", "", *_controls(family), ""]
-    lines += ["## Settings", "", *_settings(study, untuned), ""]
+        plot_accuracy(rows, first.title, results.folder / picture)
+        compared = Comparisons(rows, study, planted=first.data.family is not None)
+        lines += [f"## {first.title}", "", *_table(rows, compared), ""]
+        lines += [f"![Accuracy and parameters]({picture})", "", *_block(compared.lines())]
+        lines += [*routing_lines(rows), ""] if first.data.family else _all_controls(rows)
+    lines += [*published_lines(study), "## Settings", "", *_settings(study, untuned), ""]
     write_json(summary, results.folder / SUMMARY_FILE)
     text = "\n".join(lines)
     (results.folder / REPORT_FILE).write_text(text)
@@ -120,7 +120,26 @@ def _overview(rows_by_title: dict[str, list[Row]]) -> list[str]:
     return lines
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def _block(lines: list[str]) -> list[str]:
+    """Lines with an empty one behind them, if there are any."""
+    return [*lines, ""] if lines else []
+
+
+def _duplicates(runs: Sequence[Run], results: dict[str, dict[str, Any]]) -> list[str]:
+    """For each data set and amount, how many training images are near-duplicates of test images."""
+    counts: dict[str, list[dict[str, int]]] = {}
+    for run in runs:
+        if "duplicates" in results.get(run.name, {}):
+            counts.setdefault(run.title, []).append(results[run.name]["duplicates"])
+    lines = []
+    for title, some in counts.items():
+        found, dropped = (max(one[key] for one in some) for key in ("found", "dropped"))
+        behind = f"; {dropped} more were dropped" if dropped else ""
+        lines.append(f"* Training images that are near-duplicates of test images, {title}: {found}{behind}")
+    return lines
+
+
+def _table(rows: Sequence[Row], compared: Comparisons) -> list[str]:
     tasks = list(rows[0].to_dict()["accuracy"])
     heads = ["parameters", "share", *tasks, "mean", "worst", "over single-task", "over zero-shot"]
     heads += ["steps", "step ms", "peak MB", "adapter kB", "seeds"]
@@ -129,7 +148,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
         values = row.to_dict()
         cells = [f"{values['trainable_parameters']:,}", f"{100 * values['share_of_base']:.2f} %"]
         cells += [_number(100, values["accuracy"].get(task)) for task in tasks]
-        cells += [_mean(row.means), _number(100, values["worst"])]
+        cells += [_mean(row.means) + compared.mark(row.experiment.name), _number(100, values["worst"])]
         cells += [_number(100, values[key], "+.1f") for key in ("gain_single_task", "gain_zero_shot")]
         cells += [
             _number(1, values["steps"], ".0f"),
@@ -138,6 +157,13 @@ def _table(rows: Sequence[Row]) -> list[str]:
         ]
         cells += [_number(1e-3, values["adapter_bytes"], ".1f"), str(len(values["seeds"]))]
         lines.append(f"| {row.experiment.name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _all_controls(rows: list[Row]) -> list[str]:
+    lines = []
+    for family in grouping_controls(rows):
+        lines += [f"### Controls of the grouping of {family[0].experiment.method}", "", *_controls(family), ""]
     return lines
 
 
@@ -164,7 +190,9 @@ def _settings(study: Study, untuned: Sequence[str]) -> list[str]:
         lines += [f"Nothing was chosen on validation images for {', '.join(untuned)}.", ""]
     lines += ["| experiment | tasks | config | training |", "|---|---|---|---|"]
     for one in study.experiments:
-        parts = [", ".join(f"{name} {value}" for name, value in part.items()) for part in (one.config, one.training)]
+        steps = {"steps_per_shot": one.steps_per_shot} if one.steps_per_shot else {}
+        columns = one.config, {**one.training, **steps, **one.merging}
+        parts = [", ".join(f"{name} {value}" for name, value in part.items()) for part in columns]
         lines.append(f"| {one.name} | {one.tasks} | {' | '.join(parts)} |")
     return lines
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mmap_peft.multitask.processes import cores
 
+from .predictions import keep_predictions
 from .results_file import Results
 from .study import Run
 
@@ -119,6 +120,9 @@ class Runner:
             self._processes.discard(process)
             if process.returncode == 0:
                 result = json.loads(path.read_text())
+                predictions = path.with_suffix(".parquet")
+                if predictions.is_file():  # before the line, so that no line is without its predictions
+                    keep_predictions(predictions, self.results.folder, run.name)
                 self._largest = max(self._largest, result["peak_bytes"]["total"])
                 self.results.append(run, result)
                 log.unlink(missing_ok=True)

@@ -108,7 +108,7 @@ class Study:
         name (`str`): name of the study and of its folder of results.
         experiments (`list[Experiment]`): methods and their settings.
         data (`list[DataSet]`): the data sets.
-        fractions (`list[float]`): shares of the images that train, between 0 and 1.
+        fractions (`list[float]`): shares of the images that train, between 0 and 1; 1 where others are test images.
         shots (`list[int]`): numbers of images of each class that train.
         seeds (`list[int]`): seeds of split and training.
         tune_seeds (`list[int]`): seeds that `tune` uses.
@@ -116,6 +116,7 @@ class Study:
         group_seeds (`list[int]`): seeds of runs of stage 1 alone, which compare the groups that each affinity finds
             with the planted families.
         new_task_seeds (`list[int]`): seeds of runs that hold out each task once, and add it to a trained classifier.
+        reference (`str`, *optional*): the experiment that the report compares with the others. By default the best.
         model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
         training (`dict`): training arguments of all experiments. They override those of the experiments.
 
@@ -133,6 +134,7 @@ class Study:
     tune_fractions: list[float] = field(default_factory=list)
     group_seeds: list[int] = field(default_factory=list)
     new_task_seeds: list[int] = field(default_factory=list)
+    reference: str | None = None
     model: str = SMALL_CLIP
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -149,7 +151,7 @@ class Study:
                 raise ValueError(f"{part} of study {self.name!r} is {value!r}; write a list.")
         for part, (least, kind) in limits.items():
             for value in getattr(self, part):
-                if type(value) is not kind or value < least or (kind is float and not 0 < value < 1):
+                if type(value) is not kind or value < least or (kind is float and not 0 < value <= 1):
                     wanted = "numbers between 0 and 1" if kind is float else f"whole numbers of {least} or more"
                     raise ValueError(f"{part} of study {self.name!r} has {value!r}; write {wanted}.")
         if not self.fractions and not self.shots:
@@ -160,6 +162,10 @@ class Study:
         for part, names in names_by_part.items():
             if len(set(names)) < len(names):
                 raise ValueError(f"Study {self.name!r} has {part} of the same name, {sorted(names)}; rename one.")
+        if self.reference not in (None, *names_by_part["experiments"]):
+            raise ValueError(
+                f"reference of study {self.name!r} is {self.reference!r}, which is none of its experiments; add it."
+            )
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Study:
@@ -180,8 +186,16 @@ class Study:
             values["experiments"] = [_read_experiment(given, path.parent) for given in values["experiments"]]
         for number, entry in enumerate(values.get("data", [])):
             check_mapping(entry, f"An entry of data in {path}")
+            if str(entry.get("suite", "")).endswith(".yaml"):
+                entry["suite"] = str(path.parent / entry["suite"])
             values["data"][number] = build(DataSet, entry, f"data in {path}")
         return build(cls, values, path)
+
+    def prepare(self) -> None:
+        """Download the data sets of all suites, so that what cannot be read is known before the first run."""
+        for data in self.data:
+            if data.suite:
+                data.suite_images()
 
     def runs(self, experiments: list[Experiment] | None = None) -> list[Run]:
         """All runs of some experiments, by default those of the study. Runs on the same images follow each other."""

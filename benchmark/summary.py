@@ -88,7 +88,7 @@ def with_gains(rows: list[Row]) -> list[Row]:
             if baseline.method == "zero_shot" and experiment.method != "zero_shot":
                 row.gain_zero_shot = gain(row, other)
             same = (baseline.method, baseline.config) == (experiment.method, experiment.config)
-            if same and baseline.tasks == "alone" and experiment.tasks == "together":
+            if same and baseline.tasks == "alone" and not baseline.merging and experiment.tasks != "alone":
                 row.gain_single_task = gain(row, other)
     return rows
 
@@ -100,6 +100,13 @@ def gain(row: Row, over: Row) -> float | None:
     Raises:
         ValueError: results of the same seed were measured on different images.
     """
+    seeds = check_same_images(row, over)
+    differences = [row.results[seed]["mean"] - over.results[seed]["mean"] for seed in seeds]
+    return statistics.fmean(differences) if differences else None
+
+
+def check_same_images(row: Row, over: Row) -> list[int]:
+    """The seeds that both rows have. Raises a `ValueError` if results of one seed are of different images."""
     seeds = [seed for seed in row.results if seed in over.results]
     for seed in seeds:
         if row.results[seed]["split"] != over.results[seed]["split"]:
@@ -107,8 +114,7 @@ def gain(row: Row, over: Row) -> float | None:
                 f"Results of {row.experiment.name!r} and {over.experiment.name!r} for seed {seed} are of different "
                 "images; remove those of the older data, and run the study again."
             )
-    differences = [row.results[seed]["mean"] - over.results[seed]["mean"] for seed in seeds]
-    return statistics.fmean(differences) if differences else None
+    return seeds
 
 
 def grouping_of(experiment: Experiment) -> str:

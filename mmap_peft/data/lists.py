@@ -10,6 +10,7 @@ from .folders import short
 
 
 _LINE = re.compile(r"\s*([^/]+/([^/]+)/[^/]*[^/\s])\s+([0-9]{1,9})\s*")
+_NAME = re.compile(r"\s*([^/]+/[^/]+/[^/]*?[^/\s])(\s+[0-9]{1,9})?\s*")
 
 
 def path_text(path: str | os.PathLike) -> str:
@@ -50,6 +51,22 @@ class ListReader:
                 raise ValueError(f"{path_text(path)} names {short(file)} twice; leave out one of the lines.")
             files[file] = None
         return list(files)
+
+
+def read_names(path: Path) -> list[str]:
+    """The files that a list names, each once, with or without a label behind the name.
+
+    Raises:
+        OSError: the list is missing or may not be read.
+        ValueError: it is no text in UTF-8, or a line is not of the form `Domain/Class/file`.
+    """
+    files: dict[str, None] = {}
+    for line in filter(str.strip, _text(path).split("\n")):
+        found = _NAME.fullmatch(line)
+        if not found:
+            raise ValueError(f"Line {short(line)} of {path_text(path)} is not of the form Domain/Class/file.")
+        files[found[1]] = None
+    return list(files)
 
 
 def _text(path: Path) -> str:

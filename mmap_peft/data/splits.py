@@ -51,13 +51,19 @@ class Split:
 
 
 def _choose(
-    files: Sequence[str], labels: np.ndarray, fraction: float | None, shots: int | None, seed: Sequence[int]
+    files: Sequence[str],
+    labels: np.ndarray,
+    fraction: float | None,
+    shots: int | None,
+    seed: Sequence[int],
+    others_evaluate: bool = True,
 ) -> list[list[str]]:
     """Random files of each class (a fraction of them, or `shots`), and the other files, in the order of `files`."""
     if (fraction is None) == (shots is None):
         raise ValueError(f"Give either fraction or shots, not fraction={fraction} and shots={shots}.")
     checked(seed[0], Annotated[int, Ge(0)], "seed")
-    if fraction is not None and not 0 < checked(fraction, float, "fraction") < 1:
+    whole = fraction == 1 and not others_evaluate
+    if fraction is not None and not 0 < checked(fraction, float, "fraction") < 1 and not whole:
         raise ValueError(f"fraction={fraction} leaves nothing to train or to evaluate on; write a number in (0, 1).")
     if shots is not None and checked(shots, int, "shots") < 1:
         raise ValueError(f"shots={shots} leaves nothing to train on; write 1 or more.")
@@ -128,7 +134,8 @@ def split_at_random(
 
     Args:
         domains: data sets with the columns `label` and `file`.
-        fraction: share of each class's images for training, between 0 and 1; at least one image.
+        fraction: share of each class's images for training, between 0 and 1; at least one image. It can be 1 if the
+            folders say which images evaluate.
         shots: number of images of each class for training, instead of `fraction`.
         seed: seed of the choice.
         at_most (`int`, *optional*): use only a subset, the same for every seed: of each class of each domain the
@@ -150,7 +157,7 @@ def split_at_random(
         if at_most is not None:
             rows, evaluated = (_subset(files, labels, part, at_most) for part in (rows, evaluated))
         chosen = [files[row] for row in rows]
-        train[name], others = _choose(chosen, labels[rows], fraction, shots, [seed, number])
+        train[name], others = _choose(chosen, labels[rows], fraction, shots, [seed, number], not given)
         held_out[name] = [files[row] for row in evaluated] if given else others
     return Split(train, held_out, source)
 
@@ -221,20 +228,10 @@ def split_of_lists(train: Mapping[str, Path], test: Mapping[str, Path], source: 
     return Split(train_files, test_files, source)
 
 
-def make_tasks(
-    domains: Mapping[str, Dataset],
-    split: Split,
-    template: str | Sequence[str] = DEFAULT_TEMPLATE,
-    dataset: str | None = None,
-) -> list[Task]:
-    """Make a task of each domain of the split.
+def rows_of_split(domains: Mapping[str, Dataset], split: Split) -> dict[str, tuple[Dataset, dict[str, list[int]]]]:
+    """For each domain of a split its data, and the rows of its files for `"train"` and for `"eval"`.
 
     Domains and files of the split that the data lack may differ in case, and in `_` for a space, from one of the data.
-
-    Args:
-        domains: data sets with the columns `image`, `label` and `file`.
-        split: which files train and evaluate.
-        template, dataset: as for `Task`.
 
     Raises:
         ValueError: the data lack a domain or a file of the split, or it may be one of several; or the split names an
@@ -245,7 +242,7 @@ def make_tasks(
         raise ValueError(
             f"The split has {short(one)} only in train or only in eval; give it an empty list in the other."
         )
-    places, tasks, name_of = Places(list(domains)), [], {}
+    places, found, name_of = Places(list(domains)), {}, {}
     for name in split.train:
         place = places.find(name)
         if place is None:
@@ -256,10 +253,29 @@ def make_tasks(
             raise ValueError(
                 f"{short(name)} and {short(name_of[place])} of the split are the same domain of the data."
             )
-        data = domains[places.names[place]]
-        rows = Places(data.with_format(None)["file"][:]).rows(
-            {"train": split.train[name], "eval": split.eval[name]}, name
-        )
+        data, parts = domains[places.names[place]], {"train": split.train[name], "eval": split.eval[name]}
+        found[name] = data, Places(data.with_format(None)["file"][:]).rows(parts, name)
+    return found
+
+
+def make_tasks(
+    domains: Mapping[str, Dataset],
+    split: Split,
+    template: str | Sequence[str] = DEFAULT_TEMPLATE,
+    dataset: str | None = None,
+) -> list[Task]:
+    """Make a task of each domain of the split.
+
+    Args:
+        domains: data sets with the columns `image`, `label` and `file`.
+        split: which files train and evaluate.
+        template, dataset: as for `Task`.
+
+    Raises:
+        ValueError: as for `rows_of_split`.
+    """
+    tasks = []
+    for name, (data, rows) in rows_of_split(domains, split).items():
         images = {part: data.select(chosen) for part, chosen in rows.items()}
         class_names = data.features["label"].names
         tasks.append(Task(name.replace("_", " ").lower(), class_names, **images, template=template, dataset=dataset))

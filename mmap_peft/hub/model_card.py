@@ -118,11 +118,12 @@ def _of_tasks(accuracies: dict[str, dict[str, float]], names: list[str]) -> dict
 
 
 def _class_lists(tasks: list[dict[str, Any]]) -> list[tuple]:
-    """Tasks grouped by classes and templates: (names of the tasks, classes, templates)."""
+    """Tasks grouped by classes and templates: (names of the tasks, classes, templates, classes for training)."""
     names: dict[tuple, list[str]] = {}
     for task in tasks:
         templates = (task["template"],) if isinstance(task["template"], str) else tuple(task["template"])
-        names.setdefault((tuple(task["class_names"]), templates), []).append(task["name"])
+        key = tuple(task["class_names"]), templates, tuple(task["classes_for_training"] or ())
+        names.setdefault(key, []).append(task["name"])
     return [(alike, *classes_and_templates) for classes_and_templates, alike in names.items()]
 
 

@@ -114,6 +114,14 @@ class AdapterSet(nn.Module):
         """The linear classifier of unit image features: weight and bias for the classes of tasks with these routes."""
         return torch.cat(list(text_features())), 0.0
 
+    def uses_texts(self, route: Route) -> bool:
+        """Whether the linear classifier of a task with this route is made of text features."""
+        return True
+
+    def takes_other_classes(self, route: Route) -> bool:
+        """Whether a task with this route can have other classes than it was trained on."""
+        return self.uses_texts(route)
+
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The parameters that text features depend on: those of the frozen base, and those of adapters."""
         return list(self.clip.parameters()), []
@@ -149,6 +157,9 @@ class ProbeSet(AdapterSet):
     def reset(self, names: Sequence[str], seed: int) -> None:
         """Remove all probes; `add` makes new ones, from text features."""
         self.probes, self._names = nn.ModuleList(), []
+
+    def uses_texts(self, route: Route) -> bool:
+        return not route
 
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
         if not all(routes):  # zero-shot

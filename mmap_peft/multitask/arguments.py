@@ -21,6 +21,7 @@ from .aggregation import find_aggregator
 from .augmentation import AugmentationArguments
 from .grouping import MODES, SEPARATED, STABLE, UNSTABLE
 from .processes import cores
+from .regularization_arguments import RegularizationArguments
 from .task import DEFAULT_TEMPLATE
 
 
@@ -79,7 +80,7 @@ _PLAIN = {int, float, bool, str, type(None)}
 
 
 @dataclass
-class MultiTaskTrainingArguments(AugmentationArguments, TrainingArguments):
+class MultiTaskTrainingArguments(AugmentationArguments, RegularizationArguments, TrainingArguments):
     """The arguments of `transformers.TrainingArguments`, and those of training many tasks.
 
     A batch of `per_device_train_batch_size` images holds images of all tasks. The defaults that differ from those of

@@ -116,6 +116,9 @@ class ClassifierTrainer(Trainer):
             remove_leftovers(folder)
         self.accelerator.wait_for_everyone()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.model.load_adapters(resume_from_checkpoint)
+
     def _load_best_model(self) -> None:
         self.model.load_adapters(self.state.best_model_checkpoint)
 

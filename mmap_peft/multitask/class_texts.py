@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 from ..checking import shortened
 from ..prompts.base import PromptConfig
 from ..tuner.assemble import Route
-from .task import Task, as_tuple
+from .class_names import as_tuple
+from .task import Task
 
 
 INIT_WORDS = "a photo of a"  # CoOp and MaPLe start from these if they have no more than four prompts
@@ -69,6 +71,24 @@ class ClassTexts:
             self._ids.setdefault(key, next((known for known in list(self._ids.values()) if known == ids), ids))
         return self._ids[key]
 
+    def without_memory(self) -> ClassTexts:
+        """A copy that remembers no texts, for those that are encoded only once."""
+        other = copy.copy(self)
+        other._ids, other._batch = {}, None
+        return other
+
+    def check_templates(self, task: Task, route: Route) -> None:
+        """Raise a `ValueError` if a task's templates would not be used, since prompts have no words to replace."""
+        count = len(route) * self.placeholders
+        if not self._uses_templates(task, count):
+            instead = "leave `templates` out"
+            if self.names_last:
+                instead += f", or give templates with {count} words or more before {{}}"
+            raise ValueError(
+                f"Prompts of task {shortened(task.name)} replace {count} words of a text, which `templates` "
+                f"{'do not have' if self.names_last else 'cannot have around the class name'}; {instead}."
+            )
+
     def batch(self, tasks: Sequence[Task], routes: Sequence[Route]) -> TextBatch:
         """The texts of some tasks in one batch."""
         ids = [self.of(task, route) for task, route in zip(tasks, routes)]
@@ -96,10 +116,12 @@ class ClassTexts:
     def _words(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def _uses_templates(self, task: Task, prompts: int) -> bool:
+        before = min(len(self._words(text.partition("{}")[0].strip())) for text in as_tuple(task.template))
+        return not prompts or (before >= prompts and self.names_last and not task.class_texts)
+
     def _worded(self, task: Task, prompts: int) -> list[tuple[str, ...]]:
-        templates = as_tuple(task.template)
-        before = min(len(self._words(template.partition("{}")[0].strip())) for template in templates)
-        if not prompts or (before >= prompts and self.names_last and not task.class_texts):
+        if self._uses_templates(task, prompts):
             return task.texts
         words = " ".join(["X"] * prompts)
         return [
@@ -115,6 +137,7 @@ class ClassTexts:
                 fewer = f", or fewer than num_prompts={self.placeholders}" if self.placeholders else ""
                 raise ValueError(
                     f"Text {shortened(text)} of task {shortened(task.name)} has {len(ids)} tokens with start and end, "
-                    f"but the text tower has {positions} positions; write a shorter template or class text{fewer}."
+                    f"but the text tower has {positions} positions; write a shorter template, class name or class "
+                    f"text{fewer}."
                 )
         return tokenized

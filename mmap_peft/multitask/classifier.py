@@ -25,6 +25,7 @@ from .adapters import ProbeSet
 from .class_texts import ClassTexts
 from .decoding import decode_all
 from .inputs import check_inputs
+from .other_classes import LARGEST_CACHE, Choice
 from .output import Prediction, RoutedPrediction
 from .overlap import Overlap
 from .peft_adapters import make_adapters
@@ -82,7 +83,8 @@ class MultiTaskClassifier(PrototypeRouting):
         self.texts = ClassTexts(processor.tokenizer, model.config.text_config, config)
         if self.texts.placeholders and config.init_ids is None:
             config.init_ids = self.texts.first_words(config.num_prompts)
-        self._text_cache, self._evaluating = TextFeatureCache(), Overlap()
+        self._text_cache, self._frozen_cache = TextFeatureCache(), TextFeatureCache()
+        self._other_texts, self._evaluating = TextFeatureCache(LARGEST_CACHE), Overlap()
         self.base_cache = None  # of `BaseRecord.of`
         flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
         try:
@@ -113,13 +115,23 @@ class MultiTaskClassifier(PrototypeRouting):
             raise ValueError(f"{task!r} is none of the tasks; write one of {', '.join(self.tasks)}.")
 
     @overload
-    def predict(self, images: Any, task: str | Sequence[str]) -> Prediction: ...
+    def predict(
+        self, images: Any, task: str | Sequence[str], class_names: Any = ..., templates: Any = ...
+    ) -> Prediction: ...
 
     @overload
-    def predict(self, images: Any, task: None = None) -> RoutedPrediction: ...
+    def predict(
+        self, images: Any, task: None = None, class_names: Any = ..., templates: Any = ...
+    ) -> RoutedPrediction: ...
 
     @torch.no_grad()
-    def predict(self, images: Any, task: str | Sequence[str] | None = None) -> Prediction | RoutedPrediction:
+    def predict(
+        self,
+        images: Any,
+        task: str | Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
+        templates: str | Sequence[str] | None = None,
+    ) -> Prediction | RoutedPrediction:
         """Classify images, all in one batch.
 
         Args:
@@ -129,33 +141,25 @@ class MultiTaskClassifier(PrototypeRouting):
             task (`str` or a list of them, *optional*): name of their task, or of the task of each. `None`: the tasks
                 are found by `prototypes`. This uses the plain base for a moment, so with adapters that are neither
                 prompts nor linear probes, no other thread may predict meanwhile.
+            class_names (`Sequence[str]`, *optional*): two or more classes to choose among, in the order of the answer,
+                instead of the task's, or without `task` of every task. They are cleaned as those of a `Task`. Texts of
+                other classes are encoded with the task's adapters, and kept for later calls with the same names.
+            templates (`str` or a sequence of them, *optional*): instead of the task's template and `class_texts`. A
+                class's feature is the normalised mean of the normalised features of its texts (Radford et al., ICML
+                2021, section 3.1.4).
 
         Returns:
             `Prediction`, or `RoutedPrediction` without `task`.
 
         Raises:
             ValueError: an image that cannot be read, with its position; a name that no task has, or another number of
-                names than of images; no `task` and no prototypes of a task; or probabilities that are not finite.
+                names than of images; no `task` and no prototypes of a task; names or templates that are no texts, the
+                same, empty or too long; other classes for linear probes or with `num_classes`, which have parameters
+                of their own for each class; or probabilities that are not finite.
         """
         checked(task, str | list[str] | tuple[str, ...] | None, "task")
-        images = decode_all(images)
-        if task is None:
-            return self._predict_routed(images)
-        tasks = [task] * len(images) if isinstance(task, str) else list(task)
-        if len(tasks) != len(images):
-            raise ValueError(
-                f"{len(tasks)} tasks were given for {len(images)} images; write one for each image, or one for all."
-            )
-        for name in dict.fromkeys([task] if isinstance(task, str) else tasks):
-            self.check_task(name)
-        if not images:
-            sizes = [len(self.tasks[name].class_names) for name in ([task] if isinstance(task, str) else self.tasks)]
-            return Prediction([], torch.zeros(0, max(sizes)))
-        pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        probabilities = self.probabilities(pixels, tasks)
-        classes = [self.tasks[name].class_names for name in tasks]
-        labels = [names[number] for names, number in zip(classes, probabilities.argmax(-1).tolist())]
-        return Prediction(labels, probabilities)
+        choice, images = Choice.of(class_names, templates), decode_all(images)
+        return self._predict_routed(images, choice) if task is None else self._predict_given(images, task, choice)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `tasks.json`, a model card, the prototypes if there are any, and a folder for each adapter, which is a
@@ -216,7 +220,14 @@ class MultiTaskClassifier(PrototypeRouting):
         """
         return loading.from_pretrained(cls, name_or_path, model, processor, subfolder, text_chunk, verify, **download)
 
-    def export(self, task: str, format: str = "torch", path: str | os.PathLike | None = None) -> TaskClassifier | Path:
+    def export(
+        self,
+        task: str,
+        format: str = "torch",
+        path: str | os.PathLike | None = None,
+        class_names: Sequence[str] | None = None,
+        templates: str | Sequence[str] | None = None,
+    ) -> TaskClassifier | Path:
         """Make an image classifier of one task: pixels (batch, 3, H, W) in, probabilities (batch, classes) out.
 
         It is a copy in float32, without the text tower and other tasks: prompts and text features become constants,
@@ -237,24 +248,26 @@ class MultiTaskClassifier(PrototypeRouting):
             path (`str`, *optional*): a file that ends in `.pt2` or `.onnx`, or a folder for one that is named after
                 the task's adapter. `None`: nothing is written for torch, and for ONNX the current folder. An older
                 file is replaced once the new one is whole.
+            class_names, templates (*optional*): as for `predict`.
 
         Raises:
-            ValueError: no such task or format, or a path with another ending.
+            ValueError: no such task or format, a path with another ending, or class names or templates as for
+                `predict`.
             ImportError: ONNX's packages are not installed.
         """
         self.check_task(task)
-        return files.export(lambda: self._task_classifier(task), self.tasks[task].adapter, format, path)
+        choice = Choice.of(class_names, templates)
+        return files.export(lambda: self._task_classifier(task, choice), self.tasks[task].adapter, format, path)
 
     @torch.no_grad()
-    def _task_classifier(self, task: str) -> TaskClassifier:
+    def _task_classifier(self, task: str, choice: Choice | None) -> TaskClassifier:
         route = self.current_routes[task]
         clip = self.clip if self.uses_prompts else merged(self.model, bool(route))
         with self.evaluating():
-            weight, bias = self.class_weights(task)
+            (weight, bias), names = self.chosen_weights(task, choice)
             prompts = self.adapter_set.prompts("vision", [route])
         weight, bias = self.logit_scale().float() * weight.float(), bias if isinstance(bias, torch.Tensor) else None
-        names, processor = self.tasks[task].class_names, self.processor.image_processor
-        return TaskClassifier(clip, prompts, weight, bias, task, names, processor)
+        return TaskClassifier(clip, prompts, weight, bias, task, names, self.processor.image_processor)
 
     @check_keywords(saving.push, without=("classifier",))
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:

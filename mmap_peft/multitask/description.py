@@ -44,6 +44,7 @@ class _Task(TypedDict):
     template: Texts
     class_texts: NotRequired[dict[str, Texts]]
     dataset: NotRequired[str | None]
+    classes_for_training: NotRequired[Annotated[list[str], Len(2)] | None]
     route: Annotated[list[str], Len(1)]
 
 

@@ -19,6 +19,35 @@ def check_task_object(task: Any, name: str = "task") -> None:
         raise ValueError(f"Invalid value {shortened(task)} for `{name}`: expected a Task(name, class_names).")
 
 
+def check_contexts(task: Task, contexts: int | None) -> None:
+    """Raise a `ValueError` if prompts of this number of classes, each with its own, do not fit a task."""
+    if contexts is None:
+        return
+    if len(task.class_names) != contexts:
+        raise ValueError(
+            f"Task {task.name!r} has {len(task.class_names)} classes, but num_classes={contexts} contexts were "
+            "asked for; give tasks with this number of classes, or leave num_classes out."
+        )
+    if not task.trains_all_classes:
+        raise ValueError(
+            f"Task {task.name!r} has classes_for_training, but with num_classes={contexts} each class has prompts of "
+            "its own, and those of the other classes would never be trained; leave out one of the two."
+        )
+
+
+def check_weight_decay(classifier: Any, optimizer: Any) -> None:
+    """Raise a `ValueError` if an optimizer would change the rows of linear probes for classes that are not trained."""
+    restricted = [task for task in classifier.tasks.values() if not task.trains_all_classes]
+    probes = [task for task in restricted if not classifier.adapter_set.uses_texts(classifier.routes[task.name])]
+    weights = {each for task in probes for each in classifier.adapter_parameters(task.adapter).values()}
+    for group in optimizer.param_groups:
+        if group.get("weight_decay") and weights.intersection(group["params"]):
+            raise ValueError(
+                f"weight_decay={group['weight_decay']} would also shrink the rows of linear probes for classes that "
+                "are not among classes_for_training; write weight_decay=0.0."
+            )
+
+
 def check_inputs(model: Any, processor: Any, tasks: Any, seed: Any, text_chunk: Any) -> None:
     """Raise a `ValueError` if one of these arguments of a `MultiTaskClassifier` is not what its docstring says."""
     checked(seed, Seed, "seed")

@@ -37,7 +37,8 @@ class NearestGroup(NamedTuple):
 
 @torch.no_grad()
 def nearest_group(classifier: Any, task: Task, routes: Mapping[str, Route], seed: int = 0) -> NearestGroup:
-    """The group with the smallest loss of a task's training images, at most 512 of them.
+    """The group with the smallest loss of a task's training images, at most 512 of them, as in training: a softmax
+    over the classes that are trained.
 
     Args:
         classifier (`MultiTaskClassifier`): the classifier, which is not changed.
@@ -59,9 +60,13 @@ def nearest_group(classifier: Any, task: Task, routes: Mapping[str, Route], seed
     chosen = rng.permutation(len(images))[:MOST_IMAGES]
     parts: dict[str, list[torch.Tensor]] = {group: [] for group in routes}
     with classifier.evaluating():
-        texts = {group: classifier.texts_of(task, route) for group, route in routes.items()}
+        trained = task.with_classes(task.trained_classes)
+        texts = {group: classifier.texts_of(trained, route) for group, route in routes.items()}
+        place = torch.full((len(task.class_names),), IGNORE_INDEX, device=classifier.device)
+        place[task.trained_numbers] = torch.arange(len(trained.class_names), device=place.device)
         for batch in images.batches(chosen, BATCH, "Nearest group"):
             pixels, labels = batch["pixel_values"].to(classifier.device), batch["labels"].to(classifier.device)
+            labels = torch.where(labels == IGNORE_INDEX, labels, place[labels.clamp(min=0)])
             numbers = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
             for group, route in routes.items():
                 features = classifier.image_features(pixels, [route], numbers)

@@ -132,6 +132,9 @@ class PromptSet(PeftSet):
         """The prompts of one adapter for all towers that it has prompts for."""
         return self.container.adapter_prompts(bracketed(adapter), list(self.generator(adapter).depths))
 
+    def takes_other_classes(self, route: Route) -> bool:
+        return not route or getattr(self.config, "num_classes", None) is None  # else each class has prompts of its own
+
     def add(self, name: str, seed: int) -> None:
         """Add an adapter with new parameters."""
         with _new_parameters(seed):

@@ -40,7 +40,8 @@ def set_up(trainer: Trainer) -> None:
         first = not is_sharded(model)  # stage 2 has the model of stage 1
         fsdp2_prepare_model(trainer.accelerator, model)
         if first:
-            register_fsdp_forward_method(model, "plain_features")  # it gathers the weights, too
+            for name in ("plain_features", "frozen_text_features"):  # they gather the weights, too
+                register_fsdp_forward_method(model, name)
         trainer.is_fsdp_enabled = False  # nothing that is trained or saved is sharded
     elif trainer.is_deepspeed_enabled:
         if state.deepspeed_plugin.zero_stage == 3:

@@ -12,11 +12,13 @@ from torch.nn import functional as F
 
 from ..checking import Count, checked
 from .description import check_shapes
+from .frozen_features import FrozenFeatures
 from .images import IGNORE_INDEX, TaskImages
+from .other_classes import Choice, OtherClasses
 from .output import RoutedPrediction
 from .processes import is_sharded
 from .task import Task
-from .task_forward import TaskForward, check_probabilities
+from .task_forward import check_probabilities
 
 
 LEAST = 0.05  # tasks that are less probable for an image are not computed with their prompts
@@ -122,20 +124,20 @@ def sum_by_class(features: torch.Tensor, classes: torch.Tensor, count: int) -> t
     return torch.zeros(count, features.shape[1]).index_add(0, classes, features)
 
 
-class PrototypeRouting(TaskForward):
+class PrototypeRouting(OtherClasses, FrozenFeatures):
     """Finds the tasks of images. Base of `MultiTaskClassifier`.
 
     Attributes:
         prototypes (`Prototypes`, *optional*): what `compute_prototypes` computed, or a folder held.
     """
 
-    processor: Any
     prototypes: Prototypes | None = None
 
     @torch.no_grad()
     def compute_prototypes(self, batch_size: int = 64, unreadable: str = "refuse") -> None:
         """Compute what `predict(images)` without a task needs, from the tasks' training images: the mean features of
         each class, by the plain base. They are saved and loaded with the adapters, and do not depend on them.
+        Images of classes that are not among a task's `classes_for_training` are left out here, too.
 
         After `add_task`, call it again. Tasks whose training images are not given keep the prototypes that they have;
         the temperature is then kept, too.
@@ -193,7 +195,7 @@ class PrototypeRouting(TaskForward):
         config = self.clip.config
         return getattr(config, "projection_dim", None) or config.vision_config.hidden_size
 
-    def _predict_routed(self, images: Sequence[Any]) -> RoutedPrediction:
+    def _predict_routed(self, images: Sequence[Any], choice: Choice | None) -> RoutedPrediction:
         """As `MultiTaskClassifier.predict` without a task, of decoded images."""
         tasks, prototypes = self.tasks, self.prototypes  # another thread may add a task meanwhile
         for name in tasks:
@@ -203,7 +205,8 @@ class PrototypeRouting(TaskForward):
                     "compute_prototypes(), or write predict(images, task)."
                 )
         names = list(tasks)
-        class_names = list(dict.fromkeys(each for task in tasks.values() for each in task.class_names))
+        classes = self._classes(names, choice)
+        class_names = list(dict.fromkeys(each for name in names for each in classes[name].class_names))
         if not images:
             return RoutedPrediction([], torch.zeros(0, len(class_names)), [], torch.zeros(0, len(names)), class_names)
         pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
@@ -215,12 +218,12 @@ class PrototypeRouting(TaskForward):
         # No batch is larger than the given one; sharded towers need the same number of batches in all processes.
         size = len(rows) if is_sharded(self) else len(images)
         parts = [
-            self.probabilities(pixels[some], [names[number] for number in numbers_of])
+            self.probabilities(pixels[some], [names[number] for number in numbers_of], classes)
             for some, numbers_of in zip(rows.split(size), numbers.split(size))
         ]
         of_classes = [each for part in parts for each in part]
         place = {name: column for column, name in enumerate(class_names)}
-        columns = [[place[each] for each in task.class_names] for task in tasks.values()]
+        columns = [[place[each] for each in classes[name].class_names] for name in names]
         found = torch.zeros(len(images), len(class_names))
         for row, number, part in zip(rows.tolist(), numbers.tolist(), of_classes):
             found[row, columns[number]] += weights[row, number] * part[: len(columns[number])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -80,14 +81,19 @@ def _paired(images: Any, labels: Any, where: str) -> list[dict[str, Any]]:
 class Rows:
     """Reads what [`as_rows`] returns.
 
+    Args:
+        data, class_names, where: the data, names of the classes, and words for errors.
+        only (`Sequence[int]`, *optional*): numbers of the classes whose rows are used; all rows if not given. Labels
+            that are only known together with the images are then read, with all images, when rows are first counted.
+
     Attributes:
         stored (`bool`): the rows are the same at each visit: a list, or a data set without a transform.
         labels (`np.ndarray` or `None`): numbers of the classes; `None` if they are only known together with the
             images, as in a sequence of a user's own.
     """
 
-    def __init__(self, data: Any, class_names: Sequence[str], where: str) -> None:
-        self.data, self.class_names, self.where = data, class_names, where
+    def __init__(self, data: Any, class_names: Sequence[str], where: str, only: Sequence[int] | None = None) -> None:
+        self.data, self.class_names, self.where, self._only = data, class_names, where, only
         self._number_of = {name: number for number, name in enumerate(class_names)}
         self.stored, self.image, self.files = type(data) in (list, tuple), None, None
         if isinstance(data, datasets.Dataset):
@@ -103,17 +109,26 @@ class Rows:
             if self.stored and image:
                 self.data, self.image = self.files, image
             numbers = plain.with_format("numpy")[label][:]
-            self.labels = self._numbers(numbers if numbers.dtype.kind in "iu" else plain[label][:])
+            self._known = self._numbers(numbers if numbers.dtype.kind in "iu" else plain[label][:])
         else:
             known = self._targets(data)
-            self.labels = None if known is None else self._numbers(known)
+            self._known = None if known is None else self._numbers(known)
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        return self._known if self._known is None or self._chosen is None else self._known[self._chosen]
+
+    @cached_property
+    def _chosen(self) -> np.ndarray | None:
+        """Which rows of the data are used; `None` for all of them."""
+        return None if self._only is None else np.flatnonzero(np.isin(self._labels_of_data(), self._only))
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.data) if self._chosen is None else len(self._chosen)
 
     def __getitem__(self, number: int) -> tuple[Any, int]:
         """The image, in any form, and the number of its class."""
-        row = self.data[number]
+        row = self.data[self._place(number)]
         if self.image is not None:
             return row[self.image], int(self.labels[number])
         image, label = self._parts(row, self.labels is None)
@@ -121,13 +136,20 @@ class Rows:
 
     def file(self, number: int) -> Any:
         """What is known of an image whose row cannot be read: the path in a data set with a transform, or `None`."""
-        return None if self.files is None else next(iter(self.files[number].values()))
+        return None if self.files is None else next(iter(self.files[self._place(number)].values()))
 
     def all_labels(self) -> np.ndarray:
         """Numbers of all classes; images are decoded if they are not known otherwise."""
-        if self.labels is not None:
-            return self.labels
-        return self._numbers([self._parts(self.data[number])[1] for number in range(len(self))])
+        labels = self._labels_of_data()
+        return labels if self._chosen is None else labels[self._chosen]
+
+    def _place(self, number: int) -> int:
+        return number if self._chosen is None else int(self._chosen[number])
+
+    def _labels_of_data(self) -> np.ndarray:
+        if self._known is not None:
+            return self._known
+        return self._numbers([self._parts(self.data[number])[1] for number in range(len(self.data))])
 
     def _parts(self, row: Any, with_label: bool = True) -> tuple[Any, Any]:
         if isinstance(row, Mapping):

@@ -31,7 +31,8 @@ DIGEST = "sha256"  # in tasks.json: that of all else in it
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PROTOTYPES_FILE = "prototypes.safetensors"
-TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset")  # in tasks.json, besides the route
+# In tasks.json, besides the route.
+TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset", "classes_for_training")
 
 
 def save(classifier: Any, folder: Path, public: bool = False, card: bool = True) -> None:

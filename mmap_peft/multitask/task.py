@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import datasets
 import numpy as np
-from annotated_types import MinLen
-from pydantic import AfterValidator
 
 from ..checking import checked, shortened
-from .class_names import clean_name
+from .class_names import Text, Texts, as_list, as_tuple, check_template, clean_name, clean_names, whole
 from .rows import LABEL_COLUMNS, Rows, as_rows
 
 
@@ -24,16 +22,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 LONGEST_NAME = 200  # bytes of an adapter's name: a file system takes 255, endings included
-
-
-def _whole(text: str) -> str:
-    if any(unicodedata.category(each) == "Cs" for each in text):
-        raise ValueError("it holds half of a character")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole)]
-Texts = Text | Annotated[list[Text], MinLen(1)] | Annotated[tuple[Text, ...], MinLen(1)]
 
 
 def adapter_name(task_name: str) -> str:
@@ -45,7 +33,7 @@ def adapter_name(task_name: str) -> str:
         ValueError: the name is too long for a folder, or is no text that can be written.
     """
     try:
-        _whole(task_name)
+        whole(task_name)
     except ValueError as error:
         raise ValueError(f"Invalid value {task_name[:40]!r} for `name` of a task: {error}.") from None
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", task_name).casefold())
@@ -58,11 +46,6 @@ def adapter_name(task_name: str) -> str:
             f"it; write a name of at most {LONGEST_NAME} letters, or fewer if they are not ASCII."
         )
     return name
-
-
-def as_tuple(texts: str | Sequence[str]) -> tuple[str, ...]:
-    """One text or several, as a tuple."""
-    return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
 @dataclass
@@ -88,14 +71,18 @@ class Task:
         class_texts (`Mapping[str, str | Sequence[str]]`, *optional*): texts of some classes, instead of the template.
         dataset (`str`, *optional*): id on the Hub of the data set that the images come from, or its name, for the
             model card.
+        classes_for_training (`Sequence[str]`, *optional*): the classes that are trained, two or more of `class_names`.
+            The loss is a softmax over these only, and images of other classes among `train` are left out of all that
+            uses training images: training, snapshots of gradients, prototypes and the search for the nearest group.
+            Evaluation and prediction are over all `class_names`. `None`: all of them.
 
     If the labels of a `datasets.Dataset` have other names than the task, such as codes, their numbers count. The names
     must not be among the task's then, and as many.
 
     Raises:
         ValueError: a value of another type, fewer than two classes, names that are the same after cleaning, a template
-            without `{}`, texts for an unknown class, images in a form that cannot be read, or labels that do not fit
-            the class names.
+            without `{}`, texts for an unknown class, unknown or repeated `classes_for_training`, images in a form that
+            cannot be read, or labels that do not fit the class names.
     """
 
     name: str
@@ -105,6 +92,7 @@ class Task:
     template: str | Sequence[str] = DEFAULT_TEMPLATE
     class_texts: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     dataset: str | None = None
+    classes_for_training: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         checked(self.name, str, "name")
@@ -112,8 +100,9 @@ class Task:
             raise ValueError(
                 f"Invalid task name {shortened(self.name)}, of which no adapter name is left; write letters."
             )
-        self._check_class_names()
+        self.class_names = self._clean_names("class_names", "Class names", ", in the order of the labels")
         self._check_texts()
+        self._check_classes_for_training()
         self._checked("dataset", Text | None)
         for split in ("train", "eval"):
             if getattr(self, split) is not None:
@@ -129,33 +118,30 @@ class Task:
     def _where(self, split: str) -> str:
         return f"{split} images of task {shortened(self.name)}"
 
-    def _check_class_names(self) -> None:
-        if not isinstance(self.class_names, str | bytes | Mapping | Set):
-            names = self.class_names
-            self.class_names = names.tolist() if hasattr(names, "tolist") else _listed(names)
-        raw = self._checked("class_names", list[Text], "expected a list of strings, in the order of the labels")
-        self.class_names = [clean_name(name) for name in raw]
+    def _clean_names(self, field: str, source: str, order: str = "") -> list[str]:
+        """The names of classes in a field, in plain words."""
+        setattr(self, field, as_list(getattr(self, field)))
+        raw = self._checked(field, list[Text], f"expected a list of strings{order}")
         if len(raw) < 2:
-            raise ValueError(f"Task {shortened(self.name)} has {len(raw)} class; give two or more.")
-        counts = Counter(self.class_names)
-        clash = [
-            raw_name for raw_name, name in zip(raw, self.class_names) if counts[name] > 1 or not _is_visible(name)
-        ]
-        if clash:
-            names = ", ".join(map(shortened, clash[:3])) + (f" and {len(clash) - 3} more" if len(clash) > 3 else "")
+            inside = "" if field == "class_names" else f" in `{field}`"
+            raise ValueError(f"Task {shortened(self.name)} has {len(raw)} class{inside}; give two or more.")
+        return clean_names(raw, f"{source} of task {shortened(self.name)}")
+
+    def _check_classes_for_training(self) -> None:
+        if self.classes_for_training is None:
+            return
+        self.classes_for_training = self._clean_names("classes_for_training", "Names in `classes_for_training`")
+        unknown = [name for name in self.classes_for_training if name not in self.class_names]
+        if unknown:
             raise ValueError(
-                f"Class names of task {shortened(self.name)} are the same or empty after cleaning: {names}; rename "
-                "them."
+                f"Task {shortened(self.name)} has {shortened(unknown[0])} in `classes_for_training`, which is none of "
+                "its classes; choose from class_names."
             )
 
     def _check_texts(self) -> None:
         self._checked("template", Texts, "expected a string with {} for the class name, or a list of them")
         for text in as_tuple(self.template):
-            if text.count("{}") != 1 or set("{}") & set(text.replace("{}", "")):
-                raise ValueError(
-                    f"Template {shortened(text)} of task {shortened(self.name)} must hold {{}} once, for the class "
-                    "name, and no other braces."
-                )
+            check_template(text, f" of task {shortened(self.name)}")
         if isinstance(self.class_texts, Mapping):
             self.class_texts = dict(self.class_texts)
         self._checked("class_texts", dict[str, Texts], "expected a dictionary with a text, or a list of them")
@@ -184,10 +170,39 @@ class Task:
         }
         return [as_tuple(self.class_texts.get(name, texts)) for name, texts in filled.items()]
 
+    @property
+    def trained_classes(self) -> list[str]:
+        """The classes that are trained, in the order of `class_names`."""
+        chosen = set(self.class_names if self.classes_for_training is None else self.classes_for_training)
+        return [name for name in self.class_names if name in chosen]
+
+    @property
+    def trained_numbers(self) -> list[int]:
+        """The numbers of the classes that are trained."""
+        chosen = set(self.trained_classes)
+        return [number for number, name in enumerate(self.class_names) if name in chosen]
+
+    @property
+    def trains_all_classes(self) -> bool:
+        """Whether all classes are trained."""
+        return self.classes_for_training is None or len(self.classes_for_training) == len(self.class_names)
+
+    def with_classes(self, class_names: Sequence[str] | None = None, templates: Sequence[str] | None = None) -> Task:
+        """A copy without images, with other classes, whose names are clean, or with other templates, which then are
+        used for all classes, also those with `class_texts`."""
+        other = copy.copy(self)
+        other.train = other.eval = other.classes_for_training = None
+        if class_names is not None:
+            other.class_names = list(class_names)
+        if templates is not None:
+            other.template, other.class_texts = tuple(templates), {}
+        return other
+
     def rows(self, split: str) -> Rows:
-        """The images of `"train"` or `"eval"`, with labels as numbers."""
+        """The images of `"train"`, those of `trained_classes`, or of `"eval"`, with labels as numbers."""
         data = getattr(self, split)
-        return Rows([] if data is None else data, self.class_names, self._where(split))
+        only = None if split == "eval" or self.trains_all_classes else self.trained_numbers
+        return Rows([] if data is None else data, self.class_names, self._where(split), only)
 
     def labels(self, split: str) -> np.ndarray:
         """Labels of all images of `"train"` or `"eval"`, without decoding an image if they are known without."""
@@ -198,7 +213,12 @@ class Task:
         if self.train is None or not len(self.train):
             raise ValueError(f"Task {self.name!r} has no training images; give Task(..., train=...).")
         counts = np.bincount(self.labels("train"), minlength=len(self.class_names))
-        missing = [repr(name) for name, count in zip(self.class_names, counts) if not count]
+        if not counts.any():
+            raise ValueError(
+                f"Task {self.name!r} has training images, but none of its classes_for_training; images of other "
+                "classes are left out, so give images of these."
+            )
+        missing = [repr(self.class_names[number]) for number in self.trained_numbers if not counts[number]]
         if missing:
             logger.warning(
                 "Task %r has no training image of %s%s; they are predicted by their texts only.",
@@ -220,11 +240,3 @@ class Task:
                     f"Labels of task {shortened(self.name)} are {shortened(names[:3])}... in its {split} images, "
                     f"but class_names begins with {shortened(self.class_names[:3])}; give them in the same order."
                 )
-
-
-def _listed(names: Any) -> Any:
-    return list(names) if isinstance(names, Iterable) else names
-
-
-def _is_visible(name: str) -> bool:
-    return any(each.isprintable() and not each.isspace() for each in name)

@@ -15,7 +15,7 @@ from ..tuner.assemble import Route
 from .adapters import GLOBAL, AdapterSet
 from .class_texts import ClassTexts
 from .grouping import TaskGrouping
-from .inputs import check_task_object
+from .inputs import check_contexts, check_task_object
 from .nearest_group import NearestGroup, nearest_group
 from .record import TrainingRecord
 from .task import Task
@@ -195,12 +195,7 @@ class TaskAdapters(nn.Module):
                 f"Task {task.name!r} would have the adapter {task.adapter!r}, a name that is kept for prompts of "
                 "several tasks, or for their accuracies; rename it."
             )
-        contexts = getattr(self.adapter_config, "num_classes", None)
-        if contexts not in (None, len(task.class_names)):
-            raise ValueError(
-                f"Task {task.name!r} has {len(task.class_names)} classes, but num_classes={contexts} contexts were "
-                "asked for; give tasks with this number of classes, or leave num_classes out."
-            )
+        check_contexts(task, getattr(self.adapter_config, "num_classes", None))
         self.texts.of(task, route)
 
     def add_task(self, task: Task, group: str | None = None, seed: int = 0) -> NearestGroup | None:

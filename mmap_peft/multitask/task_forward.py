@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,7 +15,10 @@ from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.context import Overrides
 from ..tuner.fingerprint import Fingerprint, autocast_dtype
 from .adapters import ClassWeights
-from .output import MultiTaskOutput, task_losses
+from .class_texts import ClassTexts
+from .consistency import Consistency, Features
+from .images import IGNORE_INDEX
+from .output import MultiTaskOutput, mean_by_task, of_trained_classes, task_losses
 from .overlap import Overlap
 from .processes import is_sharded
 from .task import Task
@@ -50,6 +54,8 @@ class TaskForward(TaskAdapters):
         labels: torch.Tensor | None = None,
         text_features: Mapping[str, torch.Tensor] | None = None,
         given: Given | None = None,
+        consistency: Consistency | None = None,
+        trained_only: bool | None = None,
     ) -> MultiTaskOutput:
         """Classify images of any tasks in one pass.
 
@@ -57,29 +63,57 @@ class TaskForward(TaskAdapters):
             pixel_values (`torch.Tensor`): (batch, 3, H, W).
             task_ids (`torch.Tensor`): (batch,), number of each image's task in `tasks`.
             labels (`torch.Tensor`, *optional*): (batch,), number of each image's class; -100 is left out of the loss.
-            text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes,
-                (classes, dim), by task name. `None`: they are computed.
+            text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes, or of
+                others, (classes, dim), by task name. `None`: they are computed.
             given (`Mapping[str, AdapterPrompts]`, *optional*): additional prompts that routes may name.
+            consistency (`Consistency`, *optional*): losses that are added if there are labels.
+            trained_only (`bool`, *optional*): the softmax is over each task's `trained_classes` only: `text_features`
+                are those of these, and the logits of other classes -inf. `None`: in training mode.
 
         Raises:
             ValueError: `task_ids` holds a number that no task has.
         """
         names, rows = self._present(task_ids)
-        routed = self._routed(names)
+        routed = self._routed(names, trained_only := self.training if trained_only is None else trained_only)
         routes = [route for _, route in routed.values()]
-        weight, bias = self.adapter_set.class_weights(
-            routes,
-            lambda: [text_features[name] for name in names] if text_features else self._text_features(routed, given),
-        )
+        texts_of_routes = functools.partial(self._text_features, routed, given, text_features)
+        weight, bias = self.adapter_set.class_weights(routes, texts_of_routes)
         distinct = list(dict.fromkeys(routes))
         number = torch.tensor([distinct.index(route) for route in routes], device=rows.device)
         image = self.image_features(pixel_values, distinct, number[rows], given)
-        # (batch, classes of all tasks present)
-        all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias
-        logits = self._of_own_task(all_logits, [len(task.class_names) for task, _ in routed.values()], rows)
+        all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias  # of all tasks present
+        sizes = [len((text_features or {}).get(name, task.class_names)) for name, (task, _) in routed.items()]
+        logits = self._of_own_task(all_logits, sizes, rows, routed if trained_only else None)
         if labels is None:
             return MultiTaskOutput(logits=logits)
-        return MultiTaskOutput(loss=task_losses(logits, labels, task_ids, len(self.tasks)).sum(), logits=logits)
+        loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
+        if consistency is None:
+            return MultiTaskOutput(loss=loss, logits=logits)
+        terms = self._consistency(consistency, routed, rows, Features(weight, image, logits), pixel_values)
+        terms = mean_by_task(terms.masked_fill(labels == IGNORE_INDEX, 0), labels, task_ids, len(self.tasks))
+        return MultiTaskOutput(loss=loss + terms.sum(), logits=logits, consistency=terms)
+
+    def _consistency(
+        self,
+        consistency: Consistency,
+        routed: RoutedTasks,
+        rows: torch.Tensor,
+        prompted: Features,
+        pixel_values: torch.Tensor,
+    ) -> torch.Tensor:
+        """The consistency loss of each image, (batch,), where `rows` numbers the tasks of `routed`."""
+        sizes = [len(task.class_names) for task, _ in routed.values()]
+        some = [name for name, (task, _) in routed.items() if task is not self.tasks[name]]  # of trained classes only
+        texts = {name: consistency.frozen_texts[name] for name in routed}
+        texts |= {name: texts[name][self.tasks[name].trained_numbers] for name in some}
+        frozen = Features(torch.cat(list(texts.values())).to(prompted.texts.device))
+        if consistency.uses_images:
+            with torch.no_grad(), self.evaluating():
+                image = self.image_features(pixel_values, [()], torch.zeros_like(rows))
+                logits = self.logit_scale() * image.to(frozen.texts.dtype) @ frozen.texts.T
+            logits = self._of_own_task(logits, sizes, rows, routed if some else None)
+            frozen = frozen._replace(images=image, logits=logits)
+        return consistency.of_each_image(prompted, frozen, sizes, rows)
 
     def image_features(
         self, pixel_values: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, given: Given | None = None
@@ -88,18 +122,6 @@ class TaskForward(TaskAdapters):
         prompts = self.adapter_set.prompts("vision", routes, given, vision=numbers)
         keywords = {} if prompts is None else {"prompts": prompts}
         return F.normalize(self.clip.get_image_features(pixel_values, **keywords).pooler_output, dim=-1)
-
-    def probabilities(self, pixel_values: torch.Tensor, tasks: Sequence[str]) -> torch.Tensor:
-        """Class probabilities of images, whose tasks are given by name, on the CPU: (batch, classes of the one of
-        these tasks with most of them). Raises a `ValueError` if they are not finite."""
-        names = list(self.tasks)
-        numbers = torch.tensor([names.index(name) for name in tasks], device=self.device)
-        with self.evaluating():
-            logits = self(pixel_values.to(self.device), numbers).logits
-        widest = max(len(self.tasks[name].class_names) for name in tasks)
-        probabilities = logits[:, :widest].float().softmax(-1).cpu()
-        check_probabilities(probabilities)
-        return probabilities
 
     def _present(self, task_ids: torch.Tensor) -> tuple[list[str], torch.Tensor]:
         """Names of the tasks of a batch, and for each row the number of its task among them."""
@@ -113,15 +135,22 @@ class TaskForward(TaskAdapters):
         place[present] = torch.arange(len(present), device=task_ids.device)
         return names, place[task_ids]
 
-    def _of_own_task(self, logits: torch.Tensor, sizes: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
-        """The logits of each image for its own task's classes, where `rows` numbers tasks with `sizes` classes."""
-        widest = max(len(task.class_names) for task in self.tasks.values())
+    def _of_own_task(
+        self, logits: torch.Tensor, sizes: Sequence[int], rows: torch.Tensor, trained: RoutedTasks | None = None
+    ) -> torch.Tensor:
+        """The logits of each image for its own task's classes, where `rows` numbers tasks with `sizes` classes. With
+        `trained`, tasks with the classes that `logits` are of, for those only that are trained."""
+        widest = max(*(len(task.class_names) for task in self.tasks.values()), *sizes)
         column = torch.arange(widest, device=rows.device)
         counts = torch.tensor(sizes, device=rows.device)
         starts = counts.cumsum(0) - counts
         of_task = column < counts[rows][:, None]
         columns = torch.where(of_task, starts[rows][:, None] + column, 0)
-        return logits.gather(1, columns).masked_fill(~of_task, float("-inf"))
+        logits = logits.gather(1, columns).masked_fill(~of_task, float("-inf"))
+        tasks = [self.tasks[name] for name in trained or ()]
+        if all(task.trains_all_classes for task in tasks):
+            return logits
+        return of_trained_classes(logits, tasks, [task.class_names for task, _ in trained.values()], rows)
 
     def logit_scale(self) -> torch.Tensor:
         """CLIP's inverse temperature."""
@@ -136,17 +165,26 @@ class TaskForward(TaskAdapters):
         """The route of each task by its name: those of `override_routes`, or else `routes`."""
         return _overrides.get(self) or self.routes
 
-    def _routed(self, names: Sequence[str]) -> RoutedTasks:
-        routes = self.current_routes
-        return {name: (self.tasks[name], routes[name]) for name in names}
+    def _routed(self, names: Sequence[str], trained_only: bool = False) -> RoutedTasks:
+        """Tasks with their routes; with `trained_only`, only the texts of classes that are trained are encoded."""
+        routes, tasks = self.current_routes, {name: self.tasks[name] for name in names}
+        for name, task in tasks.items():
+            if trained_only and not task.trains_all_classes and self.adapter_set.uses_texts(routes[name]):
+                tasks[name] = task.with_classes(task.trained_classes)
+        return {name: (task, routes[name]) for name, task in tasks.items()}
 
     def class_weights(self, task: str) -> ClassWeights:
         """The linear classifier of a task's unit image features: weight, (classes, dim), and bias, (classes) or 0."""
         routed = self._routed([task])
         return self.adapter_set.class_weights([routed[task][1]], lambda: self._text_features(routed))
 
-    def _text_features(self, routed: RoutedTasks, given: Given | None = None) -> list[torch.Tensor]:
-        """Unit text features of each task's classes, (classes, dim); from the cache if nothing has changed."""
+    def _text_features(
+        self, routed: RoutedTasks, given: Given | None = None, known: Mapping[str, torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Unit text features of each task's classes, (classes, dim): those that are `known`, if any are, or else from
+        the cache if nothing has changed."""
+        if known:
+            return [known[name] for name in routed]
         frozen, of_adapters = self.adapter_set.text_parameters()
         learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in (*frozen, *of_adapters))
         random = self.training and getattr(self.clip.config.text_config, "attention_dropout", 0.0) > 0
@@ -157,42 +195,54 @@ class TaskForward(TaskAdapters):
         if changing or given:
             return self._encode(routed, given)
         state = autocast_dtype(self.device), self.adapter_set.enabled
-        keys = {name: (key, state) for name, key in zip(routed, self._text_keys(routed))}
-        modules = (module for _, module in self.clip.named_modules(memo={self.adapter_set.container}))
+        keys = {name: (key, state) for name, key in zip(routed, self._text_keys(routed, self.texts))}
         return self._text_cache(
-            keys,
-            Fingerprint(frozen, of_adapters, modules),
-            lambda names: self._encode({name: routed[name] for name in names}),
+            keys, self._fingerprint(), lambda names: self._encode({name: routed[name] for name in names})
         )
 
-    def _text_keys(self, routed: RoutedTasks) -> list[tuple[Route, int]]:
-        return [(route, id(self.texts.of(task, route))) for task, route in routed.values()]
+    def _fingerprint(self) -> Fingerprint:
+        """Of all that text features depend on."""
+        modules = (module for _, module in self.clip.named_modules(memo={self.adapter_set.container}))
+        return Fingerprint(*self.adapter_set.text_parameters(), modules)
 
-    def text_keys(self, names: Sequence[str]) -> list[tuple[Route, int]]:
+    def _text_keys(self, routed: RoutedTasks, texts: ClassTexts) -> list[tuple[Route, int]]:
+        return [(route, id(texts.of(task, route))) for task, route in routed.values()]
+
+    def text_keys(self, names: Sequence[str], trained_only: bool = False) -> list[tuple[Route, int]]:
         """For each of these tasks a key: its route, and a number of its texts. Tasks with the same key have the same
-        text features."""
-        return self._text_keys(self._routed(names))
+        text features. `trained_only` as for `encode_texts`."""
+        return self._text_keys(self._routed(names, trained_only), self.texts)
 
-    def encode_texts(self, names: Sequence[str], given: Given | None = None) -> list[torch.Tensor]:
-        """Unit text features of each of these tasks' classes, (classes, dim), never from the cache; `given` as for
-        `forward`."""
-        return self._encode(self._routed(names), given)
+    def encode_texts(
+        self, names: Sequence[str], given: Given | None = None, trained_only: bool = False
+    ) -> list[torch.Tensor]:
+        """Unit text features of each of these tasks' classes, with `trained_only` of those that are trained, (classes,
+        dim), never from the cache; `given` as for `forward`."""
+        return self._encode(self._routed(names, trained_only), given)
 
     def texts_of(self, task: Task, route: Route) -> torch.Tensor:
         """Unit text features, (classes, dim), of a task that need not be the classifier's, with these adapters."""
         return self._encode({task.name: (task, route)})[0]
 
-    def _encode(self, routed: RoutedTasks, given: Given | None = None) -> list[torch.Tensor]:
-        keys = self._text_keys(routed)
+    def _encode(
+        self,
+        routed: RoutedTasks,
+        given: Given | None = None,
+        texts: ClassTexts | None = None,
+        chunk: int | None = None,
+    ) -> list[torch.Tensor]:
+        texts = texts or self.texts
+        keys = self._text_keys(routed, texts)
         distinct = dict(zip(keys, (task for task, _ in routed.values())))
         routes = [route for route, _ in distinct]
-        batch = self.texts.batch(list(distinct.values()), routes)
+        batch = texts.batch(list(distinct.values()), routes)
 
         def prompts_of(rows: slice) -> Prompts | None:
             numbers = {"text": torch.tensor(batch.tasks[rows]), "classes": torch.tensor(batch.classes[rows])}
             return self.adapter_set.prompts("text", routes, given, **numbers)
 
-        features = encode_texts(self.clip, batch, prompts_of, self.device, self.text_chunk, not is_sharded(self))
+        chunk = self.text_chunk or chunk
+        features = encode_texts(self.clip, batch, prompts_of, self.device, chunk, not is_sharded(self))
         parts = dict(zip(distinct, features.split([len(task.class_names) for task in distinct.values()])))
         return [parts[key] for key in keys]
 

@@ -42,13 +42,13 @@ def task_gradients(
     with torch.enable_grad(), classifier.evaluating():  # without dropout, which draws random numbers
         prompts, copies, given, routes = _copies(classifier, adapter, names)
         # A sharded tower runs inside the whole forward pass only, so there it encodes the texts for each batch.
-        keys = [] if is_sharded(classifier) else classifier.text_keys(names)
+        keys = [] if is_sharded(classifier) else classifier.text_keys(names, trained_only=True)
         owners = [keys.index(key) for key in keys]  # for each task, the first task with the same texts
         features: list[torch.Tensor] = []
         if owners:
             shared = {task: routes[names[owner]] for task, owner in zip(names, owners)}
             with classifier.override_routes({**classifier.current_routes, **shared}):
-                features = classifier.encode_texts(names, given)
+                features = classifier.encode_texts(names, given, trained_only=True)
         texts = {name: part.detach().requires_grad_() for name, part in zip(names, features)}
         leaves = [*texts.values(), *copies]
         with classifier.override_routes({**classifier.current_routes, **routes}):
@@ -72,7 +72,8 @@ def _sums(
     losses = torch.zeros(len(classifier.tasks), dtype=torch.float64)
     for batch in batches:
         batch = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
-        output, labels = classifier(**batch, text_features=texts, given=given), batch["labels"]
+        output = classifier(**batch, text_features=texts, given=given, trained_only=True)
+        labels = batch["labels"]
         images = (labels != IGNORE_INDEX).sum()
         parts = task_losses(output.logits.detach(), labels, batch["task_ids"], len(losses)) * images
         losses += parts.double().cpu()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import EvalPrediction, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from . import processes
@@ -21,11 +20,12 @@ from .augmented_steps import AugmentingTrainer
 from .base_record import BaseRecord
 from .checkpoint_files import saved_state
 from .classifier import MultiTaskClassifier
-from .images import IGNORE_INDEX, TaskImages, collate
+from .images import TaskImages, collate
+from .inputs import check_weight_decay
+from .metrics import accuracies, predicted_classes
 from .not_finite import NotFinite
-from .output import task_losses
+from .regularized_trainer import RegularizedTrainer
 from .sampler import TaskSampler
-from .task import Task
 
 
 _REFUSED = {
@@ -35,7 +35,7 @@ _REFUSED = {
 }
 
 
-class TaskTrainer(AugmentingTrainer, TrainerCallback):
+class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
     """Trains the adapters of a `MultiTaskClassifier` that are set to train, on the images of the tasks that use them.
 
     Every batch on every process has images of all these tasks. A run that is resumed from a checkpoint equals an
@@ -77,7 +77,7 @@ class TaskTrainer(AugmentingTrainer, TrainerCallback):
                 raise ValueError(f"Invalid argument `{name}`: {instead}.")
         kwargs.setdefault("data_collator", collate)
         kwargs.setdefault("compute_metrics", lambda prediction: accuracies(prediction, model.tasks))
-        kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: logits.argmax(-1))
+        kwargs.setdefault("preprocess_logits_for_metrics", lambda *given: predicted_classes(*given, model.tasks))
         if train_dataset is None:
             train_dataset = _images(model, args, "train", self.tasks_to_train(model, args))
         if eval_dataset is None:
@@ -99,6 +99,9 @@ class TaskTrainer(AugmentingTrainer, TrainerCallback):
         return model.training_tasks
 
     # ---- steps
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        check_weight_decay(self.model, kwargs["optimizer"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # accelerate's data loaders do not set a sampler's epoch if batches are skipped on resuming.
@@ -130,7 +133,7 @@ class TaskTrainer(AugmentingTrainer, TrainerCallback):
         aggregates = self._aggregator is not None and torch.is_grad_enabled()
         model = self.model if aggregates else model  # not the one that DDP wraps: it would wait for gradients
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        losses = task_losses(outputs["logits"], inputs["labels"], inputs["task_ids"], len(self.model.tasks))
+        losses = self.losses_by_task(outputs, inputs)
         self._not_finite.add_losses(losses, self.state.global_step)
         if aggregates:
             with torch.autocast(loss.device.type, enabled=False):
@@ -251,6 +254,9 @@ class TaskTrainer(AugmentingTrainer, TrainerCallback):
     def checkpoint_state(self) -> dict[str, Any]:
         sampler = self.sampler
         order = None if sampler is None else {"sizes": sampler.sizes, "seed": sampler.seed, "rows": len(sampler)}
+        chosen = {name: task.trained_classes for name, task in self.model.tasks.items() if not task.trains_all_classes}
+        if order is not None and chosen:
+            order["classes"] = chosen
         return {"sampling": self.args.sampling, "order": order, **self.augmentation_state()}
 
     def check_order(self, checkpoint: str) -> None:
@@ -266,28 +272,7 @@ class TaskTrainer(AugmentingTrainer, TrainerCallback):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.check_order(resume_from_checkpoint)
-        self.model.load_adapters(resume_from_checkpoint)
-
-
-def accuracies(prediction: EvalPrediction, tasks: Mapping[str, Task]) -> dict[str, float]:
-    """`<adapter>_accuracy` of each task that has images, `mean_accuracy` and `worst_accuracy`, from 0 to 1.
-
-    Args:
-        prediction (`EvalPrediction`): numbers of the predicted classes, (images,), and as `label_ids` the numbers of
-            the true classes and of the tasks. With `eval_do_concat_batches=False`, lists of these by batch.
-        tasks (`Mapping[str, Task]`): the tasks, in the order of their numbers.
-    """
-    predictions, label_ids = prediction.predictions, prediction.label_ids
-    if isinstance(predictions, list):
-        predictions, label_ids = np.concatenate(predictions), map(np.concatenate, zip(*label_ids))
-    labels, task_ids = label_ids
-    metrics = {}
-    for number, task in enumerate(tasks.values()):
-        rows = (task_ids == number) & (labels != IGNORE_INDEX)
-        if rows.any():
-            metrics[f"{task.adapter}_accuracy"] = float((predictions[rows] == labels[rows]).mean())
-    values = list(metrics.values())
-    return {**metrics, "mean_accuracy": float(np.mean(values)), "worst_accuracy": min(values)}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 def _images(

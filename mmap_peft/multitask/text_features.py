@@ -55,9 +55,14 @@ class TextFeatureCache:
     """Keeps text features by a key, as long as the parameters that they depend on do not change.
 
     Its content is replaced as a whole, so several threads may use it.
+
+    Args:
+        largest (`int`, *optional*): number of elements of all features together. Those that were not used for the
+            longest time are removed. `None`: no limit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, largest: int | None = None) -> None:
+        self.largest = largest
         self.clear()
 
     def clear(self) -> None:
@@ -81,5 +86,17 @@ class TextFeatureCache:
             with torch.inference_mode(False), torch.no_grad():
                 encoded = {keys[name]: part for name, part in zip(missing, encode(missing))}
             features = {**features, **encoded}
+        found = [features[key] for key in keys.values()]
+        if self.largest is not None:
+            features = self._limited(features, set(keys.values()))
+        if missing or self.largest is not None:
             self._kept = fingerprint, features
-        return [features[key] for key in keys.values()]
+        return found
+
+    def _limited(self, features: dict[Hashable, torch.Tensor], used: set[Hashable]) -> dict[Hashable, torch.Tensor]:
+        """The features in the order of their last use, without the first ones if there are too many."""
+        ordered = sorted(features.items(), key=lambda item: item[0] in used)  # stable
+        size = sum(part.numel() for _, part in ordered)
+        while size > self.largest:
+            size -= ordered.pop(0)[1].numel()
+        return dict(ordered)

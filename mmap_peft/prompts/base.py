@@ -44,6 +44,7 @@ class PromptConfig(MethodConfig):
     towers: ClassVar[tuple[str, ...]] = ("text", "vision")  # which towers can get prompts
     needs_all_towers: ClassVar[bool] = False  # whether a model must have all of them, with equal depths
     stays_in_sequence: ClassVar[bool] = False  # whether prompts are tokens that later layers see, too
+    first_layer: ClassVar[int] = 0  # no layer before it gets prompts
     position: ClassVar[str] = "end"  # where class names stand among prompts that replace words, see `CoOpConfig`
 
     num_prompts: PromptCount = 4

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -32,12 +33,15 @@ class Method:
         name (`str`): name as written in the paper.
         learning_rate (`float`): a first learning rate for AdamW.
         source (`str`): authors, title, conference and year of the paper.
+        training (`Mapping[str, float | str]`): values of `RegularizationArguments` that belong to the method, for
+            those that are `None`.
     """
 
     peft_type: str
     name: str
     learning_rate: float
     source: str
+    training: Mapping[str, float | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "peft_type", MethodType(self.peft_type))

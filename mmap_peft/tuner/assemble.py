@@ -169,8 +169,8 @@ def assemble(
     stays = any(adapter.stays_in_sequence for adapter in used)
     if stays and not all(adapter.stays_in_sequence for adapter in used):
         raise ValueError(
-            "Adapters whose prompts stay in the sequence (CoOp, VPT, IVLP, MaPLe) and others (MmAP) are active "
-            "together; activate those of one kind only."
+            "Adapters whose prompts stay in the sequence (CoOp, VPT, IVLP, PromptSRC, MaPLe) and others (MmAP, MMRL "
+            "tokens) are active together; activate those of one kind only."
         )
     positions = {adapter.position for adapter in used if "text" in towers} or {"end"}
     if len(positions) > 1:

@@ -73,7 +73,7 @@ def check_generator(model: nn.Module, name: str, config: PromptConfig, shapes: M
     if size > MOST_PARAMETERS:
         settings = ", ".join(
             f"{setting}={getattr(config, setting)}"
-            for setting in ("num_prompts", "num_vision_prompts", "num_classes")
+            for setting in ("num_prompts", "num_vision_prompts", "num_classes", "token_size")
             if getattr(config, setting, None)
         )
         raise ValueError(f"{settings} makes {size:,} parameters; write numbers that make at most {MOST_PARAMETERS:,}.")

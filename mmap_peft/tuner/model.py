@@ -137,7 +137,8 @@ class PromptTuner(CheckedTuner):
                     f"enter whole layers, so write a regular expression of those, such as {ENCODER_LAYERS!r}."
                 )
             matched.add(layers[module])
-        chosen = frozenset((tower, index) for tower, index in matched if tower in config.towers)
+        first, towers = config.first_layer, config.towers
+        chosen = frozenset((tower, index) for tower, index in matched if tower in towers and index >= first)
         if not chosen:
             raise ValueError(
                 f"{given} matches no layer of the {' or '.join(config.towers)} "

@@ -4,6 +4,7 @@ import pytest
 
 from benchmark.data import DataSet
 from mmap_peft.data.mini_domainnet import CLASS_NAMES, DOMAINS
+from mmap_peft.data.pictograms import draw
 
 
 def write_images(root, domains, classes, count):
@@ -53,3 +54,30 @@ def test_lists_and_places_in_settings(tmp_path):
     with_lists = DataSet("office_home", str(tmp_path), str(tmp_path), label="office").settings
     assert with_lists == {"name": "office_home", "label": "office", "lists": True}
     assert DataSet("pictograms", per_class=5).settings == {"name": "pictograms", "label": "pictograms", "per_class": 5}
+
+
+def test_duplicates_do_not_train_if_asked(tmp_path):
+    root = tmp_path / "images" / "photo"
+    for name in ("sun", "cloud"):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            draw("photo", name, number if name == "sun" else min(number, 2)).save(root / name / f"{number}.png")
+    plain, drops = (DataSet("folder", str(tmp_path / "images"), drop_duplicates=drop) for drop in (False, True))
+    assert drops.settings == {**plain.settings, "drop_duplicates": True}
+    for seed in range(6):
+        (_, split), (_, left) = (data.read(0.5, None, seed) for data in (plain, drops))
+        copies = {"photo/cloud/2.png", "photo/cloud/3.png"}
+        both = len(copies.intersection(split.train["photo"])) == 1
+        assert len(split.train["photo"]) - len(left.train["photo"]) == left.source["duplicates"] == both
+        assert left.eval == split.eval
+    listed = tmp_path / "list.txt"
+    listed.write_text("photo/sun/0.png\n")
+    data = DataSet("folder", str(tmp_path / "images"), drop_duplicates=True, duplicates=str(listed))
+    assert data.settings == {**drops.settings, "duplicates": True}
+    assert all("photo/sun/0.png" not in data.read(0.5, None, seed)[1].train["photo"] for seed in range(6))
+
+
+@pytest.mark.parametrize("fields", [{"drop_duplicates": "yes"}, {"drop_duplicates": 1}, {"duplicates": "list.txt"}])
+def test_duplicates_are_dropped_by_a_switch(fields):
+    with pytest.raises(ValueError, match="write `drop_duplicates: true`, with or without a file"):
+        DataSet("pictograms", **fields)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from benchmark.__main__ import main
-from benchmark.data import DataSet, hold_out
+from benchmark.data import DataSet
 from benchmark.experiment import Experiment
 from benchmark.machine import peak_memory, reset_peak_memory
 from benchmark.measure import measure
+from benchmark.predictions import read_predictions
 from benchmark.results_file import Results
 from benchmark.study import Run, Study
 from mmap_peft.data.pictograms import draw
@@ -55,6 +56,8 @@ def test_the_results_of_the_smoke_study(smoke):
         assert one["machine"]["threads"] >= 1
         assert one["code"]["versions"]["torch"]
     zero, mmap, lora = found["zero_shot"], found["mmap"], found["lora_alone"]
+    assert len(read_predictions(smoke.folder, "pictograms_50-percent/zero_shot_seed-0", zero)) == 240
+    assert zero["duplicates"] == {"found": 0, "dropped": 0} and zero["test_images"] == mmap["test_images"]
     assert zero["trainable_parameters"] == zero["adapter_bytes"] == zero["steps"] == 0
     assert zero["seconds"]["step"] is None
     assert mmap["steps"] == 4  # two of each stage
@@ -77,6 +80,10 @@ def test_the_commands_on_the_smoke_study(smoke, monkeypatch, capfd):
     mmap = smoke.read()["pictograms_50-percent/mmap_seed-0"]
     assert f"| mmap | {mmap['trainable_parameters']:,} |" in capfd.readouterr().out
     assert (smoke.folder / "pictograms_50-percent.png").is_file()
+    assert call(monkeypatch, "compare", SMOKE, "zero_shot", "mmap", "--results", folder) == 0
+    page = capfd.readouterr().out
+    assert "Difference: " in page and "`predictions`: mmap (seed 0).\n" in page  # which was measured here
+    assert call(monkeypatch, "compare", SMOKE, "zero_shot", "cats", "--results", folder) == 2
 
 
 def test_mistakes_are_one_sentence_without_a_traceback(study_file, monkeypatch, capfd):
@@ -115,16 +122,16 @@ def test_validation_never_reads_a_test_image(run, folder):
 
 def test_a_third_of_the_training_images_of_each_class_validates(run, folder):
     domains, split = run.data.read(0.5, None, 0)
-    tasks, inner = hold_out(domains, split, "a {}.", 0)
+    tasks, inner = run.data.hold_out(split, domains, "a {}.", 0)
     for task in tasks:
         assert np.bincount(task.labels("train")).tolist() == [2, 2, 2]
         assert np.bincount(task.labels("eval")).tolist() == [1, 1, 1]
         assert sorted(inner.train[task.name] + inner.eval[task.name]) == sorted(split.train[task.name])
-    assert hold_out(domains, split, "a {}.", 0)[1].digest == inner.digest
-    assert hold_out(domains, split, "a {}.", 1)[1].digest != inner.digest
+    assert run.data.hold_out(split, domains, "a {}.", 0)[1].digest == inner.digest
+    assert run.data.hold_out(split, domains, "a {}.", 1)[1].digest != inner.digest
     domains, split = run.data.read(None, 1, 0)
     with pytest.raises(ValueError, match="one training image of each class"):
-        hold_out(domains, split, "a {}.", 0)
+        run.data.hold_out(split, domains, "a {}.", 0)
 
 
 def test_the_same_run_gives_the_same_accuracies_and_alone_is_a_classifier_of_one_task(run):

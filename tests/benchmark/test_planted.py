@@ -11,7 +11,7 @@ from benchmark.experiment import Experiment
 from benchmark.ladder import ladder_lines, plot_ladder
 from benchmark.measure import measure
 from benchmark.planted import PLANTED, planted_domains, planted_groups
-from benchmark.planted_report import mcnemar, paired_lines, planted_lines, routing_lines
+from benchmark.planted_report import planted_lines, routing_lines
 from benchmark.report import write_report
 from benchmark.study import Run
 from benchmark.summary import Row
@@ -145,18 +145,6 @@ def test_each_task_is_held_out_once(monkeypatch):
     assert [one["family"] for one in found["tasks"].values()] == ["group_0"] * 2 + ["group_1"] * 2
 
 
-def row(name, bits, mean=0.5):
-    packed = np.packbits(np.array(bits, dtype=bool)).tobytes().hex()
-    return Row(Experiment(name, "mmap"), {0: {"correct": {"a": packed}, "mean": mean, "split": "s"}})
-
-
-def test_the_paired_test_is_mcnemars():
-    one, other = row("one", [1] * 9 + [0] * 1 + [1] * 5, 0.9), row("other", [0] * 9 + [1] * 1 + [1] * 5, 0.4)
-    assert mcnemar(one, other) == pytest.approx(0.021484375)  # 9 of 10 by a fair coin, on both sides
-    assert mcnemar(one, one) == 1
-    assert paired_lines([one, other])[-1] == "| other | 40.0 | +50.0 | 0.021 |"
-
-
 def test_the_report_of_planted_families(study, results, no_pictures):
     label = {"name": "planted", "family": "visual", "label": "visual"}
     made = study(data=[label], seeds=[0], group_seeds=[3, 4], new_task_seeds=[5], names=["mmap"])
@@ -180,7 +168,7 @@ def test_the_report_of_planted_families(study, results, no_pictures):
 
 
 def test_rows_without_routing_have_no_table():
-    assert routing_lines([row("one", [1])]) == []
+    assert routing_lines([Row(Experiment("one", "mmap"), {0: {"mean": 0.5}})]) == []
 
 
 def test_the_table_and_the_picture_of_a_ladder(tmp_path):

@@ -11,6 +11,7 @@ import yaml
 from benchmark.experiment import METHODS, Experiment
 from benchmark.reading import build, read_yaml
 from benchmark.study import Run, Study
+from benchmark.suite_files import read_suite
 
 
 ROOT = Path(__file__).parents[2] / "benchmark"
@@ -58,7 +59,16 @@ BAD_EXPERIMENTS = [
     ({"method": "mmap", "config": {"prompts": 3}}, "cannot be run: .*unexpected keyword argument 'prompts'"),
     ({"method": "zero_shot", "config": {"num_prompts": 3}}, "zero_shot has no settings"),
     ({"method": "mmap", "config": [1]}, "config of experiment 'bad' is \\[1\\]; write fields"),
-    ({"method": "mmap", "tasks": "both"}, "write 'together' or 'alone'"),
+    ({"method": "mmap", "tasks": "both"}, "write 'together', 'alone' or 'merged'"),
+    ({"method": "mmap", "tasks": "merged"}, "merges mmap; write method lora or clip_lora"),
+    ({"method": "lora", "merging": {"alpha": 0.5}}, "has merging and method lora; write method full_fine_tuning"),
+    ({"method": "bitfit", "merging": {"density": 1.0}}, "'density' in merging .* none of its fields; write alpha"),
+    ({"method": "lora", "tasks": "merged", "merging": {"alpha": 0.5}}, "write density, weights, rank"),
+    ({"method": "bitfit", "merging": {"alpha": 2}}, "for `alpha`: expected a finite number from 0 to 1"),
+    ({"method": "bitfit", "grid": {"merging.alpha": [0.5, 2]}}, "for `alpha`: expected a finite number from 0 to 1"),
+    ({"method": "lora", "tasks": "merged", "merging": {"weights": 0}}, "for `weights`"),
+    ({"method": "lora", "tasks": "merged", "training": {"sharing": "all"}}, "sharing has no meaning"),
+    ({"method": "lora", "steps_per_shot": 0}, "for `steps_per_shot`"),
     ({"method": "mmap", "tasks": "alone", "training": {"grouping": "all"}}, "grouping has no meaning"),
     ({"method": "mmap", "grid": {"learning_rate": [1]}}, "write lists, such as `training.learning_rate"),
     ({"method": "mmap", "grid": {"training.learning_rate": 0.1}}, "write lists, such as"),
@@ -113,6 +123,7 @@ def test_bad_yaml(text, sentence, tmp_path):
         ({"names": ["../../secrets"]}, "is to name files"),
         ({"names": ["unknown"]}, "unknown.yaml cannot be read"),
         ({"training": {"lr": 1}}, "'lr' in training .* is no training argument"),
+        ({"reference": "unknown"}, "reference of study 's' is 'unknown', which is none of its experiments"),
     ],
 )
 def test_bad_studies(fields, sentence, study_file):
@@ -128,23 +139,30 @@ def test_shipped_experiments(path):
     build(Experiment, {"name": path.stem, **read_yaml(path)}, path)
 
 
-def test_the_studies_have_every_experiment_and_the_large_one_every_method():
-    names = ("pictograms", "ablations", "planted", "ladder")
-    large, *others = (Study.read(ROOT / "studies" / f"{name}.yaml") for name in names)
-    experiments = large.experiments + [one for study in others for one in study.experiments]
-    assert sorted(one.name for one in experiments) == [path.stem for path in SHIPPED]
-    assert {one.method for one in large.experiments} == set(METHODS)
+def test_the_studies_have_every_experiment_and_two_of_them_every_method():
+    names = ("pictograms", "reviewers", "ablations", "planted", "ladder")
+    large, reviewers, *others = (Study.read(ROOT / "studies" / f"{name}.yaml") for name in names)
+    experiments = [one for study in (large, reviewers, *others) for one in study.experiments]
+    assert sorted({one.name for one in experiments}) == [path.stem for path in SHIPPED]
+    assert {one.method for one in large.experiments + reviewers.experiments} == set(METHODS)
 
 
 def test_the_page_on_the_benchmark(tmp_path, monkeypatch):
     page = (ROOT.parent / "docs" / "benchmark.md").read_text()
-    experiment, study = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    for name, text in (("experiments/mmap_long", experiment), ("studies/mine", study)):
-        (tmp_path / name).parent.mkdir()
+    experiment, study, suite, domains = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    domains += "name: domains\nexperiments: [mmap_long]\n"
+    files = {"experiments/mmap_long": experiment, "studies/mine": study, "studies/birds": suite}
+    for name, text in {**files, "studies/domains": domains}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.yaml").write_text(text)
     for path in SHIPPED:
         shutil.copy(path, tmp_path / "experiments")
     found = Study.read(tmp_path / "studies" / "mine.yaml")
     assert "mmap_long" in [one.name for one in found.experiments]
+    assert Study.read(tmp_path / "studies" / "domains.yaml").data[0].name == "office_home"
+    tasks = read_suite(str(tmp_path / "studies" / "birds.yaml")).tasks
+    assert len(tasks) == 9
+    for field in vars(tasks[-1]):
+        assert f"`{field}`" in page
     for field in (*vars(found.experiments[0]), *vars(found), *vars(found.data[0])):
         assert f"`{field}`" in page

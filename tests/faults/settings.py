@@ -21,7 +21,9 @@ from mmap_peft import (
     LinearProbeConfig,
     MaPLeConfig,
     MmAPConfig,
+    MMRLTokensConfig,
     MultiTaskClassifier,
+    PromptSRCConfig,
     Task,
     VPTConfig,
     ia3_config,
@@ -36,8 +38,9 @@ from .campaigns import Campaign, one_sentence
 
 
 CONFIGS = [
-    *(MmAPConfig, CoOpConfig, VPTConfig, IVLPConfig, MaPLeConfig, BitFitConfig, FullFineTuningConfig),
-    *(BottleneckAdapterConfig, LinearProbeConfig, lora_config, ln_tuning_config, ia3_config),
+    *(MmAPConfig, CoOpConfig, VPTConfig, IVLPConfig, PromptSRCConfig, MMRLTokensConfig, MaPLeConfig),
+    *(BitFitConfig, FullFineTuningConfig, BottleneckAdapterConfig, LinearProbeConfig),
+    *(lora_config, ln_tuning_config, ia3_config),
 ]
 OF_PEFT = ["task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"]
 LORA = "r target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out bias use_rslora modules_to_save "

@@ -15,6 +15,8 @@ from mmap_peft import (
     IVLPConfig,
     MaPLeConfig,
     MmAPConfig,
+    MMRLTokensConfig,
+    PromptSRCConfig,
     VPTConfig,
 )
 
@@ -24,6 +26,8 @@ METHODS = {  # by name: settings, others of the same method, and some that do no
     "coop": (CoOpConfig(), CoOpConfig(num_prompts=2), CoOpConfig(target_modules=r".*fc1")),
     "vpt": (VPTConfig(), VPTConfig(depth=1), VPTConfig(depth=9)),
     "ivlp": (IVLPConfig(), IVLPConfig(num_vision_prompts=2), IVLPConfig(vision_depth=9)),
+    "promptsrc": (PromptSRCConfig(depth=2), PromptSRCConfig(depth=1), PromptSRCConfig()),
+    "mmrl tokens": (MMRLTokensConfig(first_layer=1), MMRLTokensConfig(first_layer=0), MMRLTokensConfig()),
     "maple": (MaPLeConfig(), MaPLeConfig(depth=1), MaPLeConfig(depth=3)),
     "bitfit": (BitFitConfig(), BitFitConfig(parameters=r".*\.q_proj\.bias"), BitFitConfig(parameters="bias of q")),
     "full": (
@@ -75,7 +79,7 @@ def snapshot(clip, inputs):
 
 
 def other_method(method):
-    return "bitfit" if method in ("mmap", "coop", "vpt", "ivlp", "maple") else "mmap"
+    return "bitfit" if method in ("mmap", "coop", "vpt", "ivlp", "promptsrc", "mmrl tokens", "maple") else "mmap"
 
 
 TAKEN = {  # what asks for a name that is taken

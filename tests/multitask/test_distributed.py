@@ -118,6 +118,11 @@ def test_two_processes_train_on_the_same_augmented_images(name, output):
     assert_same_prompts(output("single") / "augmented", output(name) / "augmented", adapters=1)
 
 
+@pytest.mark.parametrize("name", SEVERAL)
+def test_the_losses_and_the_average_of_promptsrc_are_those_of_one_process(name, output):
+    assert_same_prompts(output("single") / "regularized", output(name) / "regularized", adapters=1)
+
+
 @pytest.mark.parametrize("name", ["single", *SEVERAL])
 def test_resuming_gives_the_same_prompts(name, output):
     assert_same_prompts(output(name), output(name) / "resumed")

@@ -7,8 +7,10 @@ from mmap_peft import (
     CoOpConfig,
     IVLPConfig,
     MaPLeConfig,
+    MMRLTokensConfig,
     MultiTaskClassifier,
     MultiTaskTrainer,
+    PromptSRCConfig,
     Task,
     TaskGrouping,
     VPTConfig,
@@ -24,6 +26,8 @@ CONFIGS = {
     "coop, name in front": CoOpConfig(num_prompts=3, init_std=0.1, position="front"),
     "vpt": VPTConfig(num_prompts=3, init_std=0.1),
     "ivlp": IVLPConfig(num_prompts=2, num_vision_prompts=3, vision_depth=1, init_std=0.1),
+    "promptsrc": PromptSRCConfig(num_prompts=2, depth=2, init_std=0.1),
+    "mmrl tokens": MMRLTokensConfig(num_prompts=2, token_size=8, first_layer=1, init_std=0.5),
     "maple": MaPLeConfig(num_prompts=2, init_std=0.1),
 }
 

@@ -1,7 +1,8 @@
 """Trains a tiny classifier on as many processes as there are: `train_tiny.py CLIP OUTPUT ACCUMULATION`.
 
-Then goes on once more from the checkpoint in the middle of stage 2, into `OUTPUT/resumed`, and trains one adapter of
-all tasks with an aggregator, into `OUTPUT/aggregated`, and one on augmented images, into `OUTPUT/augmented`.
+Then goes on once more from the checkpoint in the middle of stage 2, into `OUTPUT/resumed`, trains one adapter of all
+tasks with an aggregator, into `OUTPUT/aggregated`, and with the losses and the average of PromptSRC, into
+`OUTPUT/regularized`, and on augmented images, into `OUTPUT/augmented`.
 """
 
 import hashlib
@@ -77,6 +78,11 @@ if __name__ == "__main__":
     metrics = trainer.evaluate()
     resumed = make_trainer(clip, str(output / "resumed"), accumulation)
     resumed.train(resume_from_checkpoint=str(output / "checkpoint-3"))
+    losses = {"text_consistency": 25, "image_consistency": 10, "logit_consistency": 1, "average_mean": 0.75}
+    regularized = make_trainer(clip, str(output / "regularized"), accumulation, sharing="all", **losses)
+    regularized.train()
+    if trainer.is_world_process_zero():
+        regularized.model.save_pretrained(output / "regularized")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         aggregated = make_trainer(clip, str(output / "aggregated"), accumulation, aggregator="PCGrad", sharing="all")
         aggregated.train()

@@ -1,15 +1,15 @@
-"""Settings of CoOp, IVLP, MaPLe and VPT that cannot be, or that do not fit a model's towers."""
+"""Settings of prompt methods that cannot be, or that do not fit a model's towers."""
 
 import pytest
 
-from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, VPTConfig
+from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MMRLTokensConfig, PromptSRCConfig, VPTConfig
 from mmap_peft.prompts.base import TowerShape
 
 
 NUMBERS = [
     (config_class, name)
-    for config_class in (CoOpConfig, IVLPConfig, MaPLeConfig, VPTConfig)
-    for name in ("num_prompts", "depth", "num_vision_prompts", "vision_depth", "num_classes")
+    for config_class in (CoOpConfig, IVLPConfig, PromptSRCConfig, MMRLTokensConfig, MaPLeConfig, VPTConfig)
+    for name in ("num_prompts", "depth", "num_vision_prompts", "vision_depth", "num_classes", "token_size")
     if hasattr(config_class, name)
 ]
 TEXT, VISION = {"text": TowerShape(3, 32)}, {"vision": TowerShape(2, 48)}
@@ -31,6 +31,12 @@ def test_a_number_below_one_stops_with_a_sentence(config_class, name, value):
         (VPTConfig(depth=4), TEXT | VISION, "depth=4 is more than the 3 layers"),
         (MaPLeConfig(depth=3), TEXT | VISION, "depth=3 is more than the 2 layers"),
         (IVLPConfig(depth=4), TEXT | VISION, "depth=4 is more than the 3 layers"),
+        (
+            PromptSRCConfig(),
+            TEXT | VISION,
+            "depth=9 is more than the 3 layers of a tower; expected at most 3, or None",
+        ),
+        (MMRLTokensConfig(first_layer=2), TEXT | VISION, "first_layer=2 is none of the 2 layers"),
         (IVLPConfig(vision_depth=3), TEXT | VISION, "vision_depth=3 is more than the 2 layers"),
     ],
 )

@@ -7,7 +7,15 @@ import torch
 from peft import get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
-from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, VPTConfig
+from mmap_peft import (
+    CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    MmAPConfig,
+    MMRLTokensConfig,
+    PromptSRCConfig,
+    VPTConfig,
+)
 
 
 TEXT, VISION, LAYERS, PROMPTS = 512, 768, 12, 4
@@ -16,6 +24,8 @@ SIZES = {
     CoOpConfig: PROMPTS * TEXT,
     VPTConfig: LAYERS * PROMPTS * VISION,
     IVLPConfig: LAYERS * PROMPTS * (TEXT + VISION),
+    PromptSRCConfig: 9 * PROMPTS * (TEXT + VISION),
+    MMRLTokensConfig: 5 * 512 + (LAYERS - 5) * (TEXT + VISION) * (512 + 1),
     MaPLeConfig: LAYERS * (PROMPTS * TEXT + VISION * TEXT + VISION),
 }
 

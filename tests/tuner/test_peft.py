@@ -21,7 +21,16 @@ from peft.utils.hotswap import hotswap_adapter
 from safetensors import safe_open
 from transformers import CLIPModel, pipeline
 
-from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, VPTConfig, use_routes
+from mmap_peft import (
+    CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    MmAPConfig,
+    MMRLTokensConfig,
+    PromptSRCConfig,
+    VPTConfig,
+    use_routes,
+)
 
 
 MMAP = {"num_prompts": 4, "source_shape": (2, 4), "init_std": 0.5}
@@ -34,6 +43,8 @@ CONFIGS = {  # every prompt method, in each of its shapes
     "vpt, shallow": (VPTConfig, {"num_prompts": 3, "init_std": 0.5, "depth": 1}),
     "vpt, deep": (VPTConfig, {"num_prompts": 3, "init_std": 0.5}),
     "ivlp": (IVLPConfig, {"num_prompts": 1, "num_vision_prompts": 3, "vision_depth": 1, "init_std": 0.5}),
+    "promptsrc": (PromptSRCConfig, {"num_prompts": 2, "depth": 2, "init_std": 0.5}),
+    "mmrl tokens": (MMRLTokensConfig, {"num_prompts": 2, "token_size": 8, "first_layer": 1, "init_std": 0.5}),
     "maple": (MaPLeConfig, {"num_prompts": 2, "init_std": 0.5}),
 }
 
