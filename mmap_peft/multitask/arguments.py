@@ -18,6 +18,7 @@ from transformers.hf_argparser import HfArg
 from ..checking import Amount, Seed, checked
 from .affinity import AFFINITIES
 from .aggregation import find_aggregator
+from .augmentation import AugmentationArguments
 from .grouping import MODES, SEPARATED, STABLE, UNSTABLE
 from .processes import cores
 from .regularization_arguments import RegularizationArguments
@@ -79,7 +80,7 @@ _PLAIN = {int, float, bool, str, type(None)}
 
 
 @dataclass
-class MultiTaskTrainingArguments(RegularizationArguments, TrainingArguments):
+class MultiTaskTrainingArguments(AugmentationArguments, RegularizationArguments, TrainingArguments):
     """The arguments of `transformers.TrainingArguments`, and those of training many tasks.
 
     A batch of `per_device_train_batch_size` images holds images of all tasks. The defaults that differ from those of
@@ -177,7 +178,7 @@ class MultiTaskTrainingArguments(RegularizationArguments, TrainingArguments):
     image_cache_gb: float = HfArg(
         default=4.0,
         help="GB (1e9 bytes) of disk space in TMPDIR to keep resized images for later epochs: for each process, this "
-        "much for training and as much for evaluation. 0: images are not kept.",
+        "much for training, as much for evaluation, and as much for crops. 0: images are not kept.",
     )
     dataloader_num_workers: int | None = HfArg(
         default=None,
@@ -207,7 +208,7 @@ class MultiTaskTrainingArguments(RegularizationArguments, TrainingArguments):
         super().__post_init__()
         self.label_names = self.label_names or ["labels", "task_ids"]
         self.grouping_threshold = str(self.grouping_threshold)
-        self.threshold  # noqa: B018, raises early
+        self.threshold, self.augmentation  # noqa: B018, raise early
         self._check_values()
         for error, applies in self._errors().items():
             if applies:
@@ -253,6 +254,8 @@ class MultiTaskTrainingArguments(RegularizationArguments, TrainingArguments):
             "adapters; write 'adamw_torch', say.": takes_model_apart,
             "Invalid value True for `split_batches` in `accelerator_config`: each process's part of a batch must hold "
             "every task; write per_device_train_batch_size.": self.accelerator_config.split_batches,
+            "Invalid value True for `dispatch_batches` in `accelerator_config`: with augment, each process reads its "
+            "own images; leave it out.": self.augmentation and self.accelerator_config.dispatch_batches,
             f"hub_strategy={self.hub_strategy.value!r} would upload the optimizer's state, which is a pickle; write "
             "'every_save' or 'end'.": uploads_pickles,
             "An aggregator would get gradients scaled for fp16; write bf16=True.": self.aggregator and self.fp16,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from transformers.trainer_pt_utils import safe_globals
-from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+from typing_extensions import NotRequired, TypedDict  # pydantic needs this one before Python 3.12
 
 from ..checking import checked
 from .files import PART, read_json, write_json
@@ -34,6 +34,7 @@ class State(TypedDict):
 
     sampling: str
     order: dict[str, Any] | None
+    augment: NotRequired[str]  # without it: "none"
 
 
 @contextlib.contextmanager

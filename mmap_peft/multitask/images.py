@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class TaskImages(Dataset):
         unreadable (`str`): what to do with a file that is no image: `"refuse"` raises a `ValueError` with its name,
             `"skip"` names it in a warning and leaves it out of loss and accuracy.
         only (`Collection[str]`, *optional*): names of the tasks whose images are used. All tasks keep their numbers.
-        cache_bytes (`float`): largest size of the `ImageCache` of resized images. No images are kept if the processor
+        cache_bytes (`float`): largest size of an `ImageCache` of resized images. No images are kept if the processor
             cannot run in two steps (see `Preprocessing`).
     """
 
@@ -55,20 +55,33 @@ class TaskImages(Dataset):
         self.data = [task.rows(split) if only is None or task.name in only else None for task in tasks]
         self.sizes = [0 if rows is None else len(rows) for rows in self.data]
         self.starts = np.cumsum([0, *self.sizes])
-        self._preprocessing = Preprocessing(image_processor)
-        shape = self._preprocessing.shape
-        self._cache = ImageCache(len(self) if shape else 0, shape or (), cache_bytes)
+        self.preprocessing, self._cache_bytes = Preprocessing(image_processor), cache_bytes
+        self._caches: dict[tuple[int, ...], ImageCache] = {}
+        self._cache = self.cache(self.preprocessing.shape or ())
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    def cache(self, shape: tuple[int, ...]) -> ImageCache:
+        """The cache of byte arrays of a shape, one for each image; without a shape it keeps nothing."""
+        if shape not in self._caches:
+            self._caches[shape] = ImageCache(len(self) if shape else 0, shape, self._cache_bytes)
+        return self._caches[shape]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
+        resized, image, item = self.read(index, self.preprocessing.resize, self._cache)
+        pixels = self.preprocessing(image) if resized is None else self.preprocessing.normalise(resized)
+        return {**item, "pixel_values": pixels}
+
+    def read(
+        self, index: int, resize: Callable[[Image.Image], np.ndarray | None], cache: ImageCache
+    ) -> tuple[np.ndarray | None, Image.Image | None, dict[str, Any]]:
+        """What `resize` makes of an image, or the cache has kept of it; the image, if it was read; labels and task."""
         task_id = int(np.searchsorted(self.starts, index, side="right")) - 1
         rows, number = self.data[task_id], int(index - self.starts[task_id])
-        resized = self._cache.get(index) if rows.stored else None
+        resized = cache.get(index) if rows.stored else None
         if resized is not None:
-            item = {"labels": int(rows.labels[number]), "task_ids": task_id}
-            return {**item, "pixel_values": self._preprocessing.normalise(resized)}
+            return resized, None, {"labels": int(rows.labels[number]), "task_ids": task_id}
         picture = None
         try:
             picture, label = rows[number]
@@ -76,13 +89,10 @@ class TaskImages(Dataset):
         except Exception as error:  # a user's transform can raise anything
             self._report(error, rows.file(number) if picture is None else picture, number, task_id)
             image, label = Image.new("RGB", (32, 32)), IGNORE_INDEX
-        item = {"labels": label, "task_ids": task_id}
-        resized = self._preprocessing.resize(image)
-        if resized is None:
-            return {**item, "pixel_values": self._preprocessing(image)}
-        if label != IGNORE_INDEX and rows.stored and is_stored(picture):
-            self._cache.put(index, resized)
-        return {**item, "pixel_values": self._preprocessing.normalise(resized)}
+        resized = resize(image)
+        if resized is not None and label != IGNORE_INDEX and rows.stored and is_stored(picture):
+            cache.put(index, resized)
+        return resized, image, {"labels": label, "task_ids": task_id}
 
     def batches(self, rows: Sequence[int], size: int, description: str) -> Iterator[dict[str, Any]]:
         """Batches of `size` of these images, with a progress bar."""

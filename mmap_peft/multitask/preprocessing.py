@@ -19,6 +19,7 @@ class Preprocessing:
     Attributes:
         shape (`tuple[int, ...]` or `None`): shape of what `resize` returns, (channels, height, width); `None` if the
             processor cannot be run in two steps.
+        table (`np.ndarray`): (3, 256), the processor's output for each byte of each channel.
     """
 
     def __init__(self, image_processor: Any) -> None:
@@ -29,7 +30,7 @@ class Preprocessing:
             self.shape = self._resize(images[0]).shape
             every_value = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16), (3, 1, 1))
             no_resizing = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
-            self._table = self._pixels(every_value, "pt", **no_resizing).reshape(3, 256).numpy()
+            self.table = self._pixels(every_value, "pt", **no_resizing).reshape(3, 256).numpy()
             if not all(torch.equal(self.normalise(self.resize(image)), self(image)) for image in images):
                 self.shape = None
         except Exception:  # processors without these options raise different exceptions
@@ -48,7 +49,7 @@ class Preprocessing:
 
     def normalise(self, resized: np.ndarray) -> torch.Tensor:
         """The `pixel_values` of what `resize` returned."""
-        return torch.from_numpy(np.stack([table.take(channel) for table, channel in zip(self._table, resized)]))
+        return torch.from_numpy(np.stack([table.take(channel) for table, channel in zip(self.table, resized)]))
 
     def _resize(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self._pixels(image, "np", do_rescale=False, do_normalize=False))

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from . import processes
 from .aggregation import add_task_gradients, aggregate_task_gradients, drop_task_gradients, find_aggregator
 from .arguments import MultiTaskTrainingArguments
+from .augmented_steps import AugmentingTrainer
 from .base_record import BaseRecord
 from .checkpoint_files import saved_state
 from .classifier import MultiTaskClassifier
@@ -34,7 +35,7 @@ _REFUSED = {
 }
 
 
-class TaskTrainer(RegularizedTrainer, TrainerCallback):
+class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
     """Trains the adapters of a `MultiTaskClassifier` that are set to train, on the images of the tasks that use them.
 
     Every batch on every process has images of all these tasks. A run that is resumed from a checkpoint equals an
@@ -169,8 +170,8 @@ class TaskTrainer(RegularizedTrainer, TrainerCallback):
     def _get_train_sampler(self, train_dataset: TaskImages | None = None) -> TaskSampler:
         args, images = self.args, self.train_dataset if train_dataset is None else train_dataset
         batches = args.world_size * args.gradient_accumulation_steps
-        seed = args.seed if args.data_seed is None else args.data_seed
-        self.sampler = TaskSampler(images.sizes, self._train_batch_size, batches, args.sampling, seed)
+        order = batches, args.sampling, self.order_seed
+        self.sampler = self.sampler_class(images.sizes, self._train_batch_size, *order)
         return self.sampler
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -257,17 +258,17 @@ class TaskTrainer(RegularizedTrainer, TrainerCallback):
         chosen = {name: task.trained_classes for name, task in self.model.tasks.items() if not task.trains_all_classes}
         if order is not None and chosen:
             order["classes"] = chosen
-        return {"sampling": self.args.sampling, "order": order}
+        return {"sampling": self.args.sampling, "order": order, **self.augmentation_state()}
 
     def check_order(self, checkpoint: str) -> None:
         """Raise a `ValueError` if the images would come in another order than in the training of a checkpoint."""
-        saved = saved_state(Path(checkpoint))
+        saved = {"augment": "none", **saved_state(Path(checkpoint))}
         self._get_train_sampler()
-        for name, value in TaskTrainer.checkpoint_state(self).items():
+        for name, value in {"augment": "none", **TaskTrainer.checkpoint_state(self)}.items():
             if saved[name] != value:
                 raise ValueError(
                     f"{checkpoint} was trained with {name}={saved[name]}, but now it is {value}, so the images would "
-                    "come in another order; resume with the same images, batch size and seed."
+                    "come in another order or look different; resume with the same images, batch size, seed, augment."
                 )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

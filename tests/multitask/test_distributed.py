@@ -108,6 +108,17 @@ def test_an_aggregator_sees_the_gradients_of_all_processes(name, output):
 
 
 @pytest.mark.parametrize("name", SEVERAL)
+def test_two_processes_train_on_the_same_augmented_images(name, output):
+    one, two = (
+        sorted(digest for path in output(each).glob("images_*.json") for digest in json.loads(path.read_text()))
+        for each in ("single", name)
+    )
+    assert len(one) == 5 * 12
+    assert one == two
+    assert_same_prompts(output("single") / "augmented", output(name) / "augmented", adapters=1)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
 def test_the_losses_and_the_average_of_promptsrc_are_those_of_one_process(name, output):
     assert_same_prompts(output("single") / "regularized", output(name) / "regularized", adapters=1)
 

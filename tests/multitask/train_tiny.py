@@ -2,9 +2,10 @@
 
 Then goes on once more from the checkpoint in the middle of stage 2, into `OUTPUT/resumed`, trains one adapter of all
 tasks with an aggregator, into `OUTPUT/aggregated`, and with the losses and the average of PromptSRC, into
-`OUTPUT/regularized`.
+`OUTPUT/regularized`, and on augmented images, into `OUTPUT/augmented`.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -52,6 +53,19 @@ def make_trainer(clip: str, output: str, accumulation: int, **fields) -> MultiTa
     return MultiTaskTrainer(model=classifier, args=args)
 
 
+def remember_images(trainer: MultiTaskTrainer) -> list[str]:
+    """The SHA-256 of each image that training steps will see in this process."""
+    augmented, seen = trainer.augmented, []
+
+    def remember(batch):
+        batch = augmented(batch)
+        seen.extend(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch["pixel_values"])
+        return batch
+
+    trainer.augmented = remember
+    return seen
+
+
 if __name__ == "__main__":
     clip, output, accumulation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -74,7 +88,12 @@ if __name__ == "__main__":
         aggregated.train()
         if trainer.is_world_process_zero():
             aggregated.model.save_pretrained(output / "aggregated")
+    augmented = make_trainer(clip, str(output / "augmented"), accumulation, augment="crop+flip+jitter", sharing="all")
+    images = remember_images(augmented)
+    augmented.train()
+    (output / f"images_{os.environ.get('RANK', '0')}.json").write_text(json.dumps(images))
     if trainer.is_world_process_zero():
+        augmented.model.save_pretrained(output / "augmented")
         trainer.model.save_pretrained(output)
         resumed.model.save_pretrained(output / "resumed")
         trainer.save_metrics("eval", metrics)
