@@ -10,7 +10,8 @@ import pandas as pd
 from .paired import compare
 from .predictions import FOLDER, read_predictions
 from .results_file import Results
-from .study import Run, Study
+from .run import Run
+from .study import Study
 from .summary import Row
 from .tables import table_lines
 

@@ -13,18 +13,18 @@ from datasets import Dataset
 from mmap_peft.data.domains import read_domains
 from mmap_peft.data.duplicates import drop_duplicates
 from mmap_peft.data.mini_domainnet import read_mini_domainnet, read_mini_lists
-from mmap_peft.data.pictograms import PER_CLASS, pictogram_domains
+from mmap_peft.data.pictograms import CLASS_NAMES, PER_CLASS, pictogram_domains
 from mmap_peft.data.splits import Split, draw, make_tasks, read_lists, split_at_random
 from mmap_peft.data.validation import hold_out
 from mmap_peft.multitask.task import Task
 
-from .planted import PLANTED, ladder_domains, planted_domains, planted_groups
+from .planted import PLANTED, ladder_domains, planted_domains, planted_groups, some_classes
 from .reading import check_name
 from .suite_files import read_suite
 
 
 TAKES = {  # which fields each data set takes besides `name` and `label`
-    "pictograms": {"per_class"},
+    "pictograms": {"per_class", "classes"},
     "planted": {"family", "per_class"},
     "ladder": {"tasks", "per_class"},
     "office_home": {"path", "split_dir"},
@@ -46,6 +46,8 @@ class DataSet:
             suite: a folder of local copies of data sets, each in a folder with the name of its task.
         split_dir (`str`, *optional*): folder of published lists of training and test images.
         per_class (`int`, *optional*): for pictograms: images of each class and domain.
+        classes (`list[int]`, *optional*): for pictograms: `[first, last]`, only the classes with these numbers,
+            without `last`.
         family (`str`, *optional*): for `"planted"`, required: one of `PLANTED`.
         tasks (`int`, *optional*): for `"ladder"`, required: a multiple of 4 up to 96.
         at_most (`int`, *optional*): without lists: use at most this many images of each class and domain.
@@ -63,6 +65,7 @@ class DataSet:
     split_dir: str | None = None
     per_class: int | None = None
     at_most: int | None = None
+    classes: list[int] | None = None
     family: str | None = None
     tasks: int | None = None
     suite: str | None = None
@@ -96,6 +99,13 @@ class DataSet:
             raise ValueError(f"family of data set {self.label!r} is {self.family!r}; write {', '.join(PLANTED)}.")
         if self.name == "ladder" and self.tasks not in range(4, 97, 4):
             raise ValueError(f"tasks of data set {self.label!r} is {self.tasks!r}; write a multiple of 4, up to 96.")
+        if self.classes is not None:
+            pair = isinstance(self.classes, list) and len(self.classes) == 2 and {*map(type, self.classes)} == {int}
+            if not pair or not 0 <= self.classes[0] <= self.classes[1] - 2 <= len(CLASS_NAMES) - 2:
+                raise ValueError(
+                    f"classes of data set {self.label!r} is {self.classes!r}; write [first, last], with two "
+                    f"or more classes of 0 to {len(CLASS_NAMES)}."
+                )
         for name, least in (("per_class", 2), ("at_most", 2)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
@@ -106,7 +116,7 @@ class DataSet:
         """All fields that decide which images there are, without paths of this machine."""
         options = {"lists": self.split_dir is not None, "per_class": self.per_class, "at_most": self.at_most}
         options |= {"family": self.family, "tasks": self.tasks, "drop_duplicates": self.drop_duplicates}
-        options |= {"duplicates": self.duplicates is not None}
+        options |= {"duplicates": self.duplicates is not None, "classes": self.classes}
         if self.suite:
             options |= {"suite": self._suite.name, "suite_digest": self._suite.digest}
         return {"name": self.name, "label": self.label, **{name: value for name, value in options.items() if value}}
@@ -128,7 +138,9 @@ class DataSet:
         return domains, drop_duplicates(domains, split, self.duplicates) if self.drop_duplicates else split
 
     def _read(self, fraction: float | None, shots: int | None, seed: int) -> tuple[dict[str, Dataset], Split]:
-        if self.name == "pictograms":
+        if self.classes:
+            domains = some_classes(*self.classes, self.per_class or PER_CLASS)
+        elif self.name == "pictograms":
             domains = pictogram_domains(self.per_class or PER_CLASS)
         elif self.name == "planted":
             domains = planted_domains(self.family, self.per_class or PER_CLASS, seed)

@@ -24,6 +24,8 @@ from mmap_peft.prompts.ivlp import IVLPConfig
 from mmap_peft.prompts.maple import MaPLeConfig
 from mmap_peft.prompts.method import Rank
 from mmap_peft.prompts.mmap import MmAPConfig
+from mmap_peft.prompts.mmrl_tokens import MMRLTokensConfig
+from mmap_peft.prompts.promptsrc import PromptSRCConfig
 from mmap_peft.prompts.vpt import VPTConfig
 
 from .reading import check_mapping, check_name
@@ -36,6 +38,8 @@ METHODS: dict[str, Callable[..., PeftConfig] | None] = {
     "vpt": VPTConfig,
     "ivlp": IVLPConfig,
     "maple": MaPLeConfig,
+    "promptsrc": PromptSRCConfig,
+    "mmrl_tokens": MMRLTokensConfig,
     "linear_probe": LinearProbeConfig,
     "clip_adapter": CLIPAdapterConfig,
     "full_fine_tuning": FullFineTuningConfig,

@@ -31,9 +31,10 @@ def ladder_lines(rows: Mapping[int, Sequence[Row]]) -> list[str]:
     return lines
 
 
-def plot_ladder(rows: Mapping[int, Sequence[Row]], path: str | os.PathLike) -> None:
+def plot_ladder(rows: Mapping[int, Sequence[Row]], path: str | os.PathLike, label: str = "tasks") -> None:
     """Plot accuracy (with the 95 % interval over seeds), trained parameters and time of training over the number of
-    tasks, a line for each experiment. `rows` are as for `ladder_lines`; the ending of `path` decides the format."""
+    tasks, or of what `label` says, a line for each experiment. `rows` are as for `ladder_lines`; the ending of `path`
+    decides the format."""
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     names = list(dict.fromkeys(row.experiment.name for of_tasks in rows.values() for row in of_tasks))
     panels = {
@@ -49,7 +50,7 @@ def plot_ladder(rows: Mapping[int, Sequence[Row]], path: str | os.PathLike) -> N
             axes.errorbar(counts, values, yerr=halves, marker="o", capsize=3, label=name)
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(rows), list(map(str, rows)))
-        axes.set(xlabel="tasks", title=title)
+        axes.set(xlabel=label, title=title)
         axes.grid(color="0.92")
         if "parameters" in title:
             axes.set_yscale("log")

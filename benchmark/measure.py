@@ -32,8 +32,9 @@ from mmap_peft.multitask.task_trainer import TaskTrainer
 
 from .machine import origin, peak_memory, reset_peak_memory, total_peak_memory
 from .planted_runs import PLANTED_RUNS
-from .predictions import correct, predict
-from .study import Run
+from .predictions import accuracy_by_task, correct, predict
+from .protocols import Training, protocol_mean, trainings
+from .run import Run
 from .trainers import train
 
 
@@ -129,10 +130,11 @@ def measure(run: Run, predictions: str | os.PathLike | None = None) -> dict[str,
             found["seconds"] = {"total": time.perf_counter() - start}
             found["peak_bytes"] = {"total": total_peak_memory()}
         else:
-            for part in [[task] for task in tasks] if run.experiment.tasks == "alone" else [tasks]:
+            for part in _trainings(run, tasks):
                 results.append(_measure_classifier(run, part, args))
                 gc.collect()  # frees this classifier's CLIP before the next one is loaded
             found = _summarise(results, time.perf_counter() - start)
+            found |= protocol_mean(run, found["accuracy"])
             if run.evaluated_on == "test":
                 found |= _test_images(domains, split)
                 if predictions is not None:
@@ -155,16 +157,24 @@ def _arguments(run: Run, folder: str) -> MultiTaskTrainingArguments:
     return run.experiment.arguments(output_dir=folder, seed=run.seed, **given)
 
 
-def _measure_classifier(run: Run, tasks: list[Task], args: MultiTaskTrainingArguments) -> ClassifierResult:
+def _trainings(run: Run, tasks: list[Task]) -> list[Training]:
+    """The classifiers of a run. Those of the protocol `"multi_task"` are evaluated on their own tasks."""
+    if run.protocol != "multi_task":
+        return trainings(run, tasks)
+    parts = [[task] for task in tasks] if run.experiment.tasks == "alone" else [tasks]
+    return [Training(part) for part in parts]
+
+
+def _measure_classifier(run: Run, training: Training, args: MultiTaskTrainingArguments) -> ClassifierResult:
     set_seed(run.seed)
-    meter = StepMeter()
+    meter, tasks = StepMeter(), training.tasks
     trained = train(run, tasks, args, [meter])
     classifier, adapter_bytes = trained.trainer.model, 0
     if trained.parameters:
         adapter_bytes = _adapter_bytes(classifier, Path(args.output_dir) / "adapters" / tasks[0].adapter)
     start = time.perf_counter()
     return ClassifierResult(
-        **_evaluate(trained.trainer, run),
+        **_evaluate(trained.trainer, run, training),
         groups=None if classifier.grouping is None else classifier.grouping.groups,
         trainable_parameters=trained.parameters,
         base_size=classifier.base_size,
@@ -206,9 +216,12 @@ def _summarise(results: list[ClassifierResult], total_seconds: float) -> dict[st
     }
 
 
-def _evaluate(trainer: TaskTrainer, run: Run) -> dict[str, Any]:
+def _evaluate(trainer: TaskTrainer, run: Run, training: Training) -> dict[str, Any]:
     """The accuracy of each task, which of its test images were right, and all predictions."""
     classifier = trainer.model
+    if training.evaluate is not None:
+        table = pa.concat_tables(training.evaluate(classifier).values())
+        return {"accuracy": accuracy_by_task(table), "correct": correct(table), "predictions": table}
     with classifier.zero_shot() if run.experiment.method == "zero_shot" else nullcontext():
         metrics, table = predict(trainer)
     tasks = [task.adapter for task in classifier.tasks.values()]

@@ -85,6 +85,12 @@ def ladder_domains(tasks: int, per_class: int) -> dict[str, Dataset]:
     }
 
 
+def some_classes(first: int, last: int, per_class: int) -> dict[str, Dataset]:
+    """Four styles of the classes with the numbers `first` to `last`, which is not one of them."""
+    classes = range(first, last)
+    return {style: _part(pictograms(style, per_class), classes, _names(classes)) for style in STYLES}
+
+
 def _names(classes: Sequence[int]) -> list[str]:
     return [CLASS_NAMES[number] for number in classes]
 

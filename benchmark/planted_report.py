@@ -8,7 +8,8 @@ from typing import Any
 
 from mmap_peft.multitask.grouping import are_stable
 
-from .study import Run, Study
+from .run import Run
+from .study import Study
 from .summary import Row
 
 

@@ -18,7 +18,7 @@ from mmap_peft.multitask.task_trainer import TaskTrainer
 from mmap_peft.multitask.trainer import MultiTaskTrainer
 
 from .planted import planted_groups
-from .study import Run
+from .run import Run
 from .trainers import make_trainer
 
 

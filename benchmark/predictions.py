@@ -55,7 +55,7 @@ def predict(trainer: TaskTrainer) -> tuple[dict[str, float], pa.Table]:
     parts = []
     for number, task in enumerate(tasks.values()):
         rows = np.flatnonzero(task_ids == number)
-        rows, images = rows[labels[rows] != IGNORE_INDEX], _images(task)[labels[rows] != IGNORE_INDEX]
+        rows, images = rows[labels[rows] != IGNORE_INDEX], image_names(task)[labels[rows] != IGNORE_INDEX]
         predicted, of_predicted, of_true = (values[rows] for values in output.predictions)
         predicted = predicted.reshape(len(rows), -1)[:, 0]
         names = np.array(task.class_names, dtype=object)
@@ -73,7 +73,8 @@ def _with_probabilities(
     return (predicted_classes(logits, labels, tasks), *probabilities.gather(1, pairs).unbind(1))
 
 
-def _images(task: Task) -> np.ndarray:
+def image_names(task: Task) -> np.ndarray:
+    """The `file` of each test image of a task, or its number."""
     names = task.eval["file"][:] if "file" in getattr(task.eval, "column_names", ()) else range(len(task.eval))
     return np.array([str(name) for name in names], dtype=object)
 
@@ -82,6 +83,12 @@ def correct(table: pa.Table) -> dict[str, str]:
     """By task, a bit for each test image, 1 if its class was predicted; hexadecimal."""
     tasks, right = table["task"].to_numpy(), table["true"].to_numpy() == table["predicted"].to_numpy()
     return {task: pack(right[tasks == task]) for task in dict.fromkeys(tasks)}
+
+
+def accuracy_by_task(table: pa.Table) -> dict[str, float]:
+    """The accuracy of each task of a table of predictions."""
+    tasks, right = table["task"].to_numpy(), table["true"].to_numpy() == table["predicted"].to_numpy()
+    return {task: float(right[tasks == task].mean()) for task in dict.fromkeys(tasks)}
 
 
 def predictions_path(folder: str | os.PathLike, name: str) -> Path:

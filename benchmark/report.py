@@ -13,7 +13,8 @@ from .planted_report import planted_lines, routing_lines
 from .plots import plot_accuracy
 from .references import published_lines
 from .results_file import Results
-from .study import Run, Study
+from .run import Run
+from .study import Study
 from .summary import Row, grouping_controls, grouping_of, interval, with_gains
 from .tables import origin_lines
 
@@ -89,13 +90,20 @@ def _rows(runs: Sequence[Run], results: dict[str, dict[str, Any]]) -> list[Row]:
 
 
 def _ladder(study: Study, rows_by_place: dict[str, list[Row]], results: Results) -> list[str]:
-    """The table and the picture of data sets that differ in their number of tasks."""
+    """The table and the picture of data sets that differ in their number of tasks; pictures of few-shot accuracies."""
     tasks = {run.place: run.data.tasks for run in study.runs() if run.data.tasks}
     rows = {tasks[place]: rows for place, rows in rows_by_place.items() if place in tasks}
-    if not rows:
-        return []
-    plot_ladder(rows, results.folder / "ladder.png")
-    return [*ladder_lines(rows), "", "![Accuracy, parameters and time over the number of tasks](ladder.png)", ""]
+    lines = []
+    if rows:
+        plot_ladder(rows, results.folder / "ladder.png")
+        lines = [*ladder_lines(rows), "", "![Accuracy, parameters and time over the number of tasks](ladder.png)", ""]
+    for data in study.data if len(study.shots) > 2 else ():
+        shots = {run.shots: run.place for run in study.runs() if run.data == data and run.shots}
+        rows = {number: rows_by_place[place] for number, place in shots.items() if place in rows_by_place}
+        picture = f"{data.label}_shots.png"
+        plot_ladder(rows, results.folder / picture, "training images of each class")
+        lines += [f"![Accuracy, parameters and time over training images of each class]({picture})", ""]
+    return lines
 
 
 def _incomplete(missing: Sequence[Run], stale: Sequence[Run], total: int) -> list[str]:

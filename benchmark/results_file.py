@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from .study import Run, run_name
+from .run import Run, run_name
 
 
 RESULTS_FILE = "results.jsonl"

@@ -22,7 +22,7 @@ from mmap_peft.multitask.processes import cores
 
 from .predictions import keep_predictions
 from .results_file import Results
-from .study import Run
+from .run import Run
 
 
 MEASURE = (sys.executable, "-m", "benchmark.measure")

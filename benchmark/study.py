@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,91 +11,7 @@ from .data import DataSet
 from .experiment import Experiment
 from .planted import planted_groups
 from .reading import build, check_mapping, check_name, read_yaml
-
-
-SMALL_CLIP = "small_clip"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training and its evaluation.
-
-    Args:
-        experiment (`Experiment`): method and settings.
-        data (`DataSet`): the images.
-        fraction, shots: how many images train; see `split_at_random`.
-        seed (`int`): seed of the split and of training.
-        model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
-        evaluated_on (`str`): `"test"`. `"validation"`: train on two thirds of the training images and evaluate on the
-            others; test images are not read. `"groups"`: stage 1 alone, and the groups that each affinity finds.
-            `"new_tasks"`: hold out each task once, and add it to the classifier of the others.
-        note (`str`): printed for validation runs: the point of the grid.
-    """
-
-    experiment: Experiment
-    data: DataSet
-    fraction: float | None
-    shots: int | None
-    seed: int
-    model: str = SMALL_CLIP
-    evaluated_on: str = "test"
-    note: str = ""
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Run:
-        """The reverse of `dataclasses.asdict`."""
-        parts = {"experiment": Experiment(**values["experiment"]), "data": DataSet(**values["data"])}
-        return cls(**{**values, **parts})
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that the result depends on, without paths of this machine. Two runs with the same settings have the same
-        accuracies."""
-        model = Path(self.model).name if os.path.isdir(self.model) else self.model
-        amount = {"fraction": self.fraction} if self.shots is None else {"shots": self.shots}
-        return {
-            "experiment": {"name": self.experiment.name, **self.experiment.settings},
-            "data": self.data.settings,
-            **amount,
-            "seed": self.seed,
-            "model": model,
-            "evaluated_on": self.evaluated_on,
-        }
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What tells this run from the other runs of its study. Each line of a file of results begins with it."""
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
-        return {
-            "experiment": self.experiment.name,
-            "data": self.data.label,
-            "amount": f"{100 * self.fraction:g}-percent" if self.shots is None else f"{self.shots}-shots",
-            "seed": self.seed,
-            "evaluated_on": self.evaluated_on,
-            "digest": digest[:8],
-        }
-
-    @property
-    def place(self) -> str:
-        """The data set and how many of its images train."""
-        return f"{self.data.label}_{self.key['amount']}"
-
-    @property
-    def title(self) -> str:
-        """`place` in words."""
-        name, _, amount = self.place.rpartition("_")
-        return f"{name}, {amount.replace('-percent', ' %').replace('-', ' ')}"
-
-    @property
-    def name(self) -> str:
-        """The run's own name within its study; see `run_name`."""
-        return run_name(self.key)
-
-    def __str__(self) -> str:
-        words = [self.experiment.name, self.title, f"seed {self.seed}"]
-        if self.evaluated_on != "test":
-            words[1:1] = [self.evaluated_on, self.note] if self.note else [self.evaluated_on]
-        return ", ".join(words)
+from .run import PROTOCOLS, SMALL_CLIP, Run
 
 
 @dataclass(frozen=True)
@@ -116,6 +30,9 @@ class Study:
         group_seeds (`list[int]`): seeds of runs of stage 1 alone, which compare the groups that each affinity finds
             with the planted families.
         new_task_seeds (`list[int]`): seeds of runs that hold out each task once, and add it to a trained classifier.
+        protocol (`str`): one of `PROTOCOLS`; see `benchmark.protocols.trainings`. `tune` uses `"multi_task"`.
+        targets (`list[DataSet]`): for the protocols `"cross_dataset"` and `"forgetting"`, required: whose test images
+            evaluate.
         reference (`str`, *optional*): the experiment that the report compares with the others. By default the best.
         model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
         training (`dict`): training arguments of all experiments. They override those of the experiments.
@@ -134,6 +51,8 @@ class Study:
     tune_fractions: list[float] = field(default_factory=list)
     group_seeds: list[int] = field(default_factory=list)
     new_task_seeds: list[int] = field(default_factory=list)
+    protocol: str = "multi_task"
+    targets: list[DataSet] = field(default_factory=list)
     reference: str | None = None
     model: str = SMALL_CLIP
     training: dict[str, Any] = field(default_factory=dict)
@@ -162,9 +81,25 @@ class Study:
         for part, names in names_by_part.items():
             if len(set(names)) < len(names):
                 raise ValueError(f"Study {self.name!r} has {part} of the same name, {sorted(names)}; rename one.")
+        self._check_protocol()
         if self.reference not in (None, *names_by_part["experiments"]):
             raise ValueError(
                 f"reference of study {self.name!r} is {self.reference!r}, which is none of its experiments; add it."
+            )
+
+    def _check_protocol(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(
+                f"protocol of study {self.name!r} is {self.protocol!r}; write one of {', '.join(PROTOCOLS)}."
+            )
+        if bool(self.targets) != PROTOCOLS[self.protocol]:
+            what = "needs targets, data sets" if PROTOCOLS[self.protocol] else "takes no targets; leave them out"
+            raise ValueError(f"protocol {self.protocol!r} of study {self.name!r} {what}.")
+        alone = [one.name for one in self.experiments if one.tasks == "alone"]
+        if alone and self.protocol not in ("multi_task", "base_to_new"):
+            raise ValueError(
+                f"Experiment {alone[0]!r} trains each task alone, which protocol {self.protocol!r} of study "
+                f"{self.name!r} has no use for; leave it out."
             )
 
     @classmethod
@@ -179,28 +114,30 @@ class Study:
         """
         path = Path(path)
         values = read_yaml(path)
-        for name in ("experiments", "data"):
+        for name in ("experiments", "data", "targets"):
             if name in values and not isinstance(values[name], list):
                 raise ValueError(f"{name} in {path} is {values[name]!r}; write a list.")
         if "experiments" in values:
             values["experiments"] = [_read_experiment(given, path.parent) for given in values["experiments"]]
-        for number, entry in enumerate(values.get("data", [])):
-            check_mapping(entry, f"An entry of data in {path}")
-            if str(entry.get("suite", "")).endswith(".yaml"):
-                entry["suite"] = str(path.parent / entry["suite"])
-            values["data"][number] = build(DataSet, entry, f"data in {path}")
+        for part in ("data", "targets"):
+            for number, entry in enumerate(values.get(part, [])):
+                check_mapping(entry, f"An entry of {part} in {path}")
+                if str(entry.get("suite", "")).endswith(".yaml"):
+                    entry["suite"] = str(path.parent / entry["suite"])
+                values[part][number] = build(DataSet, entry, f"{part} in {path}")
         return build(cls, values, path)
 
     def prepare(self) -> None:
         """Download the data sets of all suites, so that what cannot be read is known before the first run."""
-        for data in self.data:
+        for data in (*self.data, *self.targets):
             if data.suite:
                 data.suite_images()
 
     def runs(self, experiments: list[Experiment] | None = None) -> list[Run]:
         """All runs of some experiments, by default those of the study. Runs on the same images follow each other."""
+        how = {"model": self.model, "protocol": self.protocol, "targets": tuple(self.targets)}
         return [
-            Run(experiment, data, seed=seed, model=self.model, **amount)
+            Run(experiment, data, seed=seed, **how, **amount)
             for data in self.data
             for amount in self.amounts
             for seed in self.seeds
@@ -228,33 +165,16 @@ class Study:
     @property
     def tuning(self) -> Study:
         """The study with the seeds, fractions and shots that `tune` uses."""
+        plain = replace(self, protocol="multi_task", targets=[])
         if not self.tune_fractions:
-            return replace(self, seeds=self.tune_seeds)
-        return replace(self, seeds=self.tune_seeds, fractions=self.tune_fractions, shots=[])
+            return replace(plain, seeds=self.tune_seeds)
+        return replace(plain, seeds=self.tune_seeds, fractions=self.tune_fractions, shots=[])
 
     @property
     def amounts(self) -> list[dict[str, Any]]:
         """`fraction` and `shots` of the runs: first all fractions, then all shots."""
         fractions = [{"fraction": value, "shots": None} for value in self.fractions]
         return fractions + [{"fraction": None, "shots": value} for value in self.shots]
-
-
-def run_name(key: dict[str, Any]) -> str:
-    """The name of a run within its study.
-
-    A run that evaluates on test images keeps its name when its settings change, so that its new result replaces the
-    old one. A run that evaluates on validation images has the digest of its settings in its name, so that the results
-    of all points of a grid are kept. Runs of the other kinds have the kind in their name.
-
-    Args:
-        key: `Run.key`, or the fields of the same names in a line of results.
-    """
-    place, digest = f"{key['data']}_{key['amount']}", ""
-    if key["evaluated_on"] == "validation":
-        place, digest = f"validation/{place}", f"_{key['digest']}"
-    elif key["evaluated_on"] != "test":
-        place = f"{key['evaluated_on']}/{place}"
-    return f"{place}/{key['experiment']}{digest}_seed-{key['seed']}"
 
 
 def point_text(point: dict[str, Any]) -> str:

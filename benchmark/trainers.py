@@ -21,7 +21,7 @@ from mmap_peft.multitask.task_trainer import TaskTrainer
 from mmap_peft.multitask.trainer import MultiTaskTrainer
 from mmap_peft.multitask.wise_ft import wise_ft
 
-from .study import SMALL_CLIP, Run
+from .run import SMALL_CLIP, Run
 
 
 def make_trainer(

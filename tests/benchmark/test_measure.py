@@ -14,7 +14,8 @@ from benchmark.machine import peak_memory, reset_peak_memory
 from benchmark.measure import measure
 from benchmark.predictions import read_predictions
 from benchmark.results_file import Results
-from benchmark.study import Run, Study
+from benchmark.run import Run
+from benchmark.study import Study
 from mmap_peft.data.pictograms import draw
 
 

@@ -9,7 +9,8 @@ from benchmark.data import DataSet
 from benchmark.experiment import Experiment
 from benchmark.measure import measure
 from benchmark.reading import build, read_yaml
-from benchmark.study import Run, Study
+from benchmark.run import Run
+from benchmark.study import Study
 from mmap_peft import clip_lora_arguments
 from mmap_peft.data.pictograms import draw
 

@@ -13,7 +13,7 @@ from benchmark.measure import measure
 from benchmark.planted import PLANTED, planted_domains, planted_groups
 from benchmark.planted_report import planted_lines, routing_lines
 from benchmark.report import write_report
-from benchmark.study import Run
+from benchmark.run import Run
 from benchmark.summary import Row
 
 from .conftest import full_result

@@ -17,8 +17,8 @@ from benchmark.paired import compare
 from benchmark.predictions import SCHEMA, correct, keep_predictions, predict, predictions_path, read_predictions
 from benchmark.report import write_report
 from benchmark.results_file import Results
+from benchmark.run import Run
 from benchmark.runner import Runner
-from benchmark.study import Run
 from benchmark.summary import Row
 from mmap_peft import LinearProbeConfig, MultiTaskClassifier
 from mmap_peft.multitask.task_trainer import TaskTrainer

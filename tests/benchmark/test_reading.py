@@ -10,7 +10,8 @@ import yaml
 
 from benchmark.experiment import METHODS, Experiment
 from benchmark.reading import build, read_yaml
-from benchmark.study import Run, Study
+from benchmark.run import Run
+from benchmark.study import Study
 from benchmark.suite_files import read_suite
 
 
@@ -115,7 +116,7 @@ def test_bad_yaml(text, sentence, tmp_path):
         ({"data": ["pictograms"]}, "An entry of data in .* is 'pictograms'"),
         ({"data": [{"name": "imagenet"}]}, "'imagenet' is no data set of a study; write one of pictograms"),
         ({"data": [{"name": "folder"}]}, "has no path; write its folder, or its name on the Hub"),
-        ({"data": [{"name": "pictograms", "path": "x"}]}, "was given path; it takes per_class"),
+        ({"data": [{"name": "pictograms", "path": "x"}]}, "was given path; it takes classes, per_class"),
         ({"data": [{"name": "pictograms", "per_class": 1}]}, "per_class .* is 1; write a whole number of 2"),
         ({"data": [{"name": "pictograms", "label": "a/b"}]}, "Label 'a/b' is to name files"),
         ({"data": 2 * [{"name": "pictograms"}]}, "has data of the same name"),

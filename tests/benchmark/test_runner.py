@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from benchmark import runner
+from benchmark.run import run_name
 from benchmark.runner import Runner
-from benchmark.study import run_name
 
 
 @pytest.fixture

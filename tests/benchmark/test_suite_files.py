@@ -16,7 +16,8 @@ from benchmark.measure import measure
 from benchmark.references import Reference, read_references
 from benchmark.report import write_report
 from benchmark.results_file import Results
-from benchmark.study import Run, Study
+from benchmark.run import Run
+from benchmark.study import Study
 from benchmark.suite_files import SUITES, read_suite
 from mmap_peft import Task, load_processor
 from mmap_peft.data.pictograms import small_clip
