@@ -94,11 +94,13 @@ class OtherClasses(TaskForward):
         return Prediction([classes[name].class_names[number] for name, number in found], probabilities)
 
     def probabilities(
-        self, pixel_values: torch.Tensor, tasks: Sequence[str], classes: Mapping[str, TaskClasses]
+        self, pixel_values: torch.Tensor, tasks: Sequence[str], classes: Mapping[str, TaskClasses] | None = None
     ) -> torch.Tensor:
         """Class probabilities of images, whose tasks are given by name, on the CPU: (batch, classes of the one of
-        these tasks with most of them). Raises a `ValueError` if they are not finite."""
+        these tasks with most of them). `classes` are those of each task by its name, if not its own. Raises a
+        `ValueError` if probabilities are not finite."""
         names, distinct = list(self.tasks), list(dict.fromkeys(tasks))
+        classes = classes or self._classes(distinct, None)
         numbers = torch.tensor([names.index(name) for name in tasks], device=self.device)
         with self.evaluating():
             features = self._features({name: classes[name] for name in distinct})
