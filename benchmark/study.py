@@ -75,8 +75,10 @@ class Study:
                     raise ValueError(f"{part} of study {self.name!r} has {value!r}; write {wanted}.")
         if not self.fractions and not self.shots:
             raise ValueError(f"Study {self.name!r} does not say how many images train; write fractions or shots.")
-        experiments = [replace(one, training={**one.training, **self.training}) for one in self.experiments]
-        object.__setattr__(self, "experiments", experiments)
+        experiments = self.experiments
+        if self.training:
+            experiments = [replace(one, training={**one.training, **self.training}) for one in experiments]
+            object.__setattr__(self, "experiments", experiments)
         names_by_part = {"experiments": [one.name for one in experiments], "data": [one.label for one in self.data]}
         for part, names in names_by_part.items():
             if len(set(names)) < len(names):
@@ -165,10 +167,10 @@ class Study:
     @property
     def tuning(self) -> Study:
         """The study with the seeds, fractions and shots that `tune` uses."""
-        plain = replace(self, protocol="multi_task", targets=[])
-        if not self.tune_fractions:
-            return replace(plain, seeds=self.tune_seeds)
-        return replace(plain, seeds=self.tune_seeds, fractions=self.tune_fractions, shots=[])
+        fields = {"seeds": self.tune_seeds, "protocol": "multi_task", "targets": []}
+        if self.tune_fractions:
+            fields |= {"fractions": self.tune_fractions, "shots": []}
+        return replace(self, **fields)
 
     @property
     def amounts(self) -> list[dict[str, Any]]:

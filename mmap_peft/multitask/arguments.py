@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import os
@@ -77,6 +78,7 @@ _RANGES: dict[str, Any] = {
     "lr_scheduler_type": SchedulerType | str,
 }
 _PLAIN = {int, float, bool, str, type(None)}
+_hints = functools.cache(get_type_hints)
 
 
 @dataclass
@@ -218,7 +220,7 @@ class MultiTaskTrainingArguments(AugmentationArguments, RegularizationArguments,
 
     def _check_kinds(self) -> None:
         """Raise a `ValueError` for a value of another type than its annotation, out of range, or no choice."""
-        hints = get_type_hints(type(self))
+        hints = _hints(type(self))
         for name in [each.name for each in fields(self)]:
             kind = _RANGES.get(name, hints[name])
             kinds = {*(get_args(hints[name]) or [hints[name]]), *get_args(kind)}

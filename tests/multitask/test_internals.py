@@ -21,7 +21,10 @@ TABLES = [
     for table in (ROOT / "docs" / "internals.md").read_text().split("|---|---|")[1:]
 ]
 PROSE = (ROOT / "docs" / "internals.md").read_text().partition("Public methods")[2].partition("All else")[0]
-FILES = ("arguments", "checkpoints", "grouping_stage", "processes", "task_trainer", "trainer")
+FILES = (
+    *("arguments", "augmented_steps", "checkpoints", "grouping_stage", "processes", "regularized_trainer"),
+    *("task_trainer", "trainer"),
+)
 
 
 def overridden():
