@@ -41,8 +41,8 @@ def clip_lora_arguments(shots: int, **fields: Any) -> dict[str, Any]:
 
     500 steps for each shot, 32 images a step, a learning rate of 2e-4 and a cosine schedule are from the paper
     (section 4); the schedule's end at 1e-6, a weight decay of 0.01, the betas 0.9 and 0.999, and that gradients are
-    not clipped, from the authors' `lora.py`. The authors train one data set at a time; their random crops and flips of
-    the images are not among these arguments.
+    not clipped, from the authors' `lora.py`. The authors train one data set at a time. Their random crops and flips,
+    `augment="crop+flip"`, are not among these arguments, since not all images may be mirrored.
 
     Args:
         shots (`int`): number of training images of each class.
