@@ -27,18 +27,16 @@ from mmap_peft.multitask.arguments import MultiTaskTrainingArguments
 from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.multitask.files import write_json
 from mmap_peft.multitask.loading import WEIGHTS_FILE
-from mmap_peft.multitask.task import Task
 from mmap_peft.multitask.task_trainer import TaskTrainer
 
 from .machine import origin, peak_memory, reset_peak_memory, total_peak_memory
 from .planted_runs import PLANTED_RUNS
 from .predictions import accuracy_by_task, correct, predict
-from .protocols import Training, protocol_mean, trainings
+from .protocols import AT_ONCE, Training, protocol_mean, trainings
 from .run import Run
 from .trainers import train
 
 
-ROUTED_AT_ONCE = 256  # images
 WARM_UP = 3  # the first steps of a training are slower; their times are left out, if there are more steps
 
 
@@ -130,7 +128,7 @@ def measure(run: Run, predictions: str | os.PathLike | None = None) -> dict[str,
             found["seconds"] = {"total": time.perf_counter() - start}
             found["peak_bytes"] = {"total": total_peak_memory()}
         else:
-            for part in _trainings(run, tasks):
+            for part in trainings(run, tasks):
                 results.append(_measure_classifier(run, part, args))
                 gc.collect()  # frees this classifier's CLIP before the next one is loaded
             found = _summarise(results, time.perf_counter() - start)
@@ -155,14 +153,6 @@ def _arguments(run: Run, folder: str) -> MultiTaskTrainingArguments:
         groups = run.data.groups(run.experiment.groups, run.seed)
         given = {"grouping": "given", "given_groups": ",".join("+".join(each) for each in groups)}
     return run.experiment.arguments(output_dir=folder, seed=run.seed, **given)
-
-
-def _trainings(run: Run, tasks: list[Task]) -> list[Training]:
-    """The classifiers of a run. Those of the protocol `"multi_task"` are evaluated on their own tasks."""
-    if run.protocol != "multi_task":
-        return trainings(run, tasks)
-    parts = [[task] for task in tasks] if run.experiment.tasks == "alone" else [tasks]
-    return [Training(part) for part in parts]
 
 
 def _measure_classifier(run: Run, training: Training, args: MultiTaskTrainingArguments) -> ClassifierResult:
@@ -234,8 +224,8 @@ def _routing(classifier: MultiTaskClassifier) -> dict[str, float]:
     found = []
     for name, task in classifier.tasks.items():
         true = [task.class_names[number] for number in task.labels("eval")]
-        for start in range(0, len(true), ROUTED_AT_ONCE):
-            images = task.eval[start : start + ROUTED_AT_ONCE]["image"]
+        for start in range(0, len(true), AT_ONCE):
+            images = task.eval[start : start + AT_ONCE]["image"]
             routed, given = classifier.predict(images), classifier.predict(images, task=name)
             answers = zip(routed.tasks, routed.labels, given.labels, true[start:])
             found += [(one == name, label == right, same == right) for one, label, same, right in answers]

@@ -47,6 +47,7 @@ class Training:
 def trainings(run: Run, tasks: list[Task]) -> list[Training]:
     """The classifiers that the protocol of a run trains, each with its evaluation.
 
+    * `"multi_task"`: all tasks train, together or each alone, and are evaluated.
     * `"base_to_new"`: the first half of each task's classes trains, rounded up; images of these (`base`) and of the
       others (`new`) are classified among their own half (Zhou et al., "Conditional Prompt Learning for Vision-Language
       Models", CVPR 2022, section 4.1).
@@ -55,10 +56,14 @@ def trainings(run: Run, tasks: list[Task]) -> list[Training]:
     * `"forgetting"`: the same, and the plain base after the training, as `<task>_base`.
     * `"leave_one_domain_out"`: each task in turn does not train, and its test images are classified.
     """
-    if run.protocol == "base_to_new":
-        halved = [_base(task) for task in tasks]
-        parts = [[task] for task in halved] if run.experiment.tasks == "alone" else [halved]
-        return [Training(part, lambda classifier, part=part: _base_to_new(run, classifier, part)) for part in parts]
+    if run.protocol in ("multi_task", "base_to_new"):
+        halves = run.protocol == "base_to_new"
+        tasks = [_base(task) for task in tasks] if halves else tasks
+        parts = [[task] for task in tasks] if run.experiment.tasks == "alone" else [tasks]
+        return [
+            Training(part, (lambda classifier, part=part: _base_to_new(run, classifier, part)) if halves else None)
+            for part in parts
+        ]
     if run.protocol == "leave_one_domain_out":
         return [
             Training(

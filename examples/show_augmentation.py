@@ -28,15 +28,18 @@ BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
 
 def squashed(image: Image.Image, factor: float) -> torch.Tensor:
+    """A whole picture as a square of `factor` times the model's input, (1, 3, side, side), uint8."""
     side = int(factor * SIDE)
     return torch.from_numpy(np.asarray(image.resize((side, side), BICUBIC)).transpose(2, 0, 1).copy())[None]
 
 
 def original_crop(image: Image.Image, box: np.ndarray, resample: Image.Resampling = BICUBIC) -> np.ndarray:
+    """A crop of the original picture, (224, 224, 3); `box` has its sides as shares of the picture's."""
     return np.asarray(image.resize((SIDE, SIDE), resample, box=tuple(box * np.tile(image.size, 2)))).astype(float)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """The root mean square difference of two images."""
     return float(np.sqrt(((one - other) ** 2).mean()))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from ..tuner.fingerprint import Fingerprint
 from .processes import is_sharded
 from .task import Task
 from .task_forward import TaskForward
@@ -54,9 +53,7 @@ class FrozenFeatures(TaskForward):
 
         if is_sharded(self):  # all processes must run a sharded tower together
             self._frozen_cache.clear()
-        frozen = self.adapter_set.text_parameters()[0]
-        modules = (module for _, module in self.clip.named_modules(memo={self.adapter_set.container}))
-        return dict(zip(names, self._frozen_cache(keys, Fingerprint(frozen, [], modules), encode)))
+        return dict(zip(names, self._frozen_cache(keys, self._fingerprint(of_adapters=False), encode)))
 
     def _frozen(self, task: Task) -> torch.Tensor:
         batch, parts = self.texts.batch([task], [()]), []

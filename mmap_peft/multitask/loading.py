@@ -21,6 +21,7 @@ from transformers import AutoProcessor, ProcessorMixin
 from ..checking import shortened
 from ..hub import repository
 from ..keywords import check_keywords
+from .adapters import feature_size
 from .description import Description, check_shapes, check_sizes, read_config, read_weights
 from .prototypes import Prototypes
 from .replacing import PREFIX, find, sha256
@@ -148,7 +149,7 @@ def _take(classifier: Any, contents: Contents, folder: Path, verify: bool) -> No
         check_shapes(tensors, classifier.adapter_set.needed_state(adapter), folder / adapter / WEIGHTS_FILE)
     prototypes = classifier.prototypes  # of the base alone, so they stay right if the folder has none
     if contents.prototypes is not None:
-        path, size = folder / PROTOTYPES_FILE, classifier.prototype_size
+        path, size = folder / PROTOTYPES_FILE, feature_size(classifier.clip)
         prototypes = Prototypes.from_tensors(contents.prototypes, classifier.tasks, size, path)
     _check_unchanged(description, folder, verify)
     if classifier.adapters != list(weights):

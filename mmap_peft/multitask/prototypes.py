@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional as F
 
 from ..checking import Count, checked
-from .adapters import feature_size
 from .description import check_shapes
 from .frozen_features import FrozenFeatures
 from .images import IGNORE_INDEX, TaskImages
@@ -189,11 +188,6 @@ class PrototypeRouting(OtherClasses, FrozenFeatures):
         with self.evaluating(), self.zero_shot():
             route = torch.zeros(len(pixels), dtype=torch.long, device=self.device)
             return self.image_features(pixels.to(self.device), [()], route).float().cpu()
-
-    @property
-    def prototype_size(self) -> int:
-        """Number of elements of an image feature."""
-        return feature_size(self.clip)
 
     def _predict_routed(self, images: Sequence[Any], choice: Choice | None) -> RoutedPrediction:
         """As `MultiTaskClassifier.predict` without a task, of decoded images."""

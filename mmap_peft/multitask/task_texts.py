@@ -74,10 +74,11 @@ class TaskTexts(TaskAdapters):
             keys, self._fingerprint(), lambda names: self._encode({name: routed[name] for name in names})
         )
 
-    def _fingerprint(self) -> Fingerprint:
-        """Of all that text features depend on."""
+    def _fingerprint(self, of_adapters: bool = True) -> Fingerprint:
+        """Of all that text features depend on, or those of the plain base."""
+        frozen, adapters = self.adapter_set.text_parameters()
         modules = (module for _, module in self.clip.named_modules(memo={self.adapter_set.container}))
-        return Fingerprint(*self.adapter_set.text_parameters(), modules)
+        return Fingerprint(frozen, adapters if of_adapters else [], modules)
 
     def _text_keys(self, routed: RoutedTasks, texts: ClassTexts) -> list[tuple[Route, int]]:
         return [(route, id(texts.of(task, route))) for task, route in routed.values()]
