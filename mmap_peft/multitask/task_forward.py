@@ -37,7 +37,7 @@ class TaskForward(TaskTexts):
         others: Collection[str] = (),
         task_counts: Sequence[int] | None = None,
     ) -> MultiTaskOutput:
-        """Classify images of any tasks in one pass.
+        """Classify images of any tasks in one pass. A number in `task_ids` that no task has raises a `ValueError`.
 
         Args:
             pixel_values (`torch.Tensor`): (batch, 3, H, W).
@@ -50,10 +50,8 @@ class TaskForward(TaskTexts):
             others (`Collection[str]`): names of the tasks whose `text_features` are of other classes than their own.
             trained_only (`bool`, *optional*): over the `trained_classes` only: `text_features` are of these, and the
                 logits of others -inf. `None`: in training mode.
-            task_counts (`Sequence[int]`, *optional*): images of each task. `None`: `task_ids` is read, once computed.
-
-        Raises:
-            ValueError: `task_ids` holds a number that no task has.
+            task_counts (`Sequence[int]`, *optional*): number of images of each task in `task_ids`, (tasks,). `None`:
+                it is read from `task_ids`, which waits for a GPU.
         """
         names, rows, counts = self._present(task_ids, task_counts)
         routed = self._routed(names, trained_only := self.training if trained_only is None else trained_only)
