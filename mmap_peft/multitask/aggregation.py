@@ -107,7 +107,7 @@ def aggregate_task_gradients(
 
     parameters_by_tasks: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for parameter, tasks in tasks_by_parameter.items():
-        parameter.jac = reduce(parameter.jac)[on_device(tasks, parameter.device)]
+        parameter.jac = reduce(parameter.jac)[on_device(torch.tensor(tasks, dtype=torch.long), parameter.device)]
         parameters_by_tasks.setdefault(tuple(tasks), []).append(parameter)
     for tasks, parameters in parameters_by_tasks.items():
         if tasks:
