@@ -129,9 +129,11 @@ class AdapterSet(nn.Module):
         """What a task with this route has on pooled features, a `PooledModule`, or `None`."""
         return None
 
-    def image_features(self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor) -> torch.Tensor:
+    def image_features(
+        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int]
+    ) -> torch.Tensor:
         """Pooled image features, (images, dim), changed by adapters on them; `numbers`, (images,), are those of the
-        images' routes. They are not of unit length."""
+        images' routes, of which each has so many images (`counts`). They are not of unit length."""
         return features
 
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:

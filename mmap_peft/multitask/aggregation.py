@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tuner.devices import on_device
+
 
 def find_aggregator(text: str, smallest: int = 1) -> nn.Module:
     """An aggregator of `torchjd.aggregation`, with the settings that are written with it.
@@ -105,7 +107,7 @@ def aggregate_task_gradients(
 
     parameters_by_tasks: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for parameter, tasks in tasks_by_parameter.items():
-        parameter.jac = reduce(parameter.jac)[tasks]
+        parameter.jac = reduce(parameter.jac)[on_device(torch.tensor(tasks, dtype=torch.long), parameter.device)]
         parameters_by_tasks.setdefault(tuple(tasks), []).append(parameter)
     for tasks, parameters in parameters_by_tasks.items():
         if tasks:

@@ -69,9 +69,18 @@ class TaskImages(Dataset):
         return self._caches[shape]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        resized, image, item = self.read(index, self.preprocessing.resize, self._cache)
+        resized, image, item = self._resized(index)
         pixels = self.preprocessing(image) if resized is None else self.preprocessing.normalise(resized)
         return {**item, "pixel_values": pixels}
+
+    def as_bytes(self, index: int) -> dict[str, Any]:
+        """An item before it is normalized, with `"pictures"`, (3, H, W) of uint8, in place of `"pixel_values"`, if the
+        image processor can run in two steps."""
+        resized, _, item = self._resized(index)
+        return {**item, "pictures": resized}
+
+    def _resized(self, index: int) -> tuple[np.ndarray | None, Image.Image | None, dict[str, Any]]:
+        return self.read(index, self.preprocessing.resize, self._cache)
 
     def read(
         self, index: int, resize: Callable[[Image.Image], np.ndarray | None], cache: ImageCache

@@ -51,16 +51,16 @@ class PooledSet(AdapterSet):
         """Remove all modules; `enter` makes new ones."""
         self.parts, self._names, self.seed = nn.ModuleList(), [], seed
 
-    def image_features(self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor) -> torch.Tensor:
+    def image_features(
+        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int]
+    ) -> torch.Tensor:
         if len(routes) == 1:
             part = self.part(routes[0])
             return features if part is None else part.image_features(features)
-        changed, rows = [], []
-        for number, route in enumerate(routes):
-            rows.append((numbers == number).nonzero()[:, 0])
-            part, own = self.part(route), features[rows[-1]]
-            changed.append(own if part is None else part.image_features(own))
-        return torch.cat(changed)[torch.cat(rows).argsort()]
+        order = numbers.argsort(stable=True)
+        parts = zip(map(self.part, routes), features[order].split(list(counts)))
+        changed = [own if part is None else part.image_features(own) for part, own in parts]
+        return torch.cat(changed)[order.argsort()]
 
     def uses_texts(self, route: Route) -> bool:
         return not route or self.config.module_class.weights_from_texts

@@ -11,7 +11,8 @@ from torch import nn
 
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.context import Overrides
-from ..tuner.fingerprint import Fingerprint, autocast_dtype
+from ..tuner.devices import on_host
+from ..tuner.fingerprint import Fingerprint, autocast_dtype, compared_by_versions
 from .class_texts import ClassTexts
 from .processes import is_sharded
 from .task import Task
@@ -120,6 +121,16 @@ class TaskTexts(TaskAdapters):
         features = encode_texts(self.clip, batch, prompts_of, self.device, chunk, not is_sharded(self))
         parts = dict(zip(distinct, features.split([len(task.class_names) for task in distinct.values()])))
         return [parts[key] for key in keys]
+
+    @contextmanager
+    def many_passes(self) -> Iterator[None]:
+        """Inside the `with` block, which is for many forward passes in a row, a GPU is not waited for to see whether
+        parameters have changed: their version counters are compared, and what was kept before is computed anew."""
+        if not on_host(self.device):
+            self._text_cache.clear()
+            self.texts.forget_batch()
+        with compared_by_versions():
+            yield
 
     @contextmanager
     def override_routes(self, routes: Mapping[str, Route]) -> Iterator[None]:

@@ -208,7 +208,8 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
         # Before training there is no engine, and none is needed: up to ZeRO-2 every process has all weights.
         self.is_deepspeed_enabled = enabled and self.deepspeed is not None
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            with self.model.many_passes():
+                return super().evaluation_loop(*args, **kwargs)
         finally:
             self.is_deepspeed_enabled = enabled
             if not self.is_in_train:
@@ -230,7 +231,8 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
         self._seconds_waiting, self._not_finite = 0.0, NotFinite()
         if self.is_deepspeed_enabled and checkpoint:
             self._load_from_checkpoint(checkpoint)  # the engine's checkpoint holds weights only
-        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        with self.model.many_passes():
+            result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._not_finite.check(list(self.model.tasks))
         return result
 

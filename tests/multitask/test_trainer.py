@@ -128,7 +128,7 @@ def test_the_trainer_equals_a_loop_written_by_hand(make):
     start = prompts(trainer)
     trainer.train()
     found = prompts(trainer)
-    model, batches = trainer.model, list(trainer.get_train_dataloader())[:3]
+    model, batches = trainer.model, [trainer.model_inputs(batch) for batch in trainer.get_train_dataloader()][:3]
     for (adapter, name), value in start.items():
         model.adapter_parameters(adapter)[name].data.copy_(value)
     model.train()

@@ -55,14 +55,14 @@ def make_trainer(clip: str, output: str, accumulation: int, **fields) -> MultiTa
 
 def remember_images(trainer: MultiTaskTrainer) -> list[str]:
     """The SHA-256 of each image that training steps will see in this process."""
-    augmented, seen = trainer.augmented, []
+    model_inputs, seen = trainer.model_inputs, []
 
     def remember(batch):
-        batch = augmented(batch)
+        batch = model_inputs(batch)
         seen.extend(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch["pixel_values"])
         return batch
 
-    trainer.augmented = remember
+    trainer.model_inputs = remember
     return seen
 
 
