@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,25 @@ LARGEST_JSON = 64 * 2**20  # bytes
 PART = ".part"
 
 
-def write_json(fields: dict[str, Any], path: str | os.PathLike) -> None:
-    """Write fields to a JSON file, by a temporary file that then replaces it."""
-    temporary = Path(f"{path}{PART}")
-    with lock(temporary.parent):  # so that the temporary file is of one process, or was left by one that ended
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Replace a file by what the `with` block writes into the path that it gets; other processes wait meanwhile."""
+    new = Path(f"{path}{PART}")
+    with lock(new.parent):  # so that the new file is of one process, or was left by one that ended
         try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(fields, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            flush(temporary.parent)
+            yield new
+            flush(new)
+            new.replace(path)
+            flush(new.parent)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
             raise
+
+
+def write_json(fields: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write fields to a JSON file, which replaces an older one."""
+    with replace_file(path) as new:
+        new.write_text(json.dumps(fields, indent=1), encoding="utf-8")
 
 
 def check_file(path: Path, most_bytes: float = float("inf")) -> None:

@@ -111,7 +111,7 @@ def _digests(path: Path) -> Mapping[str, str]:
 def flush(path: Path) -> None:
     """Write a file or a folder's entries to the disk, so that they outlast a power failure."""
     with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():  # not every system has folders
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes what can be written
         try:
             os.fsync(descriptor)
         finally:
