@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+
 from .replacing import flush, lock
 
 
 LARGEST_JSON = 64 * 2**20  # bytes
 PART = ".part"
+DTYPES = {"F16", "BF16", "F32", "F64"}  # in safetensors
 
 
 @contextlib.contextmanager
@@ -85,3 +89,25 @@ def read_json(path: Path, finite: bool = True) -> Any:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file that can be used ({str(error)[:200]}); restore it.") from error
+
+
+def read_tensors(path: Path, finite: bool = True) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file from anywhere. Without `finite`, they may hold NaN and infinity.
+
+    Raises:
+        ValueError: a damaged file, or numbers that are not finite.
+    """
+    check_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, no mapping
+            wrong = next((name for name, dtype in dtypes.items() if dtype not in DTYPES), None)
+            if wrong is not None:
+                raise ValueError(f"{wrong[:60]!r} is of the dtype {dtypes[wrong]}")
+            tensors = {name: file.get_tensor(name) for name in dtypes}
+        for name, tensor in tensors.items():
+            if finite and not tensor.isfinite().all():
+                raise ValueError(f"{name[:60]!r} holds numbers that are not finite")
+    except Exception as error:  # safetensors raises several kinds of its own exceptions for damaged files
+        raise ValueError(f"{path} is missing or damaged ({str(error)[:200]}); nothing was loaded.") from error
+    return tensors
