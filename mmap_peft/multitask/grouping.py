@@ -154,6 +154,7 @@ class TaskGrouping:
         unstable: str = "all",
         seconds: float = 30.0,
         seed: int = 0,
+        disable_tqdm: bool = False,
     ) -> TaskGrouping:
         """Group tasks by the affinity of their gradients, and measure how reliable it and the groups are.
 
@@ -163,7 +164,7 @@ class TaskGrouping:
             affinity: one of `AFFINITIES`.
             unstable: what to do with groups that are not stable: `"all"` (one group instead), `"none"` (a group for
                 each task) or `"keep"`.
-            seed: seed of the bootstrap.
+            seed, disable_tqdm: seed of the bootstrap, and whether it shows no progress bar.
 
         Raises:
             ValueError: there are no snapshots.
@@ -182,7 +183,7 @@ class TaskGrouping:
 
         found = grouping.group_numbers
         grouping.affinity, grouping.reliability = affinity, reliability(snapshots, affinity)
-        repeated = co_membership(snapshots, affinity, partition, found, DRAWS, seed)
+        repeated = co_membership(snapshots, affinity, partition, found, DRAWS, seed, disable_tqdm)
         grouping.together, grouping.stability = repeated
         grouping.separation = separation(grouping.similarity, found, grouping.reliability)
         if not grouping.is_stable and unstable != "keep":
