@@ -4,10 +4,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, TaskGrouping, use_routes
 from mmap_peft.data.pictograms import draw
+
+from ..conftest import load_clip
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5)
@@ -78,7 +79,7 @@ def test_matrices_that_cannot_be_are_refused_and_nothing_changes(tensors, named,
 
 
 def test_each_folder_is_a_peft_adapter_of_its_own(classifier, folder, clip_folder):
-    clip = CLIPModel.from_pretrained(clip_folder)
+    clip = load_clip(clip_folder)
     model = PeftModel.from_pretrained(clip, str(folder), subfolder="print").eval()
     pixels = {"pixel_values": torch.randn(2, 3, 48, 48)}
     with use_routes(classifier.model, ("print",)):
@@ -103,7 +104,7 @@ def test_a_damaged_adapter_is_refused_and_nothing_changes(damage, classifier, fo
         path.unlink()
     else:
         save_file({name: tensor[:1].clone() for name, tensor in load_file(path).items()}, path)
-    fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip.name_or_path), processor, tasks, CONFIG).eval()
+    fresh = MultiTaskClassifier(load_clip(clip.name_or_path), processor, tasks, CONFIG).eval()
     before, adapters = probabilities(fresh), fresh.adapters
     with pytest.raises(ValueError, match=r"photo.adapter_model\.safetensors is (missing|damaged).*nothing was loaded"):
         fresh.load_adapters(folder)
@@ -114,7 +115,7 @@ def test_a_damaged_adapter_is_refused_and_nothing_changes(damage, classifier, fo
 
 
 def test_other_tasks_are_refused(folder, clip_folder, processor, tasks):
-    fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks[:2], CONFIG)
+    fresh = MultiTaskClassifier(load_clip(clip_folder), processor, tasks[:2], CONFIG)
     with pytest.raises(ValueError, match=r"is of the tasks .* but the classifier has"):
         fresh.load_adapters(folder)
 
@@ -159,7 +160,7 @@ def test_a_base_that_is_not_here_is_asked_for(base, classifier, folder, clip_fol
     describe(folder, base_model=base)
     with pytest.raises(ValueError, match=r"load that base and write from_pretrained\(\.\.\., model=base\)"):
         MultiTaskClassifier.from_pretrained(folder)
-    again = MultiTaskClassifier.from_pretrained(folder, model=CLIPModel.from_pretrained(clip_folder))
+    again = MultiTaskClassifier.from_pretrained(folder, model=load_clip(clip_folder))
     assert torch.equal(probabilities(again), probabilities(classifier))
 
 

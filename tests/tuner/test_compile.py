@@ -7,11 +7,10 @@ import torch
 from accelerate.utils import is_compiled_module
 from peft import get_peft_model
 from torch._dynamo.testing import CompileCounterWithBackend
-from transformers import CLIPModel
 
 from mmap_peft import MaPLeConfig, MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, TaskGrouping, use_routes
 
-from ..conftest import tiny_clip
+from ..conftest import load_clip, tiny_clip
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5)
@@ -105,7 +104,7 @@ def test_a_compiled_classifier_compiles_nothing_for_another_order_of_tasks(backe
 def test_a_trainer_compiles_both_stages_for_the_same_prompts(clip_folder, processor, tasks, arguments, tmp_path):
     found = []
     for compiled in (False, True):
-        clip = CLIPModel.from_pretrained(clip_folder)
+        clip = load_clip(clip_folder)
         classifier = MultiTaskClassifier(clip, processor, tasks, CONFIG)
         fields = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
         args = arguments(output_dir=str(tmp_path / str(compiled)), save_strategy="no", max_steps=2, **fields)
