@@ -24,6 +24,7 @@ def python(*pages: str) -> str:
     blocks = [re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL) for page in pages]
     assert all(blocks)
     code = "\n".join(block for page in blocks for block in page)
+    code = code.replace("per_class=10", "per_class=4")
     return code.replace("output_dir=", f"**{SHORT!r}, output_dir=")
 
 

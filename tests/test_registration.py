@@ -24,6 +24,8 @@ from mmap_peft import (
 )
 from mmap_peft.data.pictograms import draw
 
+from .conftest import load_clip
+
 
 PEFT_MAPPINGS = PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 CONFIGS = [
@@ -63,7 +65,7 @@ def test_a_method_in_one_file_trains_and_is_saved_and_loaded(
     assert "A. Author" in (tmp_path / "README.md").read_text()
     folder = tmp_path / classifier.adapters[0]
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == config.method.peft_type.value
-    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), folder)
+    model = PeftModel.from_pretrained(load_clip(clip_folder), folder)
     native = CLIPModel.from_pretrained(folder).eval().get_image_features(torch.zeros(1, 3, 48, 48)).pooler_output
     expected = model.eval().get_base_model().get_image_features(torch.zeros(1, 3, 48, 48)).pooler_output
     torch.testing.assert_close(native, expected, atol=1e-6, rtol=1e-5)

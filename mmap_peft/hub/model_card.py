@@ -36,7 +36,7 @@ def model_card(
     Args:
         description (`dict`): the content of `tasks.json`; and `base_class`, the name of the base's class, which is
             shown if the base has no name, `adapter_parameters` and `base_parameters`, the numbers of parameters of all
-            adapters together and of the base, and `grouping_remarks`, sentences about the groups.
+            adapters together and of the base, `has_heat_map`, and `grouping_remarks`, sentences about the groups.
         config (`PeftConfig`): the method and its settings.
         repo_id, subfolder (`str`, *optional*): where the classifier will be, for the code example that loads it.
     """

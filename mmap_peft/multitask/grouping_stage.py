@@ -16,7 +16,7 @@ from transformers.utils.logging import tqdm
 from .adapters import GLOBAL
 from .affinity import MOST_ELEMENTS, Snapshot, from_tensors, snapshot_steps, to_tensors
 from .checkpoint_files import GRADIENTS_FILE
-from .description import read_weights
+from .files import read_tensors
 from .images import IGNORE_INDEX
 from .processes import shard_rows
 from .task_gradients import task_gradients
@@ -104,5 +104,5 @@ class SharedAdapterTrainer(TaskTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = from_tensors(read_weights(Path(resume_from_checkpoint) / GRADIENTS_FILE))
+        saved = from_tensors(read_tensors(Path(resume_from_checkpoint) / GRADIENTS_FILE))
         self.snapshots = [each for each in saved if each.step in self.snapshot_steps()]

@@ -1,13 +1,14 @@
 """Replaces several files of a folder at once: whatever ends the process, the folder holds the old or the new ones.
 
-New files are written into a folder `.saving-*` beside the old ones. Renaming the main file, which has the SHA-256 of
-the others, is the moment when the new ones count; then the others are moved, too. Until they are, `find` returns those
-in `.saving-*`.
+New files are written into a folder `.saving-<main file>-*` beside the old ones. Renaming the main file, which has the
+SHA-256 of the others, is the moment when the new ones count; then the others are moved, too. Until they are, `find`
+returns those in `.saving-*`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -67,7 +68,7 @@ def replace_files(folder: Path, main: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         _settle(folder, main)
-        new, inode = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX)), None
+        new, inode = Path(tempfile.mkdtemp(dir=folder, prefix=f"{PREFIX}{main}-")), None
         try:
             yield new
             files = [path for path in new.rglob("*") if path.is_file()]
@@ -90,7 +91,7 @@ def replace_files(folder: Path, main: str) -> Iterator[Path]:
 
 def _settle(folder: Path, main: str) -> None:
     """Move the files that count, and remove the others, of processes that ended while they saved."""
-    leftovers = list(folder.glob(f"{PREFIX}*"))
+    leftovers = list(folder.glob(f"{PREFIX}{glob.escape(main)}-*"))
     digests = _digests(folder / main) if leftovers else {}
     for name, digest in digests.items():
         found = find(folder, name, digest)
@@ -111,7 +112,7 @@ def _digests(path: Path) -> Mapping[str, str]:
 def flush(path: Path) -> None:
     """Write a file or a folder's entries to the disk, so that they outlast a power failure."""
     with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():  # not every system has folders
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes what can be written
         try:
             os.fsync(descriptor)
         finally:

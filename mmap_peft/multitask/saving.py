@@ -1,5 +1,5 @@
 """Writes a classifier's folder, on disk and on the Hub: `tasks.json`, a model card, prototypes if the classifier has
-any, and a folder for each PEFT adapter.
+any, the matrices of the grouping, and a folder for each PEFT adapter.
 
 A `classifier` is a `MultiTaskClassifier`, which cannot be imported here, since it imports this file.
 """
@@ -31,6 +31,7 @@ DIGEST = "sha256"  # in tasks.json: that of all else in it
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PROTOTYPES_FILE = "prototypes.safetensors"
+AFFINITY_FILE = "affinity.safetensors"  # the matrices of the grouping
 # In tasks.json, besides the route.
 TASK_FIELDS = ("name", "class_names", "template", "class_texts", "dataset", "classes_for_training")
 
@@ -70,6 +71,8 @@ def _write(classifier: Any, description: dict[str, Any], states: dict[str, Any],
         _save_adapter(classifier, adapter, tensors, folder / adapter, description["base_model"])
     if classifier.prototypes is not None:
         save_file(classifier.prototypes.to_tensors(), folder / PROTOTYPES_FILE, metadata={"format": "pt"})
+    if classifier.grouping is not None and (tensors := classifier.grouping.to_tensors()):
+        save_file(tensors, folder / AFFINITY_FILE, metadata={"format": "pt"})
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     description[DIGESTS] = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     if card:
@@ -96,9 +99,13 @@ def content_digest(description: dict[str, Any]) -> str:
 
 def write_card(classifier: Any, folder: Path, repo_id: str | None = None, subfolder: str | None = None) -> None:
     """Write the model card, and the heat map of the grouping if there is one."""
-    if classifier.grouping is not None and classifier.grouping.similarity is not None:
+    if _has_affinity(classifier):
         plot_grouping(classifier.grouping, folder / "grouping.png")
     model_card(classifier, repo_id, subfolder).save(folder / "README.md")
+
+
+def _has_affinity(classifier: Any) -> bool:
+    return classifier.grouping is not None and classifier.grouping.similarity is not None
 
 
 def _save_adapter(
@@ -125,7 +132,7 @@ def _describe(classifier: Any) -> dict[str, Any]:
             for task in classifier.tasks.values()
         ],
         "training": asdict(classifier.record),
-        "grouping": None if classifier.grouping is None else classifier.grouping.to_dict(),
+        "grouping": None if classifier.grouping is None else classifier.grouping.to_dict(matrices=False),
     }
 
 
@@ -137,6 +144,7 @@ def model_card(classifier: Any, repo_id: str | None = None, subfolder: str | Non
         "base_class": type(classifier.clip).__name__,
         "adapter_parameters": sum(tensor.numel() for state in states for tensor in state.values()),
         "base_parameters": classifier.base_size,
+        "has_heat_map": _has_affinity(classifier),
         "grouping_remarks": [] if classifier.grouping is None else classifier.grouping.remarks,
     }
     return cards.model_card(description, classifier.adapter_config, repo_id, subfolder)

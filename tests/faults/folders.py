@@ -250,7 +250,14 @@ def trial(rng: random.Random, folder: Path) -> None:
     else:
         what = damage(rng, damaged)
     verify = rng.random() < 0.8
-    names = ("tasks.json", "adapter_config.json", "adapter_model.safetensors", "prototypes.safetensors", "damaged")
+    names = (
+        "tasks.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "prototypes.safetensors",
+        "affinity.safetensors",
+        "damaged",
+    )
     try:
         loaded = one_sentence(lambda: load(number, damaged, verify), *names)
         live = shared.classifiers[number]

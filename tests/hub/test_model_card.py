@@ -11,6 +11,8 @@ from transformers import CLIPModel
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, Task, TaskGrouping
 from mmap_peft.multitask.saving import model_card
 
+from ..conftest import load_clip
+
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4))
 NASTY = "a|b `c` *d* _e_ <b>f</b> $g$ [h](i) \\| \n\n---\nj: 'k' \"l\" #"
@@ -215,7 +217,7 @@ def test_a_record_comes_along_with_loaded_adapters(trainer, classifier, clip_fol
     trainer.train()
     trainer.evaluate()
     classifier.save_pretrained(tmp_path / "saved")
-    fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+    fresh = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, CONFIG)
     fresh.load_adapters(tmp_path / "saved")
     assert fresh.record == classifier.record
 

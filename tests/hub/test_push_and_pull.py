@@ -225,7 +225,11 @@ def test_the_trainer_pushes_the_classifier_and_its_card_and_nothing_else(client,
     found = files("me/trained")
     folders = {path.split("/")[0] for path in found}
     groups = {folder for folder in folders if folder.startswith("group_")}
-    assert folders == {".gitattributes", "README.md", "tasks.json", "grouping.png", "print", "photo"} | groups
+    assert (
+        folders
+        == {".gitattributes", "README.md", "tasks.json", "affinity.safetensors", "grouping.png", "print", "photo"}
+        | groups
+    )
     parts = {path.split("/")[1] for path in found if "/" in path}
     assert parts == {"adapter_config.json", "adapter_model.safetensors"}
     card = found["README.md"].decode()

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torchjd import aggregation
 from torchjd.aggregation import PCGrad, Sum
-from transformers import CLIPModel
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer
 from mmap_peft.multitask.aggregation import add_task_gradients, aggregate_task_gradients, find_aggregator
+
+from ..conftest import load_clip
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
@@ -93,9 +94,7 @@ def train(clip, processor, tasks, args):
 
 def test_training_with_the_sum_is_plain_training(processor, tasks, arguments, clip_folder):
     found = [
-        train(CLIPModel.from_pretrained(clip_folder), processor, tasks, arguments(aggregator=name, output_dir=folder))[
-            1
-        ]
+        train(load_clip(clip_folder), processor, tasks, arguments(aggregator=name, output_dir=folder))[1]
         for name, folder in ((None, arguments().output_dir + "-plain"), ("Sum", arguments().output_dir + "-sum"))
     ]
     for name, parameter in found[0].items():
@@ -135,9 +134,9 @@ def test_accumulated_batches_equal_a_large_one(aggregator, processor, tasks, arg
     prompts = []
     for size, batches in ((12, 1), (3, 4)):
         batch = {"per_device_train_batch_size": size, "gradient_accumulation_steps": batches}
-        clip = CLIPModel.from_pretrained(clip_folder)
+        clip = load_clip(clip_folder)
         prompts.append(train(clip, processor, tasks, arguments(aggregator=aggregator, **batch, **STEP))[1])
-    untrained = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+    untrained = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, CONFIG)
     start = dict(untrained.named_parameters())
     for name, parameter in prompts[0].items():
         torch.testing.assert_close(prompts[1][name], parameter, atol=1e-5, rtol=0)
@@ -148,7 +147,7 @@ def test_accumulated_batches_equal_a_large_one(aggregator, processor, tasks, arg
 def test_settings_of_a_training_step_hold_with_an_aggregator(setting, processor, tasks, arguments, clip_folder):
     prompts = []
     for aggregator in (None, "Sum"):
-        clip = CLIPModel.from_pretrained(clip_folder)
+        clip = load_clip(clip_folder)
         prompts.append(train(clip, processor, tasks, arguments(aggregator=aggregator, **setting, **STEP))[1])
     for name, parameter in prompts[0].items():
         torch.testing.assert_close(prompts[1][name], parameter, atol=1e-5, rtol=0)
@@ -157,7 +156,7 @@ def test_settings_of_a_training_step_hold_with_an_aggregator(setting, processor,
 def test_an_interrupted_step_leaves_nothing_for_the_next_training(processor, tasks, arguments, clip_folder):
     prompts = []
     for interrupted in (False, True):
-        classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+        classifier = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, CONFIG)
         if interrupted:
             for parameter in classifier.tasks_by_parameter():
                 parameter.jac = torch.ones(3, *parameter.shape)

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPModel, Siglip2ImageProcessorPil, TrainerCallback
+from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil, TrainerCallback
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, Task
 from mmap_peft.multitask.augmentation import Augmentation, apply
 from mmap_peft.multitask.images import TaskImages
 from mmap_peft.multitask.sampler import TaskSampler
 from mmap_peft.multitask.training_pictures import TrainingPictures, VisitSampler
+
+from ..conftest import load_clip
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
@@ -23,7 +25,7 @@ ALL = "crop+flip+jitter"
 @pytest.fixture
 def make(clip_folder, processor, tasks, arguments):
     def trainer(callbacks=(), own_tasks=None, **fields):
-        classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, own_tasks or tasks, CONFIG)
+        classifier = MultiTaskClassifier(load_clip(clip_folder), processor, own_tasks or tasks, CONFIG)
         fields = {"sharing": "all", "augment": ALL, **fields}
         return MultiTaskTrainer(model=classifier, args=arguments(**fields), callbacks=list(callbacks))
 

@@ -66,8 +66,7 @@ def remember_images(trainer: MultiTaskTrainer) -> list[str]:
     return seen
 
 
-if __name__ == "__main__":
-    clip, output, accumulation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+def main(clip: str, output: Path, accumulation: int) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         count_as_gpus()
     trainer = make_trainer(clip, str(output), accumulation)
@@ -104,3 +103,7 @@ if __name__ == "__main__":
             "sharded": isinstance(weight, DTensor) and weight.to_local().numel() < weight.numel(),
         }
         (output / "launch.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
