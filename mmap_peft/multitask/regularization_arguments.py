@@ -1,11 +1,12 @@
-"""Training arguments that keep adapters near the frozen CLIP: consistency losses, and the average over the epochs."""
+"""Training arguments against overfitting: losses that keep adapters near the frozen CLIP, the average over the epochs,
+and a probe that trains after the prompts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from transformers.hf_argparser import HfArg
 
 from ..checking import checked
@@ -19,6 +20,7 @@ _KINDS = {
     "feature_distance": Literal[DISTANCES] | None,
     "average_mean": _Share | None,
     "average_std": Annotated[float, Gt(0), Le(100)],
+    "probe_after": Annotated[float, Gt(0), Lt(1)] | None,
 }
 
 
@@ -79,6 +81,13 @@ class RegularizationArguments:
     average_std: float = HfArg(
         default=0.05,
         help="Standard deviation of this Gaussian, as a share of the epochs: 0.05 in PromptSRC, 1 of 20 epochs.",
+    )
+
+    probe_after: float | None = HfArg(
+        default=None,
+        help="Share of the steps, between 0 and 1, that train the prompts alone; in all later steps only the probes "
+        "train, from the text features that the prompts then make. 0.6 in 2SFS. It needs probe=True. None: both train "
+        "together from the start.",
     )
 
     def __post_init__(self) -> None:

@@ -59,6 +59,9 @@ class TaskForward(TaskTexts):
         all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias  # of all tasks present
         sizes = [len((text_features or {}).get(name, task.class_names)) for name, (task, _) in routed.items()]
         logits = self._of_own_task(all_logits, sizes, rows, routed if trained_only else None)
+        own = [() if name in others else route for name, (_, route) in routed.items()]
+        added = self.adapter_set.added_logits(image, own, rows, logits.shape[1])
+        logits = logits if added is None else logits + added
         if labels is None:
             return MultiTaskOutput(logits=logits)
         loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
