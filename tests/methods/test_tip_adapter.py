@@ -1,4 +1,4 @@
-"""Tip-Adapter and Tip-Adapter-F: the published formula, the cache, its scales, files, and classes it was not made for."""
+"""Tip-Adapter and Tip-Adapter-F: the published formula, the cache, its scales, files, and other classes."""
 
 import itertools
 
@@ -86,7 +86,7 @@ def test_logits_and_gradients_are_the_published_formula(train_keys, scales, make
     for number, name in enumerate(classifier.tasks):
         keys, classes = cache_of(classifier, name)
         keys.requires_grad_(train_keys)
-        rows = NUMBERS == number
+        rows = number == NUMBERS
         expected = published(classifier, name, x[rows], keys, classes, alpha, beta)
         found = output.logits[rows]
         torch.testing.assert_close(found[:, : expected.shape[1]], expected, **CLOSE)
