@@ -84,6 +84,9 @@ class TaskClassifier(nn.Module):
 
         self.class_names = list(class_names)
         self.image_size: int = self.vision_model.config.image_size
+        self.metadata = {"task": task, **self._fields(image_processor)}
+
+    def _fields(self, image_processor: Any) -> dict[str, str]:
         fields = {
             "class_names": self.class_names,
             "image_size": self.image_size,
@@ -91,7 +94,7 @@ class TaskClassifier(nn.Module):
             "image_std": image_processor.image_std,
             "image_processor": json.loads(image_processor.to_json_string()),
         }
-        self.metadata = {"task": task, **{name: json.dumps(value) for name, value in fields.items()}}
+        return {name: json.dumps(value) for name, value in fields.items()}
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         layers = {("vision", index): _layer_prompts(layer) for index, layer in self._layers.items()}

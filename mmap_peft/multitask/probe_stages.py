@@ -20,6 +20,9 @@ class ProbeStages(ClassifierTrainer):
     gradient, so that the optimizer leaves it and its moments as they are. The number of the step says which stage it
     is, so a resumed training needs nothing else.
 
+    Source: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", CVPR 2025. They
+    train layer norms first, and restart the learning rate schedule at the switch, too.
+
     Raises:
         ValueError: the method has no probes, or DeepSpeed, whose optimizer moves parameters without a gradient.
     """

@@ -42,7 +42,8 @@ class RegularizationArguments:
     Source: PromptSRC (Khattak et al., ICCV 2023). Its code has the weights 25, 10 and 1, and a Gaussian of mean 15 and
     deviation 1 for 20 epochs, here 0.75 and 0.05; for 50 epochs of few images 30 and 30 (0.6, 0.6) or 45 and 5 (0.9,
     0.1). `PromptSRCConfig` has the first ones by default. `MMRLTokensConfig` has the weights 1 and 1 of MMRL (Guo and
-    Gu, CVPR 2025), with cosines. All other methods have none of these losses and no average.
+    Gu, CVPR 2025), with cosines. All other methods have none of these losses and no average. `probe_after` is from
+    2SFS (Farina et al., CVPR 2025); docs/methods.md says what differs.
     """
 
     text_consistency: float | None = HfArg(

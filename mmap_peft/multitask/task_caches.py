@@ -106,9 +106,7 @@ class TaskCaches(PrototypeRouting):
             checked(list(value), Annotated[list[kind], MinLen(1)], name)
         checked(batch_size, Count, "batch_size")
         for name in images:
-            self.check_task(name)
-            if self._cache(name).is_empty:
-                raise ValueError(f"The cache of task {name!r} is empty; call fill_caches() or train first.")
+            self._check_filled(name)
         tasks = [replace(task, train=None, eval=images.get(name)) for name, task in self.tasks.items()]
         data = TaskImages(tasks, "eval", self.processor.image_processor, only=list(images), cache_bytes=0)
         features, labels, numbers = self._read(data, batch_size, "Scales")
@@ -139,6 +137,11 @@ class TaskCaches(PrototypeRouting):
                     correct[i, j] += (logits[rows] + alpha * sums).argmax(-1).eq(labels[rows]).sum().cpu()
         best, alpha = divmod(int(correct.flatten().argmax()), len(alphas))
         return CacheScales(alphas[alpha], betas[best], correct.max().item() / len(labels))
+
+    def _check_filled(self, name: str) -> None:
+        self.check_task(name)
+        if self._cache(name).is_empty:
+            raise ValueError(f"The cache of task {name!r} is empty; call fill_caches() or train first.")
 
     def _cache(self, name: str) -> TipAdapter:
         return self.adapter_set.part(self.routes[name])
