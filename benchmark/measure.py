@@ -160,7 +160,7 @@ def _measure_classifier(run: Run, training: Training, args: MultiTaskTrainingArg
     meter, tasks = StepMeter(), training.tasks
     trained = train(run, tasks, args, [meter])
     classifier, adapter_bytes = trained.trainer.model, 0
-    if trained.parameters:
+    if run.experiment.method != "zero_shot":
         adapter_bytes = _adapter_bytes(classifier, Path(args.output_dir) / "adapters" / tasks[0].adapter)
     start = time.perf_counter()
     return ClassifierResult(

@@ -6,6 +6,7 @@ from .methods.clip_lora import clip_lora_arguments, clip_lora_config
 from .methods.linear_probe import LinearProbeConfig
 from .methods.parameters import BitFitConfig, FullFineTuningConfig
 from .methods.peft_configs import ia3_config, ln_tuning_config, lora_config
+from .methods.tip_adapter import TipAdapterConfig
 from .multitask.arguments import MultiTaskTrainingArguments
 from .multitask.classifier import MultiTaskClassifier
 from .multitask.grouping import TaskGrouping
@@ -54,6 +55,7 @@ __all__ = [
     "RoutedPrediction",
     "Task",
     "TaskGrouping",
+    "TipAdapterConfig",
     "VPTConfig",
     "__version__",
     "choose_wise_ft_alpha",

@@ -86,7 +86,7 @@ def test_a_type_is_the_plain_string_with_what_peft_asks_of_its_own(config, tmp_p
 
 
 def test_every_config_of_the_package_is_registered_with_its_data():
-    assert len(CONFIGS) == 12
+    assert len(CONFIGS) == 13
     for config in CONFIGS:
         method = type(config).method
         assert PEFT_TYPE_TO_CONFIG_MAPPING[method.peft_type.value] is type(config)

@@ -28,13 +28,13 @@ from .other_classes import LARGEST_CACHE, Choice
 from .output import Prediction, RoutedPrediction
 from .overlap import Overlap
 from .peft_adapters import make_adapters
-from .prototypes import PrototypeRouting
 from .record import TrainingRecord
 from .task import Task
+from .task_caches import TaskCaches
 from .text_features import TextFeatureCache
 
 
-class MultiTaskClassifier(PrototypeRouting):
+class MultiTaskClassifier(TaskCaches):
     """A frozen CLIP, its adapters, and the tasks that use them.
 
     A task has no decoder: the text features of its class names classify its image features. The adapters that it uses
@@ -265,10 +265,11 @@ class MultiTaskClassifier(PrototypeRouting):
         route = self.current_routes[task]
         clip = self.clip if self.uses_prompts else merged(self.model, bool(route))
         with self.evaluating():
-            (weight, bias), names = self.chosen_weights(task, choice)
+            (weight, bias), classes = self.chosen_weights(task, choice)
             prompts, part = self.adapter_set.prompts("vision", [route]), self.adapter_set.part(route)
         weight, bias = self.logit_scale().float() * weight.float(), bias if isinstance(bias, torch.Tensor) else None
-        return TaskClassifier(clip, prompts, weight, bias, task, names, self.processor.image_processor, part)
+        processor, columns = self.processor.image_processor, None if classes.are_others else classes.columns
+        return TaskClassifier(clip, prompts, weight, bias, task, classes.class_names, processor, part, columns)
 
     @check_keywords(saving.push, without=("classifier",))
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:

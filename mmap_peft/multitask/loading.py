@@ -150,7 +150,8 @@ def _take(classifier: Any, contents: Contents, folder: Path, verify: bool) -> No
             raise ValueError(f"{folder} holds the adapters {names[0]}, but the classifier has {names[1]}.")
         weights, routes = dict(zip(classifier.adapters, weights.values())), dict(classifier.routes)
     for adapter, tensors in weights.items():
-        check_shapes(tensors, classifier.adapter_set.needed_state(adapter), folder / adapter / WEIGHTS_FILE)
+        needed = classifier.adapter_set.needed_state(adapter, tensors)
+        check_shapes(tensors, needed, folder / adapter / WEIGHTS_FILE)
     prototypes = classifier.prototypes  # of the base alone, so they stay right if the folder has none
     if contents.prototypes is not None:
         path, size = folder / PROTOTYPES_FILE, feature_size(classifier.clip)

@@ -174,8 +174,8 @@ class OtherClasses(TaskForward):
 
         return self._other_texts(keys, self._fingerprint(), encode)
 
-    def chosen_weights(self, name: str, choice: Choice | None) -> tuple[ClassWeights, list[str]]:
-        """As `class_weights`, of the classes that were chosen, and their names."""
+    def chosen_weights(self, name: str, choice: Choice | None) -> tuple[ClassWeights, TaskClasses]:
+        """As `class_weights`, of the classes that were chosen, and these classes."""
         classes = self._classes_of(name, *(choice or (None, None)))
         features = self._features({name: classes})
         routed = {name: (self.tasks[name], self.current_routes[name])}
@@ -185,4 +185,4 @@ class OtherClasses(TaskForward):
             [name] if classes.are_others else (),
         )
         bias = bias[classes.columns] if isinstance(bias, torch.Tensor) else bias
-        return (weight[classes.columns], bias), classes.class_names
+        return (weight[classes.columns], bias), classes

@@ -177,7 +177,7 @@ class PromptSet(PeftSet):
         probe = {name: tensor.detach() for name, tensor in self.task_probes.parameters_of(adapter).items()}
         return {**super().state_of(adapter), **probe}
 
-    def needed_state(self, adapter: str) -> dict[str, torch.Tensor]:
+    def needed_state(self, adapter: str, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         prompts = super().state_of(adapter if adapter in self.names else self.names[0])
         return {**prompts, **self.task_probes.needed(adapter)}
 

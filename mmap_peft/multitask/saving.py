@@ -138,11 +138,11 @@ def _describe(classifier: Any) -> dict[str, Any]:
 
 def model_card(classifier: Any, repo_id: str | None = None, subfolder: str | None = None) -> ModelCard:
     """The model card of a classifier, for a folder, or for a repository and subfolder on the Hub."""
-    states = [classifier.adapter_state(adapter) for adapter in classifier.adapters]
+    parts = [classifier.adapter_parameters(adapter) for adapter in classifier.adapters]
     description = {
         **_describe(classifier),
         "base_class": type(classifier.clip).__name__,
-        "adapter_parameters": sum(tensor.numel() for state in states for tensor in state.values()),
+        "adapter_parameters": sum(each.numel() for part in parts for each in part.values()),
         "base_parameters": classifier.base_size,
         "has_heat_map": _has_affinity(classifier),
         "grouping_remarks": [] if classifier.grouping is None else classifier.grouping.remarks,

@@ -56,11 +56,10 @@ class TaskForward(TaskTexts):
         names, rows, counts = self._present(task_ids, task_counts)
         routed = self._routed(names, trained_only := self.training if trained_only is None else trained_only)
         texts = functools.cache(functools.partial(self._text_features, routed, given, text_features))
-        weight, bias = self._class_weights(routed, texts, others)
+        weights = self._class_weights(routed, texts, others)
         image = self._images_of(routed, rows, pixel_values, given, counts)
-        all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias  # of all tasks present
         sizes = [len((text_features or {}).get(name, task.class_names)) for name, (task, _) in routed.items()]
-        logits = self._of_own_task(all_logits, sizes, rows, routed if trained_only else None)
+        logits = self._logits(routed, rows, counts, image, weights, sizes, trained_only, others)
         if labels is None:
             return MultiTaskOutput(logits=logits)
         loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
@@ -70,6 +69,25 @@ class TaskForward(TaskTexts):
         terms = self._consistency(consistency, routed, rows, prompted, pixel_values, trained_only)
         terms = mean_by_task(terms, labels, task_ids, len(self.tasks))
         return MultiTaskOutput(loss=loss + terms.sum(), logits=logits, consistency=terms)
+
+    def _logits(
+        self,
+        routed: RoutedTasks,
+        rows: torch.Tensor,
+        counts: Sequence[int],
+        image: torch.Tensor,
+        weights: ClassWeights,
+        sizes: Sequence[int],
+        trained_only: bool,
+        others: Collection[str],
+    ) -> torch.Tensor:
+        """The logits of each image for its own task's classes, of which there are `sizes`, by its unit feature."""
+        weight, bias = weights
+        all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias  # of all tasks present
+        logits = self._of_own_task(all_logits, sizes, rows, routed if trained_only else None)
+        routes = [() if name in others else route for name, (_, route) in routed.items()]
+        added = self.adapter_set.added_logits(image, routes, rows, counts, logits.shape[1])
+        return logits if added is None else logits + added
 
     def _consistency(
         self,

@@ -112,16 +112,22 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.model.record.prompted = {}  # of weights that are about to change
-        loss = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients and self._aggregator is not None:
+        with self.only_this_stage():
+            loss = super().training_step(*args, **kwargs)
+            if self.accelerator.sync_gradients:
+                self._combine_gradients(loss.device)
+        return loss
+
+    def _combine_gradients(self, device: torch.device) -> None:
+        """Those of several tasks or processes, where neither torch nor DDP has done it."""
+        if self._aggregator is not None:
             # Some aggregators draw random numbers, which must be the same on all processes.
-            with torch.random.fork_rng(devices=[] if loss.device.type == "cpu" else [loss.device]):
+            with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
                 torch.manual_seed(self.args.seed + self.state.global_step)
                 mean = functools.partial(self.accelerator.reduce, reduction="mean")
                 aggregate_task_gradients(self.model.tasks_by_parameter(), self._aggregator, mean)
-        elif self.accelerator.sync_gradients and processes.is_sharded(self.model):
+        elif processes.is_sharded(self.model):
             processes.average_gradients(self)
-        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
@@ -157,7 +163,10 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
         """Raise a `ValueError` if a task that is to train has no training image."""
         names = self.tasks_to_train(self.model, self.args)
         if not names:
-            raise ValueError("No adapter is set to train; write classifier.train_adapters(classifier.adapters).")
+            raise ValueError(
+                "No adapter is set to train; write classifier.train_adapters(classifier.adapters). If the method is "
+                "Tip-Adapter without train_keys, its caches are filled already; write classifier.fill_caches()."
+            )
         sizes = dict(zip(self.model.tasks, getattr(self.train_dataset, "sizes", ())))
         for name in names:
             self.model.tasks[name].check_training_images()
@@ -219,7 +228,8 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
     # ---- training and resuming
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`; the metrics also have `train_waiting_share`."""
+        """As `transformers.Trainer.train`; the metrics also have `train_waiting_share`. Caches of training images are
+        filled first if they are empty; if there is nothing else to train, there is no step."""
         self.check_images()
         self.model.adapter_set.check_routes(self.model.routes if self.keeps_adapters else {})
         self._check_optimizer()
@@ -228,6 +238,10 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
         checkpoint = self.find_checkpoint(resume_from_checkpoint, [output])
         if checkpoint:
             self.check_order(checkpoint)
+        elif self.model.adapter_set.empty_caches:
+            self.model.fill_empty_caches(self.train_dataset, self.args.per_device_eval_batch_size)
+            if not self.model.training_adapters:
+                return TrainOutput(0, 0.0, {})
         self._seconds_waiting, self._not_finite = 0.0, NotFinite()
         if self.is_deepspeed_enabled and checkpoint:
             self._load_from_checkpoint(checkpoint)  # the engine's checkpoint holds weights only

@@ -118,9 +118,10 @@ def test_two_processes_compute_the_same_prototypes(name, output):
         assert_close(second[key], tensor, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("training", "adapters"), [("aggregated", 1), ("two stages", 3), ("caches", 3)])
 @pytest.mark.parametrize("name", ["multi_cpu", "two_nodes", "fsdp2"])
-def test_an_aggregator_sees_the_gradients_of_all_processes(name, output):
-    assert_same_prompts(output("single") / "aggregated", output(name) / "aggregated", adapters=1)
+def test_other_trainings_give_the_same_as_in_one_process(name, training, adapters, output):
+    assert_same_prompts(output("single") / training, output(name) / training, adapters)
 
 
 @pytest.mark.parametrize("name", SEVERAL)

@@ -188,7 +188,7 @@ def test_images_that_cannot_be_read_are_refused_or_skipped(clip, processor, clas
     made.compute_prototypes(3, unreadable="skip")
     assert same(made.prototypes, classifier.prototypes)
     del tasks[0].train[:-1]
-    with pytest.raises(ValueError, match="No training image of task 'warm' can be read"):
+    with pytest.raises(ValueError, match="No image of task 'warm' can be read"):
         made.compute_prototypes(unreadable="skip")
 
 

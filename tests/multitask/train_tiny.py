@@ -16,7 +16,14 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import CLIPModel
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, load_processor
+from mmap_peft import (
+    MmAPConfig,
+    MultiTaskClassifier,
+    MultiTaskTrainer,
+    MultiTaskTrainingArguments,
+    TipAdapterConfig,
+    load_processor,
+)
 from tests.conftest import make_task
 
 
@@ -32,9 +39,13 @@ def count_as_gpus() -> None:
     PartialState.__init__ = init
 
 
-def make_trainer(clip: str, output: str, accumulation: int, **fields) -> MultiTaskTrainer:
+def mmap(**fields) -> MmAPConfig:
+    return MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1, **fields)
+
+
+def make_trainer(clip: str, output: str, accumulation: int, config=None, **fields) -> MultiTaskTrainer:
     tasks = [make_task("print", 3), make_task("clipart", 5), make_task("photo", 4)]
-    config = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
+    config = config or mmap()
     classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip), load_processor(clip), tasks, config)
     args = MultiTaskTrainingArguments(
         output_dir=output,
@@ -83,10 +94,15 @@ def main(clip: str, output: Path, accumulation: int) -> None:
     if trainer.is_world_process_zero():
         regularized.model.save_pretrained(output / "regularized")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
-        aggregated = make_trainer(clip, str(output / "aggregated"), accumulation, aggregator="PCGrad", sharing="all")
-        aggregated.train()
-        if trainer.is_world_process_zero():
-            aggregated.model.save_pretrained(output / "aggregated")
+        for name, fields in {
+            "aggregated": {"aggregator": "PCGrad", "sharing": "all"},
+            "two stages": {"config": mmap(probe=True), "probe_after": 0.6, "sharing": "none"},
+            "caches": {"config": TipAdapterConfig(train_keys=True), "learning_rate": 1e-2},
+        }.items():
+            another = make_trainer(clip, str(output / name), accumulation, **fields)
+            another.train()
+            if trainer.is_world_process_zero():
+                another.model.save_pretrained(output / name)
     augmented = make_trainer(clip, str(output / "augmented"), accumulation, augment="crop+flip+jitter", sharing="all")
     images = remember_images(augmented)
     augmented.train()
