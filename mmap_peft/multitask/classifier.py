@@ -270,9 +270,10 @@ class MultiTaskClassifier(PrototypeRouting):
         weight, bias = self.logit_scale().float() * weight.float(), bias if isinstance(bias, torch.Tensor) else None
         return TaskClassifier(clip, prompts, weight, bias, task, names, self.processor.image_processor, part)
 
-    @check_keywords(saving.push, without=("classifier",))
+    @check_keywords(saving.push, without=("classifier", "card_folder"))
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
-        """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
+        """Upload what `save_pretrained` writes to a repository on the Hub, in one commit. Files that are there already
+        are not uploaded again, and those of an earlier push that this one lacks, such as a group's, are deleted.
 
         Args:
             repo_id (`str`): for example `"me/clip-mmap-office-home"`; it is created if it does not exist.

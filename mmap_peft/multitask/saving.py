@@ -9,24 +9,30 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..hub import model_card as cards
 from ..hub import repository
+from ..hub.adapter_card import adapter_card
+from ..version import __version__
 from .base_record import BaseRecord
 from .plots import plot_grouping
-from .replacing import DIGESTS, replace_files, sha256
+from .replacing import DIGESTS, read_digests, replace_files, sha256
 
 
 TASKS_FILE = "tasks.json"
+ROOT_CONFIG = "config.json"  # what the Hub counts downloads by; nothing reads it
+CARD_FILE, PICTURE_FILE = "README.md", "grouping.png"
 DIGEST = "sha256"  # in tasks.json: that of all else in it
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -70,6 +76,10 @@ def _write(classifier: Any, description: dict[str, Any], states: dict[str, Any],
         _save_adapter(classifier, adapter, tensors, folder / adapter, description["base_model"])
     if classifier.prototypes is not None:
         save_file(classifier.prototypes.to_tensors(), folder / PROTOTYPES_FILE, metadata={"format": "pt"})
+    names = [task["name"] for task in description["tasks"]]
+    root = {"library_name": "mmap_peft", "library_version": __version__, "tasks": names}
+    root["base_model"] = description["base_model"]
+    (folder / ROOT_CONFIG).write_text(json.dumps(root, indent=1), encoding="utf-8")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     description[DIGESTS] = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     if card:
@@ -94,11 +104,29 @@ def content_digest(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_card(classifier: Any, folder: Path, repo_id: str | None = None, subfolder: str | None = None) -> None:
-    """Write the model card, and the heat map of the grouping if there is one."""
+def write_card(classifier: Any, folder: Path, repo_id: str | None = None, subfolder: str | None = None) -> list[str]:
+    """Write the model card, a short one for each adapter, and the heat map of the grouping if there is one.
+
+    Returns:
+        The names of the files inside the folder.
+    """
+    names = [CARD_FILE, *(f"{adapter}/{CARD_FILE}" for adapter in classifier.adapters)]
     if classifier.grouping is not None and classifier.grouping.similarity is not None:
-        plot_grouping(classifier.grouping, folder / "grouping.png")
-    model_card(classifier, repo_id, subfolder).save(folder / "README.md")
+        plot_grouping(classifier.grouping, folder / PICTURE_FILE)
+        names.append(PICTURE_FILE)
+    model_card(classifier, repo_id, subfolder).save(folder / CARD_FILE)
+    clip, tasks = classifier.clip, len(classifier.tasks)
+    for adapter in classifier.adapters:
+        config, size = classifier.adapter_set.config_of(adapter), _size(classifier, adapter)
+        place = "/".join(filter(None, [subfolder, adapter]))
+        card = adapter_card(config, clip.name_or_path, type(clip).__name__, size, repo_id, [place], tasks)
+        card.save(folder / adapter / CARD_FILE)
+    return names
+
+
+def _size(classifier: Any, adapter: str) -> int:
+    """The number of parameters of an adapter."""
+    return sum(tensor.numel() for tensor in classifier.adapter_state(adapter).values())
 
 
 def _save_adapter(
@@ -131,11 +159,10 @@ def _describe(classifier: Any) -> dict[str, Any]:
 
 def model_card(classifier: Any, repo_id: str | None = None, subfolder: str | None = None) -> ModelCard:
     """The model card of a classifier, for a folder, or for a repository and subfolder on the Hub."""
-    states = [classifier.adapter_state(adapter) for adapter in classifier.adapters]
     description = {
         **_describe(classifier),
         "base_class": type(classifier.clip).__name__,
-        "adapter_parameters": sum(tensor.numel() for state in states for tensor in state.values()),
+        "adapter_parameters": sum(_size(classifier, adapter) for adapter in classifier.adapters),
         "base_parameters": classifier.base_size,
         "grouping_remarks": [] if classifier.grouping is None else classifier.grouping.remarks,
     }
@@ -151,9 +178,10 @@ def push(
     subfolder: str | None = None,
     parent_commit: str | None = None,
     commit_message: str = "Upload adapters",
+    card_folder: Path | None = None,
 ) -> CommitInfo:
-    """As documented for `MultiTaskClassifier.push_to_hub`."""
-    repository.check_subfolder(subfolder)
+    """As documented for `MultiTaskClassifier.push_to_hub`. The card is written into `card_folder` as well."""
+    inside = repository.check_subfolder(subfolder)
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -162,12 +190,24 @@ def push(
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            write_card(classifier, folder, repo_id, subfolder)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                path_in_repo=subfolder or None,
-                revision=revision,
-                parent_commit=parent_commit,
-                commit_message=commit_message,
-            )
+            for file in write_card(classifier, card_folder or folder, repo_id, subfolder):
+                if card_folder is not None:
+                    shutil.copyfile(card_folder / file, folder / file)
+            new = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+            prefix = f"{inside}/" if inside else ""
+            gone = _left_over(api, repo_id, revision, prefix, new)
+            changes = [CommitOperationDelete(prefix + file) for file in gone]
+            changes += [CommitOperationAdd(prefix + file, path) for file, path in sorted(new.items())]
+            options = {"revision": revision, "parent_commit": parent_commit, "commit_message": commit_message}
+            return api.create_commit(repo_id, changes, **options)  # one, which leaves out what is there already
+
+
+def _left_over(api: HfApi, repo_id: str, revision: str | None, prefix: str, new: Sequence[str]) -> list[str]:
+    """Files of an earlier push that this one has no more, such as those of a group, by their names behind `prefix`."""
+    files = api.list_repo_files(repo_id, revision=revision)
+    present = {file.removeprefix(prefix) for file in files if file.startswith(prefix)}
+    if TASKS_FILE not in present:
+        return []
+    written = read_digests(Path(api.hf_hub_download(repo_id, prefix + TASKS_FILE, revision=revision)))
+    cards = [f"{folder}/{CARD_FILE}" for folder in {Path(file).parent.as_posix() for file in written} - {"."}]
+    return sorted({*written, *cards, PICTURE_FILE} & present - set(new))

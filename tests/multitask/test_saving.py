@@ -46,7 +46,7 @@ def test_a_folder_gives_the_classifier_back_to_the_bit(classifier, folder):
     assert again.routes == classifier.routes
     assert again.grouping.to_dict() == classifier.grouping.to_dict()
     assert {path.name for path in folder.iterdir()} == {
-        "README.md", "tasks.json", "grouping.png", "group_0", "group_1", "print", "clipart", "photo"
+        "README.md", "tasks.json", "config.json", "grouping.png", "group_0", "group_1", "print", "clipart", "photo"
     }  # fmt: skip
 
 
