@@ -23,7 +23,8 @@ class CommandParser(HfArgumentParser):
         text (`str`): what the command does; the first line is its summary.
         places (`Mapping[str, str]`): help of the arguments without a name. The last one takes several if its name is
             in the plural, `"files"`.
-        shown (`Collection[str]`, *optional*): the arguments that `--help` shows; `--help-all` shows all. `None`: all.
+        shown (`Mapping[str, str]`, *optional*): the arguments that `--help` shows, with a short help, or `""` for the
+            first sentence of their own; `--help-all` shows all. `None`: all.
         optional (`Collection[str]`): the `places` that may be left out.
     """
 
@@ -33,7 +34,7 @@ class CommandParser(HfArgumentParser):
         types: Sequence[type],
         text: str,
         places: Mapping[str, str] | None = None,
-        shown: Collection[str] | None = None,
+        shown: Mapping[str, str] | None = None,
         optional: Collection[str] = (),
     ) -> None:
         self.places, self.optional, self.settings = dict(places or {}), optional, {}
@@ -45,7 +46,7 @@ class CommandParser(HfArgumentParser):
         for place, meaning in self.places.items():
             self.add_argument(place, nargs="*" if place == self.list else "?", help=meaning, metavar=place.upper())
         self.add_argument("-h", "--help", action="help", help="show this page")
-        self._shown = None if shown is None else {*shown, *self.places, "help", "help_all"}
+        self._shown = None if shown is None else {**dict.fromkeys([*self.places, "help", "help_all"], ""), **shown}
         if shown is not None:
             self.add_argument(
                 "--help-all",
@@ -58,7 +59,8 @@ class CommandParser(HfArgumentParser):
     def format_help(self) -> str:
         texts = [each.help for each in self._actions]
         for each in self._actions if self._shown is not None else ():
-            each.help = (each.help or "").partition(". ")[0] if each.dest in self._shown else argparse.SUPPRESS
+            first = (each.help or "").partition(". ")[0]
+            each.help = self._shown[each.dest] or first if each.dest in self._shown else argparse.SUPPRESS
         try:
             return super().format_help()
         finally:

@@ -19,6 +19,7 @@ import jinja2
 import numpy as np
 
 from ..checking import Amount, Count, checked
+from ..hub.model_card import shown_base
 from ..multitask.classifier import MultiTaskClassifier
 from ..multitask.files import read_json
 from ..multitask.images import IGNORE_INDEX
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     checked(own.mistakes, Amount, "mistakes")
     classifier, folder = read_model(place.model), Path(place.model)
     values: dict[str, Any] = {"name": os.path.basename(os.path.abspath(place.model)), "which": None, "parts": []}
-    values |= {"about": info(classifier), **_of_folder(folder)}
+    values |= {"about": info(classifier), "base": shown_base(classifier.clip.name_or_path), **_of_folder(folder)}
     if own.data is not None:
         domains = read_data(own.data)
         values["which"] = give_images(classifier, domains, read_split(place.model), own.task)

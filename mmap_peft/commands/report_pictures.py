@@ -68,16 +68,18 @@ def training_curves(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
-        axes.plot(*_points(logs, "loss"), marker=".", label="loss")
-        steps, values = _points(logs, "eval_mean_accuracy")
+        axes.plot(*points(logs, "loss"), marker=".", label="loss")
+        steps, values = points(logs, "eval_mean_accuracy")
         if steps:
             right = axes.twinx()
             right.plot(steps, values, "tab:orange", marker=".")
             right.set_ylabel("mean accuracy", color="tab:orange")
+            right.set_ylim(0, 1.02)
     return _saved(figure)
 
 
-def _points(logs: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+def points(logs: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """The steps at which something was logged, and its values, without those that are no finite numbers."""
     pairs = [(entry.get("step"), entry.get(name)) for entry in logs]
     kept = [pair for pair in pairs if all(isinstance(each, int | float) and math.isfinite(each) for each in pair)]
     return [step for step, _ in kept], [value for _, value in kept]

@@ -33,10 +33,20 @@ from .training import TrainingData, make_named_tasks, train_and_compare
 
 FRACTION = 0.7  # at least one image of a class that has two or more is held out
 PATHS = ("model", "split_dir")
-SHOWN = (
-    "model", "shots", "fraction", "split_dir", "demo", "output_dir", "overwrite", "license", "seed",
-    "num_train_epochs", "max_steps", "learning_rate", "num_prompts", "template", "augment", "unreadable", "use_cpu",
-)  # fmt: skip
+SHOWN = {
+    **dict.fromkeys(("model", "shots", "fraction", "split_dir", "demo"), ""),
+    "output_dir": "folder to write",
+    **dict.fromkeys(("overwrite", "license"), ""),
+    "seed": "seed of the split and of training",
+    "num_train_epochs": "how often each image trains",
+    "max_steps": "number of steps, instead of epochs",
+    "learning_rate": "learning rate at the start",
+    "num_prompts": "",
+    "template": "text of a class, with {} for its name",
+    "augment": "random changes of images that train, such as crop+flip",
+    "unreadable": "what to do with files that are no images",
+    "use_cpu": "train on the CPU",
+}
 
 
 @dataclass
@@ -56,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
         SHOWN,
         optional=["data"],
     )
+    parser.set_defaults(output_dir="out/DATA")
     own, args, place, given = parser.parse(argv)
     data = "Pictograms" if own.demo else place.data
     if not data:

@@ -13,7 +13,6 @@ from markupsafe import Markup
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
 from ..methods.pooled import PooledConfig
-from ..prompts.method import Method
 from ..tuner.checked import CheckedTuner
 from ..version import __version__
 from .markdown import escaped, link, literal, settings
@@ -42,7 +41,7 @@ def adapter_card(
             folders in it.
         tasks (`int`): number of the tasks of the classifier that it belongs to; 0: it belongs to none.
     """
-    base_id, known = hub_id(base_model), getattr(config, "method", None)
+    base_id, known = hub_id(base_model), getattr(config, "method", None)  # PEFT's own configs have none
     name = base_id or PurePath(base_model or "").name or base_class
     metadata = ModelCardData(
         base_model=base_id,
@@ -51,8 +50,8 @@ def adapter_card(
         tags=["mmap_peft", "clip"],
     )
     values = {
-        "method": known.name if isinstance(known, Method) else type(config).__name__.removesuffix("Config"),
-        "source": known.source if isinstance(known, Method) else None,
+        "method": getattr(known, "name", type(config).__name__.removesuffix("Config")),
+        "source": getattr(known, "source", None),
         "settings": settings(config),
         "parameters": parameters,
         "tasks": tasks,
@@ -63,8 +62,7 @@ def adapter_card(
         "base_literal": literal(base_id or "path/to/the/base"),
         "repo_id": literal(repo_id or "path/or/name"),
         "places": [place and literal(place) for place in places],
-        "version": __version__,
-        "peft_version": peft.__version__,
+        "versions": f"mmap_peft {__version__}, peft {peft.__version__}",
         "mark": Markup(MARK),
     }
     template = Path(__file__).with_name("adapter_card_template.md")
@@ -75,7 +73,7 @@ def replace_empty_cards() -> None:
     """Let `PeftModel.save_pretrained` write an `adapter_card` for the methods of this library, where PEFT would write
     a form with gaps. A README that somebody has written is updated as PEFT does it."""
     of_peft = PeftModel.create_or_update_model_card
-    if hasattr(of_peft, "__wrapped__"):
+    if getattr(of_peft, "writes_adapter_cards", False):
         return
 
     @functools.wraps(of_peft)
@@ -83,12 +81,14 @@ def replace_empty_cards() -> None:
         path = Path(output_dir) / "README.md"
         if not isinstance(self.base_model, CheckedTuner) or (path.exists() and not _is_replaced(path)):
             return of_peft(self, output_dir)
-        base, config = self.get_base_model(), self.active_peft_config
-        size = sum(tensor.numel() for tensor in get_peft_model_state_dict(self, save_embedding_layers=False).values())
+        base, (adapter, config) = self.get_base_model(), next(iter(self.peft_config.items()))
+        state = get_peft_model_state_dict(self, adapter_name=adapter, save_embedding_layers=False)
+        size = sum(tensor.numel() for tensor in state.values())
         places = ["" if name == "default" else name for name in self.peft_config]
         name = base.__dict__.get("name_or_path") or config.base_model_name_or_path
         return adapter_card(config, name, type(base).__name__, size, None, places).save(path)
 
+    create_or_update_model_card.writes_adapter_cards = True
     PeftModel.create_or_update_model_card = create_or_update_model_card
 
 

@@ -35,8 +35,7 @@ def model_card(
         method = f"{method} prompts"
     elif known_method:
         method = known_method.name
-    # Of a path, only the last folder means something on another machine.
-    base = base_id or PurePath(base_model or "").name or description["base_class"]
+    base = shown_base(base_model) or description["base_class"]
     title = f"{method} of {len(tasks)} tasks for {base}"
     sources = dict.fromkeys(task["dataset"] for task in tasks if task["dataset"])
     accuracies = {"zero-shot": training["zero_shot"], "with prompts" if prompted else "trained": training["prompted"]}
@@ -61,6 +60,11 @@ def model_card(
     }
     template = Path(__file__).with_name("model_card_template.md")
     return ModelCard.from_template(metadata, template_path=str(template), **escaped(values))
+
+
+def shown_base(base_model: str | None) -> str:
+    """The name of a base; of a path only the last folder, since no more means something on another machine."""
+    return hub_id(base_model) or PurePath(base_model or "").name
 
 
 def _metadata(description: dict[str, Any], prompted: bool, name: str) -> ModelCardData:

@@ -3,16 +3,14 @@
 import base64
 import io
 import json
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, Task, TaskGrouping
-from mmap_peft.commands.report_pictures import confusion_matrix, training_curves
+from mmap_peft.commands.report_pictures import confusion_matrix, points
 
 
 class Page(HTMLParser):
@@ -57,21 +55,11 @@ def test_the_page_has_every_part_and_needs_no_other_file(call, trained, pictures
     assert all(min(picture.size) > 20 for picture in page.pictures)
 
 
-def test_without_data_it_tells_what_the_folder_knows(call, trained, tmp_path):
-    assert call("report", trained, "--output", tmp_path / "report.html")[0] == 0
-    text = (tmp_path / "report.html").read_text()
-    results = json.loads(Path(trained, "results.json").read_text())
-    assert f"took {results['seconds']} s." in text
-    assert f"{100 * results['accuracy']['print']['trained']:.1f} %" in text
-    assert "<h2>Task" not in text
-    assert "write <code>mmap-peft report MODEL --data FOLDER</code>" in text
-
-
-NASTY = "<script>alert('x') & $a$ \"q\" {{ 7 * 6 }}"  # as a class name it is clean
+NASTY = "<script>'x' & $a$ {{ 7 }}"  # as a class name it is clean
 
 
 def test_names_are_shown_as_they_are(call, clip, processor, tmp_path):
-    learns = [Task(NASTY, [NASTY, "cloud"]), Task("photo", ["sun", "cloud"])]
+    learns = [Task(NASTY, [NASTY, "cloud"], template="{}"), Task("photo", ["sun", "cloud"])]
     classifier = MultiTaskClassifier(clip, processor, learns, MmAPConfig(num_prompts=4, source_shape=(2, 4)))
     matrices, names = np.array([np.eye(2), np.ones((2, 2))]), list(classifier.tasks)
     classifier.set_grouping(TaskGrouping(names, [[name] for name in names], matrices.mean(0), matrices))
@@ -88,14 +76,24 @@ def test_names_are_shown_as_they_are(call, clip, processor, tmp_path):
     assert [max(picture.size) == 112 for picture in page.pictures] == [True, False, False]
 
 
-@pytest.mark.parametrize("classes", [2, 20, 45])
-def test_a_matrix_is_drawn_for_few_and_for_many_classes(classes):
-    counts = np.diag(np.arange(classes))
-    data = base64.b64decode(confusion_matrix(counts, [f"class ${n}$" for n in range(classes)]).partition(",")[2])
-    assert 300 < max(Image.open(io.BytesIO(data)).size) < 1300
+def test_without_data_it_tells_what_the_folder_knows(call, trained, tmp_path, monkeypatch):
+    for name in ("heat_map", "training_curves"):  # they were drawn above
+        monkeypatch.setattr(f"mmap_peft.commands.report.{name}", lambda _, name=name: f"data:image/png;base64,{name}")
+    assert call("report", trained, "--output", tmp_path / "report.html")[0] == 0
+    text = (tmp_path / "report.html").read_text()
+    results = json.loads(Path(trained, "results.json").read_text())
+    assert f"took {results['seconds']} s." in text
+    assert f"{100 * results['accuracy']['print']['trained']:.1f} %" in text
+    assert "base64,heat_map" in text and "base64,training_curves" in text
+    assert "<h2>Task" not in text
+    assert "write <code>mmap-peft report MODEL --data FOLDER</code>" in text
+
+
+def test_a_matrix_of_many_classes_stays_small():
+    data = base64.b64decode(confusion_matrix(np.eye(70, dtype=int), [f"class ${n}$" for n in range(70)])[22:])
+    assert max(Image.open(io.BytesIO(data)).size) < 1300
 
 
 def test_curves_leave_out_what_is_no_number():
     logs = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": "x"}, {"loss": 1.0}]
-    address = training_curves({"one": logs, "two": [{"step": 1, "eval_mean_accuracy": 0.5}]})
-    assert re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", address)
+    assert points(logs, "loss") == ([1], [2.0])
