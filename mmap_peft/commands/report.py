@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 
 from ..checking import Amount, Count, checked
-from ..hub.model_card import shown_base
+from ..hub.repository import shown_base
 from ..multitask.classifier import MultiTaskClassifier
 from ..multitask.files import read_json
 from ..multitask.images import IGNORE_INDEX

@@ -1,9 +1,9 @@
 """Train on a folder of images, or on a data set of the Hub, and compare with plain CLIP.
 
     mmap-peft train photos                        photos/cat/1.jpg, photos/dog/1.jpg: one task
-    mmap-peft train office --shots 4              office/Art/Bed/1.jpg, office/Clipart/Bed/1.jpg: two
+    mmap-peft train office --shots 4              office/Art/bed/1.jpg, office/Clip/bed/1.jpg: two
     mmap-peft train flwrlabs/office-home          from the Hub
-    mmap-peft train settings.yaml                 arguments from a file; those on the line come first
+    mmap-peft train settings.yaml                 arguments in a file; those on the line are first
     accelerate launch -m mmap_peft train photos   on several GPUs
 
 Folders called train and test say which images train; else 70 % of each class do (--fraction).

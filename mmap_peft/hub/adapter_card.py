@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -16,7 +16,7 @@ from ..methods.pooled import PooledConfig
 from ..tuner.checked import CheckedTuner
 from ..version import __version__
 from .markdown import escaped, link, literal, settings
-from .repository import hub_id
+from .repository import hub_id, shown_base
 
 
 MARK = "<!-- Written by mmap_peft. Without this line, it is not written again. -->"
@@ -42,7 +42,7 @@ def adapter_card(
         tasks (`int`): number of the tasks of the classifier that it belongs to; 0: it belongs to none.
     """
     base_id, known = hub_id(base_model), getattr(config, "method", None)  # PEFT's own configs have none
-    name = base_id or PurePath(base_model or "").name or base_class
+    name = shown_base(base_model) or base_class
     metadata = ModelCardData(
         base_model=base_id,
         base_model_relation="adapter" if base_id else None,

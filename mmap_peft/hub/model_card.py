@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -12,7 +12,7 @@ from peft import PeftConfig
 from ..prompts.base import PromptConfig
 from ..registration import known_methods
 from .markdown import escaped, link, literal, one_line, settings
-from .repository import hub_id
+from .repository import hub_id, shown_base
 
 
 def model_card(
@@ -60,11 +60,6 @@ def model_card(
     }
     template = Path(__file__).with_name("model_card_template.md")
     return ModelCard.from_template(metadata, template_path=str(template), **escaped(values))
-
-
-def shown_base(base_model: str | None) -> str:
-    """The name of a base; of a path only the last folder, since no more means something on another machine."""
-    return hub_id(base_model) or PurePath(base_model or "").name
 
 
 def _metadata(description: dict[str, Any], prompted: bool, name: str) -> ModelCardData:

@@ -337,7 +337,7 @@ def test_a_push_hands_its_options_on(call, trained, monkeypatch):
     }  # fmt: skip
 
 
-RUN = ("predict", "evaluate", "info")  # of other commands the arguments are read, and nothing is done
+RUN = ("predict", "info")  # of other commands the arguments are read, and nothing is done
 
 
 def test_the_commands_of_the_docs_run(call, trained, pictures, tmp_path, monkeypatch):

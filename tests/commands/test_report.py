@@ -55,7 +55,7 @@ def test_the_page_has_every_part_and_needs_no_other_file(call, trained, pictures
     assert all(min(picture.size) > 20 for picture in page.pictures)
 
 
-NASTY = "<script>'x' & $a$ {{ 7 }}"  # as a class name it is clean
+NASTY = "<i>'&$a$ {{7}}"  # as a class name it is clean
 
 
 def test_names_are_shown_as_they_are(call, clip, processor, tmp_path):
@@ -70,7 +70,7 @@ def test_names_are_shown_as_they_are(call, clip, processor, tmp_path):
         Image.new("RGB", (200, 90), (90, 10, 0)).save(tmp_path / NASTY / name / "0.png")  # one of the two is wrong
     assert call("report", tmp_path / "model", "--data", tmp_path / NASTY, "--task", NASTY)[0] == 0
     page = Page((tmp_path / "model" / "report.html").read_text())
-    assert "script" not in page.tags
+    assert "i" not in page.tags
     assert page.texts.count(NASTY) >= 8  # accuracy, mistake, class, settings twice, command ...
     assert f"{NASTY}/0.png" in page.texts or "cloud/0.png" in page.texts
     assert [max(picture.size) == 112 for picture in page.pictures] == [True, False, False]
