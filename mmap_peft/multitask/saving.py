@@ -11,7 +11,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,13 @@ from ..hub import repository
 from ..hub.adapter_card import adapter_card
 from ..version import __version__
 from .base_record import BaseRecord
+from .files import read_json
 from .plots import plot_grouping
 from .replacing import DIGESTS, read_digests, replace_files, sha256
 
 
 TASKS_FILE = "tasks.json"
+LIBRARY = "mmap_peft"  # its name on the Hub
 ROOT_CONFIG = "config.json"  # what the Hub counts downloads by; nothing reads it
 CARD_FILE, PICTURE_FILE = "README.md", "grouping.png"
 DIGEST = "sha256"  # in tasks.json: that of all else in it
@@ -62,6 +63,8 @@ def save(classifier: Any, folder: Path, public: bool = False, card: bool = True)
         description["base_model"] = repository.hub_id(description["base_model"])
     try:
         with replace_files(folder, TASKS_FILE) as new:
+            if _is_ours(folder / ROOT_CONFIG):
+                _write_root_config(description, new)
             _write(classifier, description, states, new, card)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)[:200]
@@ -76,16 +79,26 @@ def _write(classifier: Any, description: dict[str, Any], states: dict[str, Any],
         _save_adapter(classifier, adapter, tensors, folder / adapter, description["base_model"])
     if classifier.prototypes is not None:
         save_file(classifier.prototypes.to_tensors(), folder / PROTOTYPES_FILE, metadata={"format": "pt"})
-    names = [task["name"] for task in description["tasks"]]
-    root = {"library_name": "mmap_peft", "library_version": __version__, "tasks": names}
-    root["base_model"] = description["base_model"]
-    (folder / ROOT_CONFIG).write_text(json.dumps(root, indent=1), encoding="utf-8")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     description[DIGESTS] = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     if card:
         write_card(classifier, folder)
     description[DIGEST] = content_digest(description)
     (folder / TASKS_FILE).write_text(json.dumps(description, indent=1), encoding="utf-8")
+
+
+def _write_root_config(description: dict[str, Any], folder: Path) -> None:
+    tasks, base = [task["name"] for task in description["tasks"]], description["base_model"]
+    fields = {"library_name": LIBRARY, "library_version": __version__, "base_model": base, "tasks": tasks}
+    (folder / ROOT_CONFIG).write_text(json.dumps(fields, indent=1), encoding="utf-8")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether there is no `config.json`, or one of this library: that of a CLIP in the same folder stays."""
+    try:
+        return not path.exists() or read_json(path)["library_name"] == LIBRARY
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def check_finite(tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -195,19 +208,29 @@ def push(
                     shutil.copyfile(card_folder / file, folder / file)
             new = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
             prefix = f"{inside}/" if inside else ""
-            gone = _left_over(api, repo_id, revision, prefix, new)
-            changes = [CommitOperationDelete(prefix + file) for file in gone]
+            changes = [
+                CommitOperationDelete(prefix + file) for file in _left_over(api, repo_id, revision, prefix, new)
+            ]
             changes += [CommitOperationAdd(prefix + file, path) for file, path in sorted(new.items())]
             options = {"revision": revision, "parent_commit": parent_commit, "commit_message": commit_message}
             return api.create_commit(repo_id, changes, **options)  # one, which leaves out what is there already
 
 
-def _left_over(api: HfApi, repo_id: str, revision: str | None, prefix: str, new: Sequence[str]) -> list[str]:
-    """Files of an earlier push that this one has no more, such as those of a group, by their names behind `prefix`."""
+def _left_over(api: HfApi, repo_id: str, revision: str | None, prefix: str, new: dict[str, Path]) -> list[str]:
+    """Files of an earlier push that this one has no more, such as those of a group, by their names behind `prefix`.
+
+    Takes the `config.json` out of the `new` files if there is one of a CLIP.
+    """
     files = api.list_repo_files(repo_id, revision=revision)
     present = {file.removeprefix(prefix) for file in files if file.startswith(prefix)}
-    if TASKS_FILE not in present:
+    here = {
+        name: Path(api.hf_hub_download(repo_id, prefix + name, revision=revision))
+        for name in {TASKS_FILE, ROOT_CONFIG} & present
+    }
+    if ROOT_CONFIG in here and not _is_ours(here[ROOT_CONFIG]):
+        new.pop(ROOT_CONFIG)
+    if TASKS_FILE not in here:
         return []
-    written = read_digests(Path(api.hf_hub_download(repo_id, prefix + TASKS_FILE, revision=revision)))
+    written = read_digests(here[TASKS_FILE])
     cards = [f"{folder}/{CARD_FILE}" for folder in {Path(file).parent.as_posix() for file in written} - {"."}]
-    return sorted({*written, *cards, PICTURE_FILE} & present - set(new))
+    return sorted({*written, *cards, PICTURE_FILE} & present - {*new, ROOT_CONFIG})

@@ -70,7 +70,6 @@ def test_the_config_in_the_root_confuses_neither_transformers_nor_peft(clip, cli
     base = CLIPModel.from_pretrained(clip_folder)
     MultiTaskClassifier(base, processor, tasks, MMAP).save_pretrained(tmp_path)
     for load in (
-        lambda: AutoPeftModel.from_pretrained(tmp_path, subfolder="global"),
         lambda: PeftModel.from_pretrained(clip, str(tmp_path), subfolder="global"),
         lambda: AutoPeftModel.from_pretrained(tmp_path / "global"),
         lambda: CLIPModel.from_pretrained(tmp_path / "global"),

@@ -90,6 +90,18 @@ def test_what_an_earlier_push_wrote_and_this_one_lacks_is_deleted(subfolder, cli
     assert client.run(f"answer = probabilities({load}) == expected")
 
 
+def test_the_config_of_a_clip_in_the_same_repository_stays(client, files):
+    client.run("CLIPModel.from_pretrained(base).push_to_hub('me/both'); processor.push_to_hub('me/both')")
+    config = files("me/both")["config.json"]
+    for seed in range(2):
+        expected = client.run(
+            f"pushed = make(base='me/both', seed={seed}); pushed.push_to_hub('me/both'); answer = probabilities(pushed)"
+        )
+        assert files("me/both")["config.json"] == config
+    client.wipe_cache()
+    assert client.run("answer = probabilities(MultiTaskClassifier.from_pretrained('me/both'))") == expected
+
+
 def test_loading_asks_for_the_file_that_counts_downloads(client):
     client.run("make().push_to_hub('me/counted')")
     client.wipe_cache()

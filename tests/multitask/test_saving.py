@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -48,6 +49,19 @@ def test_a_folder_gives_the_classifier_back_to_the_bit(classifier, folder):
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "tasks.json", "config.json", "grouping.png", "group_0", "group_1", "print", "clipart", "photo"
     }  # fmt: skip
+
+
+def test_the_config_of_a_clip_in_the_same_folder_stays(clip_folder, processor, tasks, tmp_path):
+    shutil.copytree(clip_folder, tmp_path / "both")
+    config = (tmp_path / "both" / "config.json").read_bytes()
+    clip = CLIPModel.from_pretrained(tmp_path / "both")
+    made = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+    for _ in range(2):
+        made.save_pretrained(tmp_path / "both")
+        assert (tmp_path / "both" / "config.json").read_bytes() == config
+    assert torch.equal(
+        probabilities(MultiTaskClassifier.from_pretrained(tmp_path / "both")), probabilities(made.eval())
+    )
 
 
 def test_each_folder_is_a_peft_adapter_of_its_own(classifier, folder, clip_folder):
