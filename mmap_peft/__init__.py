@@ -1,5 +1,6 @@
 """MmAP for CLIP: one frozen model, many visual tasks, and a few thousand trained parameters per task."""
 
+from .hub.adapter_card import replace_empty_cards
 from .methods.bottleneck import BottleneckAdapterConfig
 from .methods.clip_adapter import CLIPAdapterConfig
 from .methods.clip_lora import clip_lora_arguments, clip_lora_config
@@ -32,6 +33,7 @@ from .version import __version__
 
 
 register_methods()
+replace_empty_cards()
 
 __all__ = [
     "BitFitConfig",

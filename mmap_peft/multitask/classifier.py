@@ -271,9 +271,10 @@ class MultiTaskClassifier(TaskCaches):
         processor, columns = self.processor.image_processor, None if classes.are_others else classes.columns
         return TaskClassifier(clip, prompts, weight, bias, task, classes.class_names, processor, part, columns)
 
-    @check_keywords(saving.push, without=("classifier",))
+    @check_keywords(saving.push, without=("classifier", "card_folder"))
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
-        """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
+        """Upload what `save_pretrained` writes to a repository on the Hub, in one commit. Files that are there already
+        are not uploaded again, and those of an earlier push that this one lacks, such as a group's, are deleted.
 
         Args:
             repo_id (`str`): for example `"me/clip-mmap-office-home"`; it is created if it does not exist.

@@ -26,7 +26,7 @@ from .description import Description, check_shapes, check_sizes, read_config, wi
 from .files import read_tensors
 from .prototypes import Prototypes
 from .replacing import PREFIX, find, sha256
-from .saving import AFFINITY_FILE, CONFIG_FILE, PROTOTYPES_FILE, TASKS_FILE, WEIGHTS_FILE
+from .saving import AFFINITY_FILE, CONFIG_FILE, PROTOTYPES_FILE, ROOT_CONFIG, TASKS_FILE, WEIGHTS_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -240,7 +240,8 @@ def _download(source: Any, subfolder: str | None, **download: Any) -> Path:
     """A classifier's folder, which is downloaded if `source` is no folder."""
     inside = repository.check_subfolder(subfolder)
     if not os.path.isdir(source):
-        files = (TASKS_FILE, PROTOTYPES_FILE, AFFINITY_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}")
+        parts = (f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}")
+        files = (TASKS_FILE, ROOT_CONFIG, PROTOTYPES_FILE, AFFINITY_FILE, *parts)
         patterns = [(Path(inside) / file).as_posix() for file in files]
         with repository.hub_errors(str(source), download.get("revision")):
             source = snapshot_download(str(source), allow_patterns=patterns, **download)

@@ -92,7 +92,7 @@ def replace_files(folder: Path, main: str) -> Iterator[Path]:
 def _settle(folder: Path, main: str) -> None:
     """Move the files that count, and remove the others, of processes that ended while they saved."""
     leftovers = list(folder.glob(f"{PREFIX}{glob.escape(main)}-*"))
-    digests = _digests(folder / main) if leftovers else {}
+    digests = read_digests(folder / main) if leftovers else {}
     for name, digest in digests.items():
         found = find(folder, name, digest)
         if found != folder / name and found.is_file():
@@ -101,7 +101,8 @@ def _settle(folder: Path, main: str) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _digests(path: Path) -> Mapping[str, str]:
+def read_digests(path: Path) -> Mapping[str, str]:
+    """The digests in a main file, by the names of files inside its folder; none if it cannot be read."""
     try:
         digests = json.loads(path.read_text(encoding="utf-8"))[DIGESTS]
         return {name: str(digest) for name, digest in digests.items() if {"..", "/"}.isdisjoint(Path(name).parts)}

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_a_folder_gives_the_classifier_back_to_the_bit(classifier, folder):
     assert again.routes == classifier.routes
     assert again.grouping.to_dict() == classifier.grouping.to_dict()
     assert {path.name for path in folder.iterdir()} == {
-        "README.md", "tasks.json", "affinity.safetensors", "grouping.png",
+        "README.md", "tasks.json", "config.json", "affinity.safetensors", "grouping.png",
         "group_0", "group_1", "print", "clipart", "photo",
     }  # fmt: skip
 
@@ -76,6 +77,19 @@ def test_matrices_that_cannot_be_are_refused_and_nothing_changes(tensors, named,
     with pytest.raises(ValueError, match=rf"affinity\.safetensors.*{named}"):
         classifier.load_adapters(folder, verify=False)
     assert classifier.grouping is before
+
+
+def test_the_config_of_a_clip_in_the_same_folder_stays(clip_folder, processor, tasks, tmp_path):
+    shutil.copytree(clip_folder, tmp_path / "both")
+    config = (tmp_path / "both" / "config.json").read_bytes()
+    clip = load_clip(tmp_path / "both")
+    made = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+    for _ in range(2):
+        made.save_pretrained(tmp_path / "both")
+        assert (tmp_path / "both" / "config.json").read_bytes() == config
+    assert torch.equal(
+        probabilities(MultiTaskClassifier.from_pretrained(tmp_path / "both")), probabilities(made.eval())
+    )
 
 
 def test_each_folder_is_a_peft_adapter_of_its_own(classifier, folder, clip_folder):

@@ -184,7 +184,7 @@ ELSEWHERE = {
     "torch_compile_mode": "handed to torch.compile",
     "fp16": "needs a GPU",
     "tf32": "needs a GPU",
-    "resume_from_checkpoint": "read by scripts; examples/train_officehome.py hands it to train()",
+    "resume_from_checkpoint": "read by scripts; mmap_peft/commands/training.py hands it to train()",
     "ignore_data_skip": "test_resuming_takes_these_arguments",
     "restore_callback_states_from_checkpoint": "test_resuming_takes_these_arguments",
     "dataloader_num_workers": "test_trainer.py",
