@@ -48,8 +48,9 @@ class PromptConfig(MethodConfig):
     towers: ClassVar[tuple[str, ...]] = ("text", "vision")  # which towers can get prompts
     needs_all_towers: ClassVar[bool] = False  # whether a model must have all of them, with equal depths
     stays_in_sequence: ClassVar[bool] = False  # whether prompts are tokens that later layers see, too
-    first_layer: ClassVar[int] = 0  # no layer before it gets prompts
-    position: ClassVar[str] = "end"  # where class names stand among prompts that replace words, see `CoOpConfig`
+    # Not annotated, so that they are fields only of the configs that make them fields.
+    first_layer = 0  # no layer before it gets prompts
+    position = "end"  # where class names stand among prompts that replace words, see `CoOpConfig`
 
     num_prompts: PromptCount = 4
     depth: Depth | None = None
