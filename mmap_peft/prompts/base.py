@@ -24,6 +24,7 @@ class TowerShape(NamedTuple):
 
 PromptCount = Annotated[int, Ge(1), Le(1024)]
 Depth = Annotated[int, Ge(1), Le(1000)]
+FirstLayer = Annotated[int, Ge(0), Le(999)]
 Deviation = Annotated[float, Gt(0), Le(100)]  # of initial values; more would overflow
 
 
@@ -33,7 +34,10 @@ class PromptConfig(MethodConfig):
 
     Args:
         num_prompts (`int`): number of prompts in each layer of a tower.
-        depth (`int`, *optional*): number of layers, counted from the first, that get prompts. `None`: all of them.
+        first_layer (`int`): number of the first layer that gets prompts, counted from 0. What the layers before it
+            compute does not depend on the prompts.
+        depth (`int`, *optional*): number of the layer, counted from 1, after which no layer gets prompts. `None`: all
+            layers from `first_layer` on get prompts.
         target_modules (`str`, *optional*): regular expression of the encoder layers that may get prompts. `None`: all
             encoder layers of all towers.
         exclude_modules (`list[str]`, *optional*): modules that `target_modules` matches but that stay as they are.
@@ -48,11 +52,11 @@ class PromptConfig(MethodConfig):
     towers: ClassVar[tuple[str, ...]] = ("text", "vision")  # which towers can get prompts
     needs_all_towers: ClassVar[bool] = False  # whether a model must have all of them, with equal depths
     stays_in_sequence: ClassVar[bool] = False  # whether prompts are tokens that later layers see, too
-    # Not annotated, so that they are fields only of the configs that make them fields.
-    first_layer = 0  # no layer before it gets prompts
-    position = "end"  # where class names stand among prompts that replace words, see `CoOpConfig`
+    # Not annotated, so that it is a field of `CoOpConfig` only: where class names stand among prompts that replace words.
+    position = "end"
 
     num_prompts: PromptCount = 4
+    first_layer: FirstLayer = 0
     depth: Depth | None = None
     target_modules: Modules = None
     exclude_modules: Modules = None
@@ -77,8 +81,15 @@ class PromptConfig(MethodConfig):
                 f"{type(self).__name__} puts prompts into the {' and '.join(self.towers)} tower, but the model has "
                 f"only {' and '.join(towers)}; give a whole model, or use another method."
             )
-        layers = [shape.layers for shape in towers.values()]
-        self._check_depth("depth", min(layers) if self.needs_all_towers else max(layers))
+        layers = {name: shape.layers for name, shape in towers.items() if name in self.towers}
+        self._check_depth("depth", (min if self.needs_all_towers else max)(layers.values()))
+        for tower, count in layers.items():
+            last = self.tower_settings(tower)[1] or count
+            if self.first_layer >= last:
+                raise ValueError(
+                    f"Invalid value: first_layer={self.first_layer} is none of the first {last} layers of the {tower} "
+                    f"tower, counted from 0, which may get prompts; expected at most {last - 1}."
+                )
 
     def _check_depth(self, name: str, layers: int) -> None:
         depth = getattr(self, name)
@@ -94,7 +105,7 @@ class PromptGenerator(nn.Module, ABC):
 
     The prompts of layer l are added to the tokens that enter layer l, after the first token. After the layer they are
     removed, or, if the config says `stays_in_sequence`, they stay until those of the next prompted layer replace them.
-    `depths` holds for each tower how many layers get prompts.
+    `depths` holds for each tower how many layers get prompts, from layer `first_layer` on.
 
     Args:
         config (`PromptConfig`): the adapter's settings, which fit `towers`.
@@ -105,13 +116,16 @@ class PromptGenerator(nn.Module, ABC):
         super().__init__()
         # Plain values, not the config: a saved or copied module must not hold a config.
         self.stays_in_sequence, self.position = config.stays_in_sequence, config.position
+        self.first_layer = config.first_layer
         self.depths = {
-            name: min(config.tower_settings(name)[1] or layers, layers) for name, (layers, _) in towers.items()
+            name: min(config.tower_settings(name)[1] or layers, layers) - self.first_layer
+            for name, (layers, _) in towers.items()
         }
 
     @abstractmethod
     def forward(self, tower: str) -> torch.Tensor:
-        """All prompts of a tower: (depth, prompts, width), or (depth, classes, prompts, width) for text."""
+        """All prompts of a tower, from layer `first_layer` on: (depth, prompts, width), or (depth, classes, prompts,
+        width) for text."""
 
 
 class SequencePromptGenerator(PromptGenerator):
@@ -132,8 +146,8 @@ class SequencePromptGenerator(PromptGenerator):
 
     @torch.no_grad()
     def start_from_words(self, embedding: nn.Embedding) -> None:
-        """Set the first layer's text prompts to the embeddings of `init_ids`, if there are any."""
-        if self.init_ids and "text" in self.depths:
+        """Set the text prompts of layer 0 to the embeddings of `init_ids`, if there are any."""
+        if self.init_ids and "text" in self.depths and not self.first_layer:
             ids = torch.tensor(self.init_ids, device=None if embedding.weight.is_meta else embedding.weight.device)
             self("text")[0].copy_(embedding(ids))
 
@@ -151,8 +165,8 @@ class SequencePromptConfig(PromptConfig):
     Args:
         init_std (`float`): standard deviation of the initial values of the prompts.
         init_ids (`list[int]`, *optional*): token ids, one for each prompt, whose embeddings initialize the text
-            prompts of the first layer. `[]`: random values. `None`: random values, but `MultiTaskClassifier` uses the
-            words "a photo of a" for up to four prompts.
+            prompts of layer 0. `[]`: random values. `None`: random values, but `MultiTaskClassifier` uses the words "a
+            photo of a" for up to four prompts. Not used if `first_layer` is above 0.
     """
 
     generator_class = SequencePromptGenerator

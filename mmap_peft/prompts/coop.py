@@ -34,7 +34,7 @@ class CoOpConfig(SequencePromptConfig):
     """Settings of CoOp, Context Optimization (Zhou et al., IJCV 2022).
 
     Args:
-        depth (`int`): 1, since CoOp's prompts enter before the first layer only.
+        first_layer, depth (`int`): 0 and 1, since CoOp's prompts enter before the first layer only.
         position (`str`): position of the class name: at the `"end"` of the prompts, in their `"middle"`, or in
             `"front"` of them. The last two need texts like `"X X X X cat."`: a placeholder for each prompt, the name,
             and a full stop.
@@ -55,3 +55,7 @@ class CoOpConfig(SequencePromptConfig):
         super().check_values()
         if self.depth != 1:
             raise ValueError(f"depth={self.depth} is not CoOp, whose prompts enter once; write 1, or use IVLPConfig.")
+        if self.first_layer:
+            raise ValueError(
+                f"first_layer={self.first_layer} is not CoOp, whose prompts are words; write 0, or use IVLPConfig."
+            )

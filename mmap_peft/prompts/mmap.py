@@ -29,7 +29,8 @@ class MmAPGenerator(PromptGenerator):
         rows, columns = config.source_shape
         # An element of a prompt is the product of two factors with this standard deviation.
         std = config.init_std**0.5
-        self.source = nn.Parameter(torch.empty(rows, columns).normal_(std=std))
+        # Not of both signs: elements that nearly cancel each other learn little in the first epochs.
+        self.source = nn.Parameter(torch.empty(rows, columns).normal_(std=std).abs_())
         for name, shape in towers.items():
             scale = torch.empty(self.depths[name], config.num_prompts // rows, shape.width // columns)
             self.register_parameter(f"scale_{name}", nn.Parameter(scale.normal_(std=std)))
@@ -51,7 +52,8 @@ class MmAPConfig(PromptConfig):
         num_prompts (`int`): b, the number of prompts in each layer of a tower.
         source_shape (`tuple[int, int]`): (m, n), shape of the source prompt. m must divide b, and n the widths of both
             towers. A larger source means fewer parameters.
-        init_std (`float`): standard deviation of the initial values of the prompts.
+        init_std (`float`): standard deviation of the initial values of the prompts. Those of the source are
+            positive, so that they do not cancel each other.
     """
 
     method = Method(

@@ -9,9 +9,8 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Le
 from torch import nn
-from torch.nn import functional as F
 
-from .base import Deviation, PromptConfig, PromptGenerator, TowerShape
+from .base import Deviation, FirstLayer, PromptConfig, PromptGenerator, TowerShape
 from .method import Method
 
 
@@ -27,17 +26,16 @@ class MMRLTokensGenerator(PromptGenerator):
 
     def __init__(self, config: MMRLTokensConfig, towers: Mapping[str, TowerShape]) -> None:
         super().__init__(config, towers)
-        self.first_layer = config.first_layer
         self.tokens = nn.Parameter(torch.empty(config.num_prompts, config.token_size).normal_(std=config.init_std))
         for tower, shape in towers.items():
-            start, count = nn.Linear(config.token_size, shape.width), self.depths[tower] - self.first_layer
+            start = nn.Linear(config.token_size, shape.width)
             for name, part in start.named_parameters():
-                self.register_parameter(f"{tower}_{name}", nn.Parameter(torch.stack([part.detach()] * count)))
+                copies = torch.stack([part.detach()] * self.depths[tower])
+                self.register_parameter(f"{tower}_{name}", nn.Parameter(copies))
 
     def forward(self, tower: str) -> torch.Tensor:
         weight, bias = getattr(self, f"{tower}_weight"), getattr(self, f"{tower}_bias")
-        prompts = self.tokens @ weight.transpose(1, 2) + bias[:, None]
-        return F.pad(prompts, (0, 0, 0, 0, self.first_layer, 0))  # layers before the first get none
+        return self.tokens @ weight.transpose(1, 2) + bias[:, None]
 
 
 @dataclass
@@ -73,19 +71,10 @@ class MMRLTokensConfig(PromptConfig):
 
     num_prompts: Annotated[int, Ge(1), Le(1024)] = 5
     token_size: Annotated[int, Ge(1), Le(100_000)] = 512
-    first_layer: Annotated[int, Ge(0), Le(1000)] = 5
+    first_layer: FirstLayer = 5
     init_std: Deviation = 0.02
 
     def check_values(self) -> None:
         super().check_values()
         if self.depth is not None:
             raise ValueError(f"depth={self.depth} is not MMRL, whose tokens enter up to the last layer; write None.")
-
-    def check(self, towers: Mapping[str, TowerShape]) -> None:
-        super().check(towers)
-        fewest = min(shape.layers for shape in towers.values())
-        if self.first_layer >= fewest:
-            raise ValueError(
-                f"Invalid value: first_layer={self.first_layer} is none of the {fewest} layers of a tower, counted "
-                f"from 0; expected at most {fewest - 1}."
-            )

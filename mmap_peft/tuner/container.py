@@ -79,7 +79,11 @@ class PromptContainer(nn.Module, BaseTunerLayer):
     def adapter_prompts(self, adapter: str, towers: Sequence[str]) -> AdapterPrompts:
         """The prompts of one adapter for these towers, computed by its generator."""
         generator = self.mmap_generators[adapter]
-        prompts = {tower: generator(tower) for tower in towers if tower in generator.depths}
+        prompts = {
+            tower: _from_layer(generator.first_layer, generator(tower))
+            for tower in towers
+            if tower in generator.depths
+        }
         return AdapterPrompts(prompts, self.layers[adapter], generator.stays_in_sequence, generator.position)
 
     def prompts(
@@ -103,6 +107,11 @@ class PromptContainer(nn.Module, BaseTunerLayer):
             adapters = {name: prompts for name, prompts in adapters.items() if name in routing.used}
         adapters = [adapters.get(name) for name in names]
         return assemble([*adapters, *(given or {}).values()], routing, towers, self.as_tokens)
+
+
+def _from_layer(first: int, prompts: torch.Tensor) -> torch.Tensor:
+    """Prompts by the number of their layer, with zeros for the layers before the first one that gets prompts."""
+    return torch.cat([prompts.new_zeros(first, *prompts.shape[1:]), prompts]) if first else prompts
 
 
 def prompt_container(model: nn.Module) -> PromptContainer:

@@ -142,8 +142,8 @@ class PromptTuner(CheckedTuner):
         chosen = frozenset((tower, index) for tower, index in matched if tower in towers and index >= first)
         if not chosen:
             raise ValueError(
-                f"{given} matches no layer of the {' or '.join(config.towers)} "
-                f"tower, which {type(config).__name__} puts prompts into; match layers of it, or leave it out."
+                f"{given} matches no layer of the {' or '.join(config.towers)} tower from layer {first} on, which "
+                f"{type(config).__name__} puts prompts into; match such layers, or leave it out."
             )
         return chosen
 

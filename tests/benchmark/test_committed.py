@@ -1,4 +1,4 @@
-"""What is committed of the studies is what their files say, and README tells the same."""
+"""What is committed of the studies is what their files say, and the page of results tells the same."""
 
 import json
 import shutil
@@ -29,8 +29,8 @@ def committed(name, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def readme():
-    return (ROOT / "README.md").read_text()
+def page():
+    return (ROOT / "docs" / "results.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["pictograms", "planted", "stability", "ladder"])
@@ -41,17 +41,17 @@ def test_the_report(name, tmp_path, no_pictures):
     assert "Incomplete" not in text
 
 
-def test_the_methods_in_readme(readme):
+def test_the_methods_on_the_page(page):
     text = (BENCHMARK / "results" / "pictograms" / "report.md").read_text()
-    assert text[text.index("| experiment | parameters") : text.index("\n\n## ")] in readme
+    assert text[text.index("| experiment | parameters") : text.index("\n\n## ")] in page
 
 
-def test_the_groups_in_readme(tmp_path, readme):
-    """The table of families in README: how often they were found, and mean accuracies."""
+def test_the_groups_on_the_page(tmp_path, page):
+    """The table of families: how often they were found, and mean accuracies."""
     study, results = committed("planted", tmp_path)
     lines = results.read()
     groups = [(run, lines[run.name]["affinities"]) for run in study.planted_runs("groups")]
-    rows = [line.split("|")[2:-1] for line in readme[readme.index("| families | found") :].splitlines()[2:6]]
+    rows = [line.split("|")[2:-1] for line in page[page.index("| families | found") :].splitlines()[2:6]]
     assert len(rows) == len(study.data)
 
     def mean(data, *names):
@@ -78,14 +78,14 @@ def test_the_choices(tmp_path):
             assert (tmp_path / name / file).read_text() == (BENCHMARK / "results" / name / file).read_text()
 
 
-def test_speed(readme):
+def test_speed(page):
     folder = BENCHMARK / "results" / "speed"
     for name, text in (("speed", speed_text), ("growth", growth_text), ("loading", loading_text)):
         assert text(json.loads((folder / f"{name}.json").read_text())) == (folder / f"{name}.md").read_text()
     training, prediction = (folder / "speed.md").read_text().split("## Prediction")
     for part in (training, prediction):
         ratios = part[part.index("| batch |") :].partition("\n\n")[0]
-        assert ratios in readme
+        assert ratios in page
 
 
 def test_clustering():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MMRLTokensConfig, PromptSRCConfig, VPTConfig
+from mmap_peft import CoOpConfig, IVLPConfig, MaPLeConfig, MmAPConfig, MMRLTokensConfig, PromptSRCConfig, VPTConfig
 from mmap_peft.prompts.base import TowerShape
 
 
@@ -28,7 +28,7 @@ def test_a_number_below_one_stops_with_a_sentence(config_class, name, value):
         (CoOpConfig(), VISION, "CoOpConfig puts prompts into the text tower, but the model has only vision"),
         (VPTConfig(), TEXT, "VPTConfig puts prompts into the vision tower, but the model has only text"),
         (MaPLeConfig(), TEXT, "MaPLeConfig puts prompts into the text and vision tower, but the model has only text"),
-        (VPTConfig(depth=4), TEXT | VISION, "depth=4 is more than the 3 layers"),
+        (VPTConfig(depth=3), TEXT | VISION, "depth=3 is more than the 2 layers"),
         (MaPLeConfig(depth=3), TEXT | VISION, "depth=3 is more than the 2 layers"),
         (IVLPConfig(depth=4), TEXT | VISION, "depth=4 is more than the 3 layers"),
         (
@@ -36,7 +36,15 @@ def test_a_number_below_one_stops_with_a_sentence(config_class, name, value):
             TEXT | VISION,
             "depth=9 is more than the 3 layers of a tower; expected at most 3, or None",
         ),
-        (MMRLTokensConfig(first_layer=2), TEXT | VISION, "first_layer=2 is none of the 2 layers"),
+        (MMRLTokensConfig(first_layer=2), TEXT | VISION, "first_layer=2 is none of the first 2 layers of the vision"),
+        (MmAPConfig(first_layer=3), TEXT, "first_layer=3 is none of the first 3 layers of the text tower.* at most 2"),
+        (
+            VPTConfig(first_layer=1, depth=1),
+            TEXT | VISION,
+            "first_layer=1 is none of the first 1 layers of the vision",
+        ),
+        (IVLPConfig(first_layer=1, vision_depth=1), TEXT | VISION, "none of the first 1 layers of the vision tower"),
+        (MaPLeConfig(first_layer=2), TEXT | VISION, "first_layer=2 is none of the first 2 layers of the vision tower"),
         (IVLPConfig(vision_depth=3), TEXT | VISION, "vision_depth=3 is more than the 2 layers"),
     ],
 )

@@ -147,7 +147,9 @@ def test_no_images(processor, tasks):
 
 def test_target_modules_of_the_other_tower():
     clip = tiny_clip()
-    with pytest.raises(ValueError, match="matches no layer of the text tower, which CoOpConfig puts prompts into"):
+    with pytest.raises(
+        ValueError, match="matches no layer of the text tower from layer 0 on, which CoOpConfig puts prompts into"
+    ):
         get_peft_model(clip, CoOpConfig(num_prompts=2, target_modules=r".*vision_model.*layers\.\d+"))
     assert not hasattr(clip, "mmap")
 
