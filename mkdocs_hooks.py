@@ -46,3 +46,10 @@ def on_page_markdown(markdown, page, config, files):
         return match[1] + posixpath.relpath(target, here) + match[3]
 
     return LINK.sub(replaced, markdown)
+
+
+def on_page_content(html, page, config, files):
+    """Docstrings write types as transformers does, (`str`, *optional*); mkdocstrings shows them unrendered."""
+    if page.file.src_uri != "api.md":
+        return html
+    return re.sub(r"\(<code>[^<]*</code>", lambda match: match[0].replace("`", "").replace("*", ""), html)

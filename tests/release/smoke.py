@@ -10,12 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from transformers import CLIPModel
+from transformers.utils import logging
 
 import mmap_peft
 from mmap_peft.data.pictograms import CLASS_NAMES, draw, small_clip
 
 
 def main(folder: str) -> None:
+    logging.disable_progress_bar()
     package, wheel = Path(mmap_peft.__file__).resolve(), distribution("mmap_peft")
     assert package.is_relative_to(Path(folder).resolve()), f"{package} is not in {folder}"
     assert wheel.version == mmap_peft.__version__
