@@ -41,24 +41,24 @@ class ChosenFolders:
             # A folder without images can only be one that is asked for.
             folders = [parts for parts in tree.images if names is not None or self._has_images(parts)]
             self.matches[level] = match(
-                {self.name(level, parts) for parts in folders} - {None}, names, self.source, level
+                {self.name(level, parts) for parts in folders} - {""}, names, self.source, level
             )
         self.folders = sorted(filter(self._has_images, tree.images))
 
-    def name(self, level: str, parts: Parts) -> str | None:
-        """The name of a folder's `"domain"`, `"split"` or `"class"`, or `None` if it lies above that level."""
+    def name(self, level: str, parts: Parts) -> str:
+        """The name of a folder's `"domain"`, `"split"` or `"class"`; `""` if it lies above that level."""
         if level not in self.levels:
             return os.path.basename(os.path.abspath(self.tree.root)) or "images"
         place = self.levels.index(level)
-        return parts[place] if place < len(parts) else None
+        return parts[place] if place < len(parts) else ""
 
     def _is_wanted(self, parts: Parts) -> bool:
         """Whether a folder, or one in it, may be asked for."""
         for level, keys in self._keys.items():
             name, deep = self.name(level, parts), len(parts) > len(self.levels)
             # Of a folder that lies too deep, which is an error later, any part may be the name.
-            names = {self.name("domain", ()), *parts} - {None} if deep else {name}
-            if keys is not None and names != {None} and keys.isdisjoint(map(spelling, names)):
+            names = {self.name("domain", ()), *parts} - {""} if deep else {name}
+            if keys is not None and names != {""} and keys.isdisjoint(map(spelling, names)):
                 return False
         return True
 
@@ -143,7 +143,7 @@ def match(names: Collection[str], wanted: Sequence[str] | None, source: str, kin
     missing = [name for name in wanted or () if name not in found]
     if missing:
         raise ValueError(
-            f"{source} lacks {short(missing[0])} and {len(missing) - 1} more of {len(wanted)} names; it has "
+            f"{source} lacks {short(missing[0])} and {len(missing) - 1} more of {len(wanted or ())} names; it has "
             f"{', '.join(repr(name[:30])[1:-1] for name in sorted(names)[:6]) or 'none'} and so on. Give the data set "
             "that has them all."
         )

@@ -52,10 +52,8 @@ def read_folder(
     """
     _check_names(domains, classes)
     tree = ImageTree.scan(Path(path).expanduser())
-    if checked(layout, Literal[LAYOUTS] | None, "layout") is None:
-        levels = tree.layout(domains, classes)
-    else:
-        levels = layout.split("/")
+    checked(layout, Literal[LAYOUTS] | None, "layout")
+    levels = tree.layout(domains, classes) if layout is None else layout.split("/")
     chosen = ChosenFolders(tree, levels, {"domain": domains, "class": classes})
     chosen.check()
     return _data_sets(chosen, domains, classes)
@@ -68,7 +66,8 @@ def _data_sets(
     number = {name: place for place, name in enumerate(classes or sorted({*class_of.values()}))}
     features = {"image": Image(decode=False), "label": ClassLabel(names=list(number)), "file": Value("string")}
     features |= {"split": Value("string")} if "split" in chosen.levels else {}
-    columns = {domain: {name: [] for name in features} for domain in domains or sorted({*domain_of.values()})}
+    found = domains or sorted({*domain_of.values()})
+    columns: dict[str, dict[str, list]] = {domain: {name: [] for name in features} for domain in found}
     for parts in chosen.folders:
         files, values = chosen.tree.images[parts], columns[domain_of[chosen.name("domain", parts)]]
         values["image"] += [os.path.join(chosen.tree.root, *parts, file) for file in files]

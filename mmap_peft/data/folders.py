@@ -136,7 +136,7 @@ class ImageTree:
             folders = {parts: folders[parts] for parts in folders if keys & set(map(spelling, parts))} or folders
         if not folders:
             return ["domain", "class"]
-        depths = Counter()
+        depths: Counter[int] = Counter()
         for parts, count in folders.items():
             depths[len(parts)] += count
         depth = max(depths, key=lambda depth: (depths[depth], -depth))

@@ -73,5 +73,5 @@ def contact_sheet(
 ) -> PIL.Image.Image:
     """A picture of the data set: a row a style, a column a class."""
     return PIL.Image.fromarray(
-        np.vstack([np.hstack([draw(style, name, 0) for name in class_names]) for style in styles])
+        np.vstack([np.hstack([np.asarray(draw(style, name, 0)) for name in class_names]) for style in styles])
     )

@@ -89,10 +89,11 @@ def hash_pictures(data: datasets.Dataset, rows: list[int], description: str) -> 
         data = data.cast_column("image", datasets.Image(decode=False))
     file = Path(datasets.config.HF_DATASETS_CACHE) / "mmap_peft" / f"picture_hashes_{HASHING}.parquet"
     known = _read(file)
-    found: dict[int, bytes] = {}
+    found: dict[bytes, bytes] = {}
     with ThreadPoolExecutor(cores()) as pool:
-        keys = dict(zip(rows, pool.map(lambda row: _key(data[row]["image"]), rows)))
-        new = [row for row in rows if keys[row] is not None and keys[row] not in known]
+        all_keys = zip(rows, pool.map(lambda row: _key(data[row]["image"]), rows))
+        keys = {row: key for row, key in all_keys if key is not None}
+        new = [row for row in keys if keys[row] not in known]
         with tqdm(total=len(new), desc=description, disable=not new) as bar:
             for part in (new[start : start + _KEPT_AT_ONCE] for start in range(0, len(new), _KEPT_AT_ONCE)):
                 for row, value in zip(part, pool.map(lambda row: _hash(data[row]["image"]), part)):
@@ -101,7 +102,7 @@ def hash_pictures(data: datasets.Dataset, rows: list[int], description: str) -> 
                         found[keys[row]] = value
                 _add(file, {keys[row]: found[keys[row]] for row in part if keys[row] in found})
     known |= found
-    read = [row for row in rows if keys[row] in known]
+    read = [row for row in rows if row in keys and keys[row] in known]
     return np.array(read, dtype=int), np.frombuffer(b"".join(known[keys[row]] for row in read), HASH)
 
 

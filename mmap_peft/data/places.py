@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from .folders import short
@@ -39,19 +39,20 @@ class Places:
             raise ValueError(f"{short(name)} may be {others}; write the name as in the data, where it must be unique.")
         return places[0] if places else None
 
-    def rows(self, parts: dict[str, Sequence[str]], owner: str) -> dict[str, list[int]]:
+    def rows(self, parts: Mapping[str, Sequence[str]], owner: str) -> dict[str, list[int]]:
         """The places of the files in each part of a split.
 
         Raises:
             ValueError: a file is missing or one of several, or two of them are the same row.
         """
-        rows = {part: [self.find(file) for file in files] for part, files in parts.items()}
-        missing = [file for part, files in parts.items() for file, row in zip(files, rows[part]) if row is None]
+        found = {part: [self.find(file) for file in files] for part, files in parts.items()}
+        missing = [file for part, files in parts.items() for file, row in zip(files, found[part]) if row is None]
         if missing:
             raise ValueError(
                 f"The split names {short(missing[0])} and {len(missing) - 1} more files of {short(owner)} that the "
                 "data lack; give the folder that the lists were made for."
             )
+        rows = {part: [row for row in places if row is not None] for part, places in found.items()}
         seen: dict[int, str] = {}
         for part, files in parts.items():
             for file, row in zip(files, rows[part]):

@@ -20,7 +20,7 @@ def _glyph(character: str) -> Image.Image:
 
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 2 * CANVAS)
     left, top, right, bottom = font.getbbox(character)
-    side = max(right - left, bottom - top)
+    side = int(max(right - left, bottom - top))
     mask = Image.new("L", (side, side), 0)
     offset = ((side - right + left) // 2 - left, (side - bottom + top) // 2 - top)
     ImageDraw.Draw(mask).text(offset, character, fill=255, font=font)

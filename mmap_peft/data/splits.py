@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt
@@ -70,8 +70,9 @@ def _choose(
     rng, chosen = np.random.default_rng(seed), np.zeros(len(files), dtype=bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        chosen[rng.permutation(rows)[: shots or max(1, round(fraction * len(rows)))]] = True
-    return [[files[row] for row in np.flatnonzero(part)] for part in (chosen, ~chosen)]
+        amount = shots if fraction is None else max(1, round(fraction * len(rows)))
+        chosen[rng.permutation(rows)[:amount]] = True
+    return [[files[row] for row in np.flatnonzero(part).tolist()] for part in (chosen, ~chosen)]
 
 
 def split_of_folders(domains: Mapping[str, Dataset]) -> Split:
@@ -98,8 +99,8 @@ def split_of_folders(domains: Mapping[str, Dataset]) -> Split:
 
 def has_split(domains: Mapping[str, Dataset]) -> bool:
     """Whether the folders say which images train and which evaluate, so that `split_of_folders` can be used."""
-    rows = [_given_rows(data) for data in domains.values()]
-    return None not in rows and all(any(len(parts[number]) for parts in rows) for number in (0, 1))
+    rows = [given for data in domains.values() if (given := _given_rows(data)) is not None]
+    return len(rows) == len(domains) and all(any(len(parts[number]) for parts in rows) for number in (0, 1))
 
 
 def _given_rows(data: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
@@ -145,7 +146,7 @@ def split_at_random(
         ValueError: neither or both of `fraction` and `shots`, a number out of range, or two images of a domain with
             the same `file`.
     """
-    source = {"fraction": fraction, "shots": shots, "seed": seed}
+    source: dict[str, Any] = {"fraction": fraction, "shots": shots, "seed": seed}
     if at_most is not None:
         if checked(at_most, int, "at_most") < 2:
             raise ValueError(f"at_most={at_most} leaves nothing to train or to evaluate on; write 2 or more.")
@@ -153,7 +154,7 @@ def split_at_random(
     train, held_out, given = {}, {}, has_split(domains)
     for number, (name, data) in enumerate(domains.items()):
         files, labels = _files(name, data), np.asarray(data.with_format("numpy")["label"])
-        rows, evaluated = _given_rows(data) if given else (np.arange(len(files)), ())
+        rows, evaluated = (_given_rows(data) if given else None) or (np.arange(len(files)), np.arange(0))
         if at_most is not None:
             rows, evaluated = (_subset(files, labels, part, at_most) for part in (rows, evaluated))
         chosen = [files[row] for row in rows]
@@ -162,10 +163,12 @@ def split_at_random(
     return Split(train, held_out, source)
 
 
-def _subset(files: Sequence[str], labels: np.ndarray, rows: Sequence[int], at_most: int) -> list[int]:
+def _subset(files: Sequence[str], labels: np.ndarray, rows: np.ndarray, at_most: int) -> np.ndarray:
     """Of each class the `at_most` rows whose file has the smallest SHA-256."""
     by_hash = np.array(sorted(rows, key=lambda row: hashlib.sha256(files[row].encode()).digest()), dtype=np.int64)
-    return sorted(row for label in np.unique(labels) for row in by_hash[labels[by_hash] == label][:at_most])
+    return np.sort(
+        np.concatenate([by_hash[:0], *(by_hash[labels[by_hash] == label][:at_most] for label in np.unique(labels))])
+    )
 
 
 def draw(split: Split, fraction: float | None = None, shots: int | None = None, seed: int = 0) -> Split:
@@ -242,7 +245,8 @@ def rows_of_split(domains: Mapping[str, Dataset], split: Split) -> dict[str, tup
         raise ValueError(
             f"The split has {short(one)} only in train or only in eval; give it an empty list in the other."
         )
-    places, found, name_of = Places(list(domains)), {}, {}
+    places, name_of = Places(list(domains)), dict[int, str]()
+    found: dict[str, tuple[Dataset, dict[str, list[int]]]] = {}
     for name in split.train:
         place = places.find(name)
         if place is None:

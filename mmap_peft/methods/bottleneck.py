@@ -37,7 +37,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.bottleneck_down, self.bottleneck_up = nn.ModuleDict(), nn.ModuleDict()
-        self._active_adapter = []
+        self._active_adapter: list[str] = []
 
     def add(self, adapter_name: str, config: BottleneckAdapterConfig) -> None:
         """Add an adapter with new weights."""

@@ -32,7 +32,7 @@ class CLIPAdapter(PooledModule):
 
     def class_weights(self, text_features: TextFeatures) -> Weights:
         features = text_features()
-        if self.text is None:
+        if self.text is None or self.text_ratio is None:
             return features, None
         return F.normalize(_mixed(self.text, self.text_ratio, features.float()), dim=-1), None
 

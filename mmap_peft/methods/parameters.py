@@ -39,7 +39,7 @@ class ParameterContainer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.tuned_parameters = nn.ModuleDict()
         self.places: dict[str, tuple[nn.Module, str]] = {}  # by full name: the module, and the name in it
-        self._active_adapter = []
+        self._active_adapter: list[str] = []
         self._base = (model,)  # a tuple: as a child it would be saved a second time
         # Copies may be replaced (by loading, by moving), and a CLIP's towers may be run without the CLIP.
         self.hooks = [module.register_forward_pre_hook(self.refresh) for module in (model, *model.children())]

@@ -78,7 +78,7 @@ _RANGES: dict[str, Any] = {
     "lr_scheduler_type": SchedulerType | str,
 }
 _PLAIN = {int, float, bool, str, type(None)}
-_hints = functools.cache(get_type_hints)
+_hints: Any = functools.cache(get_type_hints)
 
 
 @dataclass
@@ -208,7 +208,7 @@ class MultiTaskTrainingArguments(AugmentationArguments, RegularizationArguments,
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         self.dataloader_pin_memory &= accelerator  # a DataLoader would only warn
         super().__post_init__()
-        self.label_names = self.label_names or ["labels", "task_ids"]
+        self.label_names: list[str] = self.label_names or ["labels", "task_ids"]
         self.grouping_threshold = str(self.grouping_threshold)
         self.threshold, self.augmentation  # noqa: B018, raise early
         self._check_values()
@@ -272,7 +272,7 @@ class MultiTaskTrainingArguments(AugmentationArguments, RegularizationArguments,
         """`grouping_threshold` as a number, or `"mean"`."""
         try:
             threshold = "mean" if self.grouping_threshold == "mean" else float(self.grouping_threshold)
-            if threshold != "mean" and not math.isfinite(threshold):
+            if isinstance(threshold, float) and not math.isfinite(threshold):
                 raise ValueError
             return threshold
         except ValueError:

@@ -80,7 +80,7 @@ class MultiTaskClassifier(TaskCaches):
         self.trained_adapters, self.record = set(), TrainingRecord()
         config = copy.deepcopy(config)
         self.texts = ClassTexts(processor.tokenizer, model.config.text_config, config)
-        if self.texts.placeholders and config.init_ids is None:
+        if config is not None and self.texts.placeholders and config.init_ids is None:
             config.init_ids = self.texts.first_words(config.num_prompts)
         self._text_cache, self._frozen_cache = TextFeatureCache(), TextFeatureCache()
         self._other_texts, self._evaluating = TextFeatureCache(LARGEST_CACHE), Overlap()

@@ -174,8 +174,9 @@ class TaskGrouping:
                 "There are no snapshots of gradients to group the tasks by, since stage 1 ended before the first; let "
                 "it take more steps, or write grouping='all', say."
             )
-        matrices, steps = [affinity_matrix(each, affinity) for each in snapshots], [each.step for each in snapshots]
-        grouping = cls.from_similarity(tasks, np.array(matrices), threshold, max_groups, steps, seconds)
+        matrices = np.array([affinity_matrix(each, affinity) for each in snapshots], dtype=np.float64)
+        steps = [each.step for each in snapshots]
+        grouping = cls.from_similarity(tasks, matrices, threshold, max_groups, steps, seconds)
 
         def partition(similarity: np.ndarray) -> np.ndarray:
             gains = similarity - _level(similarity, threshold)
@@ -185,7 +186,7 @@ class TaskGrouping:
         grouping.affinity, grouping.reliability = affinity, reliability(snapshots, affinity)
         repeated = co_membership(snapshots, affinity, partition, found, DRAWS, seed, disable_tqdm)
         grouping.together, grouping.stability = repeated
-        grouping.separation = separation(grouping.similarity, found, grouping.reliability)
+        grouping.separation = separation(matrices.mean(axis=0), found, grouping.reliability)
         if not grouping.is_stable and unstable != "keep":
             grouping.groups, grouping.gap = cls.by_mode(unstable, tasks).groups, None
         return grouping

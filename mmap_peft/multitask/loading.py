@@ -144,8 +144,8 @@ def _take(classifier: Any, contents: Contents, folder: Path, verify: bool) -> No
         raise ValueError(f"{folder} is of the tasks {names[0]}, but the classifier has {names[1]}.")
     if not classifier.uses_prompts:
         # An early version called some adapters otherwise, since it left out accents.
-        names = {route: classifier.routes[task] for task, route in routes.items()}
-        if [names.get((adapter,)) for adapter in weights] != [(adapter,) for adapter in classifier.adapters]:
+        routes_before = {route: classifier.routes[task] for task, route in routes.items()}
+        if [routes_before.get((adapter,)) for adapter in weights] != [(adapter,) for adapter in classifier.adapters]:
             names = [", ".join(names)[:150] for names in (weights, classifier.adapters)]
             raise ValueError(f"{folder} holds the adapters {names[0]}, but the classifier has {names[1]}.")
         weights, routes = dict(zip(classifier.adapters, weights.values())), dict(classifier.routes)

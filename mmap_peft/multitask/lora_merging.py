@@ -129,8 +129,8 @@ def _take(classifiers: Iterable[MultiTaskClassifier]) -> tuple[list[_Part], PreT
                 "same base."
             )
         state = {name: tensor.clone() for name, tensor in classifier.adapter_state(GLOBAL).items()}
-        config = replace(classifier.adapter_set.config_of(GLOBAL))
-        parts.append(_Part(list(classifier.tasks.values()), config, state, dict(classifier.record.zero_shot)))
+        config: Any = classifier.adapter_set.config_of(GLOBAL)
+        parts.append(_Part(list(classifier.tasks.values()), replace(config), state, dict(classifier.record.zero_shot)))
         if state.keys() != parts[0].state.keys():
             raise ValueError(
                 f"classifiers[{number}] has LoRA of other modules than classifiers[0]; train adapters with the same "

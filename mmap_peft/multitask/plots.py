@@ -27,14 +27,15 @@ def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
     """
     from matplotlib.figure import Figure  # here, since importing it takes longer than the rest of this package
 
-    if grouping.similarity is None:
+    similarity = grouping.similarity
+    if similarity is None:
         raise ValueError(f"A grouping of mode {grouping.mode!r} has no similarities to draw; use mode 'gradient'.")
     count = len(grouping.tasks)
     side = 0.65 * count if count <= MOST_NUMBERS else min(5 + 0.11 * count, 14)
     figure = Figure(figsize=(max(9, 4.4 + 1.6 * side), 2.4 + max(2, side)), layout="constrained")
     heat_map, tree = figure.subplots(1, 2, width_ratios=(3, 2))
-    order, top, linked = _order(grouping)
-    _draw_heat_map(heat_map, grouping, order)
+    order, top, linked = _order(grouping, similarity)
+    _draw_heat_map(heat_map, grouping, similarity, order)
     _draw_tree(tree, grouping, top, linked)
     measured = {name: getattr(grouping, name) for name in ("stability", "separation")}
     words = [f"{name} {value:.2f}" for name, value in measured.items() if value is not None]
@@ -42,13 +43,13 @@ def plot_grouping(grouping: TaskGrouping, path: str | os.PathLike) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _order(grouping: TaskGrouping) -> tuple[list[int], float, np.ndarray | None]:
+def _order(grouping: TaskGrouping, similarity: np.ndarray) -> tuple[list[int], float, np.ndarray | None]:
     """The numbers of the tasks in the order of the heat map, the largest affinity of a pair (1 for cosines), and the
     linkage of the tasks, `None` for one task."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
-    count, affinity = len(grouping.tasks), (grouping.similarity + grouping.similarity.T) / 2
+    count, affinity = len(grouping.tasks), (similarity + similarity.T) / 2
     if count < 2:
         return [0], 1.0, None
     pairs = affinity[np.triu_indices(count, 1)]
@@ -62,11 +63,11 @@ def _order(grouping: TaskGrouping) -> tuple[list[int], float, np.ndarray | None]
     return [task for group in groups for task in group], top, linked
 
 
-def _draw_heat_map(axes: Any, grouping: TaskGrouping, order: list[int]) -> None:
+def _draw_heat_map(axes: Any, grouping: TaskGrouping, similarity: np.ndarray, order: list[int]) -> None:
     from matplotlib.patches import Rectangle
 
     count, cells = len(order), np.ix_(order, order)
-    affinity, spread = grouping.similarity[cells], None if grouping.spread is None else grouping.spread[cells]
+    affinity, spread = similarity[cells], None if grouping.spread is None else grouping.spread[cells]
     pairs = affinity[~np.eye(count, dtype=bool)]
     low, high = (float(pairs.min()), float(pairs.max())) if len(pairs) else (0.0, 1.0)
     if grouping.reliability is not None:
@@ -78,15 +79,16 @@ def _draw_heat_map(axes: Any, grouping: TaskGrouping, order: list[int]) -> None:
     axes.set_yticks(shown, [names[task] for task in shown], fontsize=size)
     for (row, column), value in np.ndenumerate(affinity) if count <= MOST_NUMBERS else ():
         colour = "w" if value < (low + high) / 2 else "k"
-        plain = row == column or spread is None
-        text = f"{value:.2f}" if plain else f"{value:.2f}\n±{spread[row, column]:.2f}"
+        more = "" if row == column or spread is None else f"\n±{spread[row, column]:.2f}"
+        text = f"{value:.2f}{more}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     group_of = grouping.group_numbers[order]
     starts = [0, *(place for place in range(1, count) if group_of[place] != group_of[place - 1]), count]
-    frame = {"fill": False, "edgecolor": "tab:red", "linewidth": 3 if count <= MOST_NUMBERS else 1.5, "clip_on": False}
+    frame: dict[str, Any] = {"fill": False, "edgecolor": "tab:red", "clip_on": False}
+    frame["linewidth"] = 3 if count <= MOST_NUMBERS else 1.5
     for start, end in itertools.pairwise(starts):
         axes.add_patch(Rectangle((start - 0.5, start - 0.5), end - start, end - start, **frame))
-    what = {None: "cosine of task gradients"}.get(grouping.affinity, f"affinity: {grouping.affinity}")
+    what = "cosine of task gradients" if grouping.affinity is None else f"affinity: {grouping.affinity}"
     details = ["± over snapshots"] if spread is not None and count <= MOST_NUMBERS else []
     details += ["diagonal: reliability"] if grouping.reliability is not None else []
     axes.set_title(what + (f"\n({', '.join(details)})" if details else ""), fontsize=10)

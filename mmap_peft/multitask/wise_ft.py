@@ -95,7 +95,7 @@ def choose_wise_ft_alpha(trainer: TaskTrainer, alphas: Sequence[float] = ALPHAS)
     except BaseException:
         restore()
         raise
-    wise_ft(classifier, max(accuracies, key=accuracies.get))
+    wise_ft(classifier, max(accuracies, key=lambda alpha: accuracies[alpha]))
     return accuracies
 
 

@@ -52,7 +52,8 @@ class PromptConfig(MethodConfig):
     towers: ClassVar[tuple[str, ...]] = ("text", "vision")  # which towers can get prompts
     needs_all_towers: ClassVar[bool] = False  # whether a model must have all of them, with equal depths
     stays_in_sequence: ClassVar[bool] = False  # whether prompts are tokens that later layers see, too
-    position: ClassVar[str] = "end"  # where class names stand among prompts that replace words, see `CoOpConfig`
+    # Where class names stand among prompts that replace words. Not annotated, so that only `CoOpConfig` has the field.
+    position = "end"
 
     num_prompts: PromptCount = 4
     first_layer: FirstLayer = 0

@@ -50,7 +50,7 @@ class CheckedTuner(BaseTuner):
         kwargs.pop("state_dict", None)  # its keys name the container, never the modules that are changed
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
-    def _check(self, model: nn.Module, adapter_name: str, config: PeftConfig) -> None:
+    def _check(self, model: nn.Module, adapter_name: str, config: PeftConfig) -> object:
         """Raise a `ValueError` if the adapter does not fit the model."""
         raise NotImplementedError
 

@@ -102,9 +102,10 @@ class PromptTuner(CheckedTuner):
         layers, given = self._layers(model, config), f"target_modules={shortened(config.target_modules)}"
         fewest = min(len(tower.encoder.layers) for tower in towers.values())
         depths = {
-            name: config.tower_settings(name)[1] or (fewest if config.needs_all_towers else None) for name in towers
+            name: config.tower_settings(name)[1] or (fewest if config.needs_all_towers else len(tower.encoder.layers))
+            for name, tower in towers.items()
         }
-        prompted = {name for name, index in layers if depths[name] is None or index < depths[name]}
+        prompted = {name for name, index in layers if index < depths[name]}
         if not prompted and config.depth is not None:
             raise ValueError(
                 f"{given} matches none of the first depth={config.depth} layers, so no layer gets prompts; "
@@ -238,7 +239,8 @@ def _add_hooks(towers: dict[str, nn.Module], container: PromptContainer) -> None
         around = PromptedTower(container, name)
         container.handles.append(tower.encoder.register_forward_pre_hook(around.enter, with_kwargs=True))
         layers = [(layer, PromptedLayer(tower, name, index)) for index, layer in enumerate(tower.encoder.layers)]
-        for module, hooks in [(tower, around), *layers]:
+        both: list[tuple[nn.Module, Any]] = [(tower, around), *layers]
+        for module, hooks in both:
             container.handles += [
                 module.register_forward_pre_hook(hooks.enter, with_kwargs=True),
                 # Before other hooks, so that those which record hidden states see the tokens only.

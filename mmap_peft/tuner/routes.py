@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from .assemble import Prompts, Route, Routing
 from .container import PromptContainer, overrides, prompt_container
 
 
-Rows = Sequence[int] | torch.Tensor  # a number for each row of a batch
+Rows: TypeAlias = Sequence[int] | torch.Tensor  # a number for each row of a batch
 
 
 @contextmanager
@@ -93,20 +94,20 @@ def make_prompts(
 def _routing(
     container: PromptContainer, routes: Route | Sequence[Route], rows: Mapping[str, Rows | None], pooled: bool
 ) -> Routing:
-    routes = (routes,) if isinstance(routes, str) else routes
-    several = not all(isinstance(name, str) for name in routes)
-    routes = [tuple(route) for route in routes] if several else [tuple(routes)]
-    container.check_modules_to_save(routes)
-    rows = {name: torch.as_tensor(numbers) for name, numbers in rows.items() if numbers is not None}
-    for name, numbers in rows.items():
+    given: Any = (routes,) if isinstance(routes, str) else routes
+    several = not all(isinstance(name, str) for name in given)
+    listed = [tuple(route) for route in given] if several else [tuple(given)]
+    container.check_modules_to_save(listed)
+    tensors = {name: torch.as_tensor(numbers) for name, numbers in rows.items() if numbers is not None}
+    for name, numbers in tensors.items():
         if numbers.numel() and (numbers.dim() != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool):
             raise ValueError(
                 f"Invalid value of `{name}`: expected an integer for each row of the batch, such as [0, 1]."
             )
     for tower in () if torch.compiler.is_compiling() else ("text", "vision"):  # values would break a graph
-        numbers = rows[tower].tolist() if tower in rows else []
-        if numbers and not 0 <= min(numbers) <= max(numbers) < len(routes):
+        numbers = tensors[tower].tolist() if tower in tensors else []
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(listed):
             raise ValueError(
-                f"{tower}={numbers} names a route that was not given; write numbers from 0 to {len(routes) - 1}."
+                f"{tower}={numbers} names a route that was not given; write numbers from 0 to {len(listed) - 1}."
             )
-    return container.routing(routes, pooled=pooled, **rows)
+    return container.routing(listed, pooled=pooled, **tensors)
