@@ -54,7 +54,7 @@ class MultiTaskClassifier(PrototypeRouting):
         seed (`int`): seed of the adapters' initial values.
         text_chunk (`int`, *optional*): largest number of texts, of any tasks, that are encoded at a time, so that
             memory does not grow with the number of classes. Training then encodes texts again in the backward pass.
-            Results are the same, but for rounding. `None`: as many as surely fit into a quarter of the device's
+            Results are the same, but for rounding. `None`: as many as fit into a quarter of the device's
             memory, see `texts_at_once`; under `torch.compile` and FSDP, all.
 
     Raises:
