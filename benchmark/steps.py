@@ -48,15 +48,21 @@ SERVING = {
 }
 
 
+@functools.cache
+def _all_names() -> list[str]:
+    words = [name for name in CLASS_NAMES if " " not in name]
+    return CLASS_NAMES + [" ".join(some) for size in (2, 3) for some in itertools.permutations(words, size)]
+
+
 def class_names(count: int) -> list[str]:
-    """Distinct names of classes: first those of Pictograms, then pairs of these. In the template "a photo of a {}."
-    they have 8 to 10 tokens with start and end, as the classes of Office-Home have with CLIP's own tokenizer.
+    """Distinct names of classes: first those of Pictograms, then pairs and triples of these. In the template "a photo
+    of a {}." the first two have 8 to 10 tokens with start and end, as the classes of Office-Home have with CLIP's own
+    tokenizer.
 
     Raises:
         ValueError: `count` is less than 1, or more names than can be made.
     """
-    words = [name for name in CLASS_NAMES if " " not in name]
-    names = CLASS_NAMES + [" ".join(pair) for pair in itertools.permutations(words, 2)]
+    names = _all_names()
     if not 0 < count <= len(names):
         raise ValueError(f"classes={count} cannot be named; write a number from 1 to {len(names)}.")
     return names[:count]

@@ -116,7 +116,7 @@ class MultiTaskTrainingArguments(AugmentationArguments, RegularizationArguments,
     aggregator: str | None = HfArg(
         default=None,
         help="An aggregator of torchjd, such as 'PCGrad' or 'CAGrad(c=0.5)', which combines the gradients of tasks "
-        "that share a parameter. None: their sum.",
+        "that share a parameter; a backward pass for each task of the largest group. None: their sum.",
     )
     grouping: str = HfArg(
         default="gradient",

@@ -52,9 +52,10 @@ class MultiTaskClassifier(TaskCaches):
         config (`PeftConfig`, *optional*): the method: prompts (`MmAPConfig()`), one of PEFT's (`lora_config()`), or
             another of this library (`BitFitConfig()`). Without it there are no adapters: zero-shot.
         seed (`int`): seed of the adapters' initial values.
-        text_chunk (`int`, *optional*): number of texts that are encoded at a time, so that memory does not grow with
-            the number of classes. Training then encodes texts again in the backward pass. Results are the same.
-            `None`: all texts at once.
+        text_chunk (`int`, *optional*): largest number of texts, of any tasks, that are encoded at a time, so that
+            memory does not grow with the number of classes. Training then encodes texts again in the backward pass.
+            Results are the same, but for rounding. `None`: as many as fit into a quarter of the device's
+            memory, see `texts_at_once`; under `torch.compile` and FSDP, all.
 
     Raises:
         ValueError: no task, two tasks of the same name, a text that is too long for the text tower, settings that do

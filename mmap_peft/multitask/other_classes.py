@@ -11,7 +11,6 @@ from ..checking import checked, shortened
 from ..tuner.fingerprint import autocast_dtype
 from .adapters import ClassWeights
 from .class_names import Text, Texts, as_list, as_tuple, check_template, clean_names
-from .frozen_features import TEXTS_AT_ONCE
 from .output import Prediction
 from .processes import is_sharded
 from .task import Task
@@ -170,7 +169,7 @@ class OtherClasses(TaskForward):
         def encode(names: list[str]) -> list[torch.Tensor]:
             some = {name: routed[name] for name in names}
             # Copies, so that no part keeps the memory of all.
-            return [part.clone() for part in self._encode(some, texts=texts, chunk=TEXTS_AT_ONCE)]
+            return [part.clone() for part in self._encode(some, texts=texts)]
 
         return self._other_texts(keys, self._fingerprint(), encode)
 

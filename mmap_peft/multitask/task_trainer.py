@@ -144,7 +144,7 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
         if aggregates:
             with torch.autocast(loss.device.type, enabled=False):
                 losses = losses / self.args.gradient_accumulation_steps
-                add_task_gradients(losses, list(self.model.tasks_by_parameter()))
+                add_task_gradients(losses, self.model.tasks_by_parameter())
             loss = loss.detach().requires_grad_()
         return (loss, outputs) if return_outputs else loss
 

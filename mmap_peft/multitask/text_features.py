@@ -29,11 +29,13 @@ def encode_texts(
     share: bool = True,
 ) -> torch.Tensor:
     """Unit text features of all classes in a batch, (classes of all tasks, dim); the mean for a class with several
-    texts. `prompts_of` returns the prompts of some rows of the batch, `device` is the text tower's device, `chunk`
-    texts are encoded at a time, and `share` allows `shared_text_features`.
+    texts. `prompts_of` returns the prompts of some rows of the batch, `device` is the text tower's device, at most
+    `chunk` texts are encoded at a time, and `share` allows `shared_text_features`.
+
+    With several chunks, the backward pass encodes each again, so that the activations of one are in memory at a time.
     """
-    count = batch.ids.shape[0]
-    size, learning = chunk or count, torch.is_grad_enabled()
+    count, learning = batch.ids.shape[0], torch.is_grad_enabled()
+    size = -(-count // -(-count // (chunk or count)))  # of equally large chunks
     chunks = []
     for start in range(0, count, size):
         rows = slice(start, start + size)

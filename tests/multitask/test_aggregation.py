@@ -6,8 +6,22 @@ from torch import nn
 from torchjd import aggregation
 from torchjd.aggregation import PCGrad, Sum
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer
-from mmap_peft.multitask.aggregation import add_task_gradients, aggregate_task_gradients, find_aggregator
+from mmap_peft import (
+    LinearProbeConfig,
+    MmAPConfig,
+    MultiTaskClassifier,
+    MultiTaskTrainer,
+    Task,
+    TaskGrouping,
+    lora_config,
+)
+from mmap_peft.multitask.aggregation import (
+    add_task_gradients,
+    aggregate_task_gradients,
+    backward_passes,
+    find_aggregator,
+)
+from mmap_peft.multitask.output import task_losses
 
 from ..conftest import load_clip
 
@@ -17,7 +31,7 @@ CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
 
 def backward(losses, tasks_by_parameter, aggregator):
     """One step of one batch."""
-    add_task_gradients(torch.stack(losses), list(tasks_by_parameter))
+    add_task_gradients(torch.stack(losses), tasks_by_parameter)
     aggregate_task_gradients(tasks_by_parameter, aggregator or Sum())
 
 
@@ -64,6 +78,63 @@ def test_an_aggregator_sees_the_gradients_of_those_that_share(problem):
     for name, jacobian in jacobians.items():
         torch.testing.assert_close(found[name], PCGrad()(jacobian))
     torch.testing.assert_close(found["own"], torch.autograd.grad(losses()[2], parameters["own"])[0])
+
+
+@pytest.mark.parametrize(
+    ("users", "passes"),
+    [
+        ([[0, 2, 3], [1, 4], [5], [0], [1], []], [[0, 1, 5], [2, 4], [3]]),  # groups and their tasks
+        ([[0, 1, 2], [0, 2], [1]], [[0], [1], [2]]),  # one level of all tasks
+        ([[0], [1], [2]], [[0, 1, 2]]),
+        ([[2, 0], [1, 2]], [[0, 1], [2]]),
+        ([[]], []),
+    ],
+)
+def test_tasks_that_share_nothing_take_one_backward_pass(users, passes):
+    assert backward_passes({nn.Parameter(torch.zeros(1)): tasks for tasks in users}) == passes
+
+
+GROUPS = [[0, 3, 4], [1, 2], [5]]
+
+
+@pytest.mark.parametrize(
+    ("config", "keeps_global", "chunk", "passes"),
+    [
+        (CONFIG, False, None, 3),
+        (CONFIG, False, 9, 3),
+        (CONFIG, True, None, 6),
+        (LinearProbeConfig(), None, None, 1),
+        (lora_config(init_lora_weights=False), None, None, 6),
+    ],
+    ids=["groups", "groups, chunks of texts", "global and groups", "linear probe", "lora"],
+)
+def test_gradients_are_those_of_a_backward_pass_a_task(
+    config, keeps_global, chunk, passes, clip, processor, monkeypatch
+):
+    names = [f"task {number}" for number in range(6)]
+    tasks = [Task(name, [f"{word} {name}" for word in ("sun", "cloud", "star")]) for name in names]
+    classifier = MultiTaskClassifier(clip, processor, tasks, config, text_chunk=chunk).train()
+    if keeps_global is not None:
+        grouping = TaskGrouping(names, [[names[number] for number in group] for group in GROUPS])
+        classifier.set_grouping(grouping, keep_global=keeps_global)
+    users, calls, grad = classifier.tasks_by_parameter(), [], torch.autograd.grad
+    generator, expected = torch.Generator().manual_seed(0), {}
+    for _ in range(2):  # accumulated
+        batch = torch.randn(9, 3, 48, 48, generator=generator), torch.arange(9) % 6, torch.arange(9) % 3
+        losses = task_losses(classifier(*batch[:2]).logits, *reversed(batch[1:]), 6)
+        for task in range(6):
+            own = [parameter for parameter, numbers in users.items() if task in numbers]
+            for parameter, gradient in zip(own, grad(losses[task], own, retain_graph=True)):
+                expected[parameter, task] = expected.get((parameter, task), 0) + gradient
+        monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: calls.append(0) or grad(*args, **kwargs))
+        add_task_gradients(losses, users)
+        monkeypatch.undo()
+    assert len(calls) == 2 * passes
+    for parameter, numbers in users.items():
+        assert len(parameter.jac) == len(numbers) > 0
+        for row, task in zip(parameter.jac, numbers):
+            assert row.abs().max() > 0
+            torch.testing.assert_close(row, expected[parameter, task], atol=1e-8, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
