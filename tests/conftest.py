@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import tempfile
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
@@ -27,6 +28,12 @@ def pytest_collection_finish() -> None:
     """Every training collects garbage; it need not look through all the imported modules each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_folder(tmp_path_factory) -> None:
+    """Features that a run keeps for the next one are not kept for that of another test run."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
 
 
 TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS = 32, 48, 3, 2

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ..tuner.assemble import Route
+from ..tuner.images import ImageStates, image_features
 from .adapters import ClassWeights, TextFeatures
 from .consistency import Consistency, Features
 from .output import MultiTaskOutput, mean_by_task, of_trained_classes, task_losses
@@ -25,7 +26,7 @@ class TaskForward(TaskTexts):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | ImageStates,
         task_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
         text_features: Mapping[str, torch.Tensor] | None = None,
@@ -37,7 +38,7 @@ class TaskForward(TaskTexts):
         """Classify images of any tasks in one pass.
 
         Args:
-            pixel_values (`torch.Tensor`): (batch, 3, H, W).
+            pixel_values (`torch.Tensor` or `ImageStates`): (batch, 3, H, W), or what enters a layer of the tower.
             task_ids (`torch.Tensor`): (batch,), number of each image's task in `tasks`.
             labels (`torch.Tensor`, *optional*): (batch,), number of each image's class; -100 is left out of the loss.
             text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes, or of
@@ -75,7 +76,7 @@ class TaskForward(TaskTexts):
         routed: RoutedTasks,
         rows: torch.Tensor,
         prompted: Features,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | ImageStates,
         trained_only: bool,
     ) -> torch.Tensor:
         """The consistency loss of each image, (batch,), where `rows` numbers the tasks of `routed`."""
@@ -100,7 +101,11 @@ class TaskForward(TaskTexts):
         return [part if len(part) == len(rows) else part[rows] for part, rows in zip(features, kept)]
 
     def _images_of(
-        self, routed: RoutedTasks, rows: torch.Tensor, pixel_values: torch.Tensor, given: Given | None
+        self,
+        routed: RoutedTasks,
+        rows: torch.Tensor,
+        pixel_values: torch.Tensor | ImageStates,
+        given: Given | None,
     ) -> torch.Tensor:
         """Unit features of images, where `rows` numbers their tasks."""
         routes = [route for _, route in routed.values()]
@@ -109,12 +114,15 @@ class TaskForward(TaskTexts):
         return self.image_features(pixel_values, distinct, numbers[rows], given)
 
     def image_features(
-        self, pixel_values: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, given: Given | None = None
+        self,
+        pixel_values: torch.Tensor | ImageStates,
+        routes: Sequence[Route],
+        numbers: torch.Tensor,
+        given: Given | None = None,
     ) -> torch.Tensor:
         """Unit image features, (batch, dim); `numbers`, (batch,), are those of the images' routes."""
         prompts = self.adapter_set.prompts("vision", routes, given, vision=numbers)
-        keywords = {} if prompts is None else {"prompts": prompts}
-        pooled = self.clip.get_image_features(pixel_values, **keywords).pooler_output
+        pooled = image_features(self.clip, pixel_values, prompts)
         return F.normalize(self.adapter_set.image_features(pooled, routes, numbers), dim=-1)
 
     def _present(self, task_ids: torch.Tensor) -> tuple[list[str], torch.Tensor]:
