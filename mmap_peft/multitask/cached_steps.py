@@ -140,8 +140,8 @@ class CachingTrainer(AugmentingTrainer):
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         before = self._features
-        if self.feature_cache() is not before:
-            self._eval_dataloaders = {}  # workers that stay would go on with the cache before
+        if self.feature_cache() is not before and hasattr(self, "_eval_dataloaders"):
+            del self._eval_dataloaders  # workers that stay would go on with the cache before
         return super().get_eval_dataloader(eval_dataset)
 
     def _get_dataloader(self, dataset: Dataset, *args: Any, **kwargs: Any) -> DataLoader:
