@@ -11,6 +11,7 @@ from tqdm import tqdm
 from mmap_peft.data.pictograms import small_clip
 from mmap_peft.multitask.files import write_json
 from mmap_peft.multitask.loading import load_processor
+from mmap_peft.prompts.mmap import MmAPConfig
 
 from .machine import origin
 from .speed_plots import floor_of, plot_growth
@@ -47,10 +48,10 @@ def measure_growth(
     """
     for count in classes:
         class_names(count)  # raises before anything is measured
-    plan = {  # tasks, classes and prompts of a setting, by the value that grows
-        "tasks": {value: (value, 10, None) for value in tasks},
-        "classes": {value: (1, value, None) for value in classes},
-        "prompts": {value: (1, 65, value) for value in prompts},
+    plan = {  # tasks, classes and config of a setting, by the value that grows
+        "tasks": {value: (value, 10, MmAPConfig()) for value in tasks},
+        "classes": {value: (1, value, MmAPConfig()) for value in classes},
+        "prompts": {value: (1, 65, MmAPConfig(num_prompts=value)) for value in prompts},
     }
     settings = {"shape": shape, "precision": precision(), "repeats": repeats, "batch": batch}
     measurement: dict[str, Any] = {**origin(), "settings": settings, "growth": {}}
@@ -63,7 +64,7 @@ def measure_growth(
     return text
 
 
-def _measure(measurement: dict[str, Any], plan: dict[str, dict[int, tuple[int, int, int | None]]], path: Path) -> None:
+def _measure(measurement: dict[str, Any], plan: dict[str, dict[int, tuple[int, int, MmAPConfig]]], path: Path) -> None:
     """Add each kind of growth in `plan` to a measurement, and write it to `path` after each."""
     shape, repeats, batch = (measurement["settings"][name] for name in ("shape", "repeats", "batch"))
     processor = load_processor(small_clip())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from transformers import CLIPConfig, CLIPModel
 
 from mmap_peft.data.pictograms import CLASS_NAMES
@@ -96,19 +97,19 @@ class Setting:
         processor: of this CLIP, with a tokenizer.
         batch (`int`): number of images. They belong to the tasks in turn.
         tasks, classes (`int`): number of tasks, and of classes of each.
-        num_prompts (`int`, *optional*): prompts of the group, and of each task. If not given, `MmAPConfig`'s default.
+        config (`PeftConfig`, *optional*): another method, or other settings. Methods without prompts have no groups.
     """
 
     def __init__(
-        self, clip: CLIPModel, processor: Any, batch: int, tasks: int, classes: int, num_prompts: int | None = None
+        self, clip: CLIPModel, processor: Any, batch: int, tasks: int, classes: int, config: PeftConfig | None = None
     ) -> None:
         self.clip = clip
         names = [f"task {number}" for number in range(tasks)]
-        config = MmAPConfig() if num_prompts is None else MmAPConfig(num_prompts=num_prompts)
         base = copy.deepcopy(clip, {id(parameter): parameter for parameter in clip.parameters()})
         task_list = [Task(name, class_names(classes)) for name in names]
-        self.classifier = MultiTaskClassifier(base, processor, task_list, config)
-        self.classifier.set_grouping(TaskGrouping(names, [names], mode="all"))
+        self.classifier = MultiTaskClassifier(base, processor, task_list, config or MmAPConfig())
+        if self.classifier.uses_prompts:
+            self.classifier.set_grouping(TaskGrouping(names, [names], mode="all"))
         self.parameters = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
         size, device = clip.config.vision_config.image_size, clip.device
         self.images = {
@@ -129,8 +130,8 @@ class Setting:
             "step": self.step,
             "images": self._image_part(),
             "plain": self.plain,
-            "practice": self._practice(truncated=False),
-            "truncated": self._practice(truncated=True),
+            "practice": self.practice(truncated=False),
+            "truncated": self.practice(truncated=True),
             "shared": self.shared,
             "snapshot": self.snapshot,
         }
@@ -198,7 +199,8 @@ class Setting:
 
         return lambda: self.step(functools.partial(self.classifier, text_features=features))
 
-    def _practice(self, truncated: bool) -> Callable[[], torch.Tensor]:
+    def practice(self, truncated: bool) -> Callable[[], torch.Tensor]:
+        """A function that computes the step as `CommonPractice` does."""
         ids = [rows.to(self.clip.device) for rows in text_ids(self.classifier)]
         practice = CommonPractice(self.clip, ids, prompt_generators(self.classifier), truncated)
 

@@ -6,6 +6,7 @@ import copy
 import functools
 import gc
 import os
+import tempfile
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
@@ -47,6 +48,12 @@ def pictures(monkeypatch) -> None:
     """Heat maps are drawn, which takes as long as a short training."""
     for module in (saving, trainer):
         monkeypatch.setattr(module, "plot_grouping", plot_grouping)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_folder(tmp_path_factory) -> None:
+    """Features that a run keeps for the next one are not kept for that of another test run."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
 
 
 TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS = 32, 48, 3, 2

@@ -90,9 +90,8 @@ class SharedAdapterTrainer(TaskTrainer):
 
     def _batches(self, rows: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
         """This process's share of some images. All processes have the same number of batches."""
-        data = self.train_dataset
         for shard in shard_rows(rows, self._train_batch_size, self.args.process_index, self.args.world_size):
-            batch = self.data_collator([data[int(row)] for row in (shard if len(shard) else rows[:1])])
+            batch = self.image_batch(shard if len(shard) else rows[:1])
             if not len(shard):  # fewer images than processes: an image that does not count
                 batch["labels"].fill_(IGNORE_INDEX)
             yield batch

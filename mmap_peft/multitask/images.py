@@ -68,6 +68,12 @@ class TaskImages(Dataset):
             self._caches[shape] = ImageCache(len(self) if shape else 0, shape, self._cache_bytes)
         return self._caches[shape]
 
+    def limit_cache(self, most_bytes: float) -> None:
+        """Let each cache take less from now on; what larger ones hold is lost."""
+        if most_bytes < self._cache_bytes:
+            self._cache_bytes, self._caches = most_bytes, {}
+            self._cache = self.cache(self.preprocessing.shape or ())
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         resized, image, item = self._resized(index)
         pixels = self.preprocessing(image) if resized is None else self.preprocessing.normalise(resized)

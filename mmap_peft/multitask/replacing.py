@@ -132,7 +132,7 @@ def lock(folder: Path, seconds: float = LONGEST_WAIT) -> Iterator[None]:
         return
     descriptor, end = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
     try:
-        while not _is_locked(descriptor):
+        while not is_locked(descriptor):
             if time.monotonic() > end:
                 raise OSError(f"Another process has been saving into {folder} for {seconds} s; try again later.")
             time.sleep(0.1)
@@ -141,9 +141,12 @@ def lock(folder: Path, seconds: float = LONGEST_WAIT) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_locked(descriptor: int) -> bool:
+def is_locked(descriptor: int, shared: bool = False) -> bool:
+    """Lock an open file or folder without waiting, `shared` with others that share it; returns whether it was."""
+    if fcntl is None:
+        return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks

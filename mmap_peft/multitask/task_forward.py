@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..tuner.assemble import Route
 from ..tuner.devices import on_device
+from ..tuner.images import ImageStates, image_features
 from .adapters import ClassWeights, TextFeatures
 from .consistency import Consistency, Features
 from .output import MultiTaskOutput, mean_by_task, of_trained_classes, task_losses
@@ -27,7 +28,7 @@ class TaskForward(TaskTexts):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | ImageStates,
         task_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
         text_features: Mapping[str, torch.Tensor] | None = None,
@@ -40,7 +41,7 @@ class TaskForward(TaskTexts):
         """Classify images of any tasks in one pass. A number in `task_ids` that no task has raises a `ValueError`.
 
         Args:
-            pixel_values (`torch.Tensor`): (batch, 3, H, W).
+            pixel_values (`torch.Tensor` or `ImageStates`): (batch, 3, H, W), or what enters a layer of the tower.
             task_ids (`torch.Tensor`): (batch,), number of each image's task in `tasks`.
             labels (`torch.Tensor`, *optional*): (batch,), number of each image's class; -100 is left out of the loss.
             text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes, or of
@@ -95,7 +96,7 @@ class TaskForward(TaskTexts):
         routed: RoutedTasks,
         rows: torch.Tensor,
         prompted: Features,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | ImageStates,
         trained_only: bool,
     ) -> torch.Tensor:
         """The consistency loss of each image, (batch,), where `rows` numbers the tasks of `routed`."""
@@ -126,7 +127,7 @@ class TaskForward(TaskTexts):
         self,
         routed: RoutedTasks,
         rows: torch.Tensor,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | ImageStates,
         given: Given | None,
         task_counts: Sequence[int],
     ) -> torch.Tensor:
@@ -140,7 +141,7 @@ class TaskForward(TaskTexts):
 
     def image_features(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | ImageStates,
         routes: Sequence[Route],
         numbers: torch.Tensor,
         given: Given | None = None,
@@ -149,8 +150,7 @@ class TaskForward(TaskTexts):
         """Unit image features, (batch, dim); `numbers`, (batch,), are those of the images' routes. Of several routes,
         `counts` says how many images each has."""
         prompts = self.adapter_set.prompts("vision", routes, given, vision=numbers)
-        keywords = {} if prompts is None else {"prompts": prompts}
-        pooled = self.clip.get_image_features(pixel_values, **keywords).pooler_output
+        pooled = image_features(self.clip, pixel_values, prompts)
         return F.normalize(self.adapter_set.image_features(pooled, routes, numbers, counts), dim=-1)
 
     def _present(

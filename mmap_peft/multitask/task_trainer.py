@@ -16,8 +16,8 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from . import processes
 from .aggregation import add_task_gradients, aggregate_task_gradients, drop_task_gradients, find_aggregator
 from .arguments import MultiTaskTrainingArguments
-from .augmented_steps import AugmentingTrainer
 from .base_record import BaseRecord
+from .cached_steps import CachingTrainer
 from .checkpoint_files import saved_state
 from .classifier import MultiTaskClassifier
 from .images import TaskImages, collate
@@ -35,7 +35,7 @@ _REFUSED = {
 }
 
 
-class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
+class TaskTrainer(CachingTrainer, RegularizedTrainer, TrainerCallback):
     """Trains the adapters of a `MultiTaskClassifier` that are set to train, on the images of the tasks that use them.
 
     Every batch on every process has images of all these tasks. A run that is resumed from a checkpoint equals an

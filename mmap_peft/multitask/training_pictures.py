@@ -76,6 +76,11 @@ class TrainingPictures(Pictures):
         changes = self.augmentation.draw(self.seed, epoch, row, visit, aspect)
         return {**item, "pictures": found, "changes": changes}
 
+    def view(self, place: tuple[int, int, int]) -> str:
+        """All but the picture itself that the changes of an image depend on."""
+        row, visit, epoch = place
+        return f"{self.augmentation} {self.seed} {row} {self.augmentation.view(epoch, visit)}"
+
     def _squash(self, image: Image.Image) -> np.ndarray:
         """A whole picture as bytes, followed by its width and height."""
         pixels = np.asarray(image.resize(self.shape[:0:-1], Image.Resampling.BICUBIC)).transpose(2, 0, 1)
