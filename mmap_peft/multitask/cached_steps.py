@@ -17,6 +17,7 @@ from ..tuner.images import ImageStates, constant_parameters, first_changed_layer
 from .augmented_steps import AugmentingTrainer
 from .feature_cache import CachedImages, FeatureCache, collate_features, features_name
 from .images import TaskImages, collate
+from .pictures import Pictures
 from .processes import is_sharded
 from .row_files import RowFiles
 from .training_pictures import TrainingPictures
@@ -31,8 +32,8 @@ class CachingTrainer(AugmentingTrainer):
     Training, evaluation and the gradients that compare tasks read them. Images whose states are kept are not decoded.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._features: FeatureCache | None = None
         self._opened: dict[str, FeatureCache] = {}  # by name: a loader may go on with an earlier one
         self._features_of: tuple[Any, ...] = ()  # what the cache was made for
@@ -88,7 +89,7 @@ class CachingTrainer(AugmentingTrainer):
     @property
     def _collates_itself(self) -> bool:
         collator = self.data_collator
-        return getattr(collator, "keywords", {}).get("collate", collator) is collate
+        return getattr(collator, "keywords", {}).get("collate", collator) in (None, collate)  # None: of `Pictures`
 
     def _open(self, layer: int) -> FeatureCache | None:
         clip, args = self.model.clip, self.args
@@ -129,7 +130,7 @@ class CachingTrainer(AugmentingTrainer):
                 "Invalid value 'always' for `cache_features`: expected 'auto', since each epoch augments images in "
                 "another way; or write augment_views=4, say."
             )
-        if random or not isinstance(images, TaskImages | TrainingPictures):
+        if random or not isinstance(images, TaskImages | Pictures):
             return None
         cache = self.feature_cache()
         return None if cache is None else CachedImages(images, cache)
@@ -173,12 +174,12 @@ class CachingTrainer(AugmentingTrainer):
         keys: list[bytes | None],
         states: torch.Tensor | None = None,
         missing: dict[str, Any] | None = None,
-        **inputs: torch.Tensor,
+        **inputs: Any,
     ) -> dict[str, Any]:
         """The model's inputs of what `collate_features` returned; what is `missing` is computed and kept."""
         cache, count = self._opened[name], len(inputs["labels"])
         if missing is not None:
-            pixels = (self.augmented(missing) if "changes" in missing else missing)["pixel_values"]
+            pixels = self.model_inputs(missing)["pixel_values"]
             with self.model.evaluating(), self.compute_loss_context_manager():
                 fresh = cache.compute(self.model.clip, pixels, keys, count)
             if states is not None:

@@ -22,6 +22,7 @@ from ..tuner.images import constant_parameters, image_states
 from .base_record import QUANTISED, processor_settings, weights_digest
 from .decoding import decode, is_stored
 from .images import TaskImages
+from .pictures import Pictures
 from .replacing import sha256
 from .row_files import KEY_BYTES, RowFiles
 from .training_pictures import TrainingPictures
@@ -104,20 +105,20 @@ class CachedImages(Dataset):
     `"key"`; the key is `None` for an image that cannot be read or may be another one at the next visit.
 
     Args:
-        images (`TaskImages` or `TrainingPictures`): the images. Augmented ones must have a fixed number of views.
+        images (`TaskImages` or `Pictures`): the images. Augmented ones must have a fixed number of views.
         cache (`FeatureCache`): the cache.
     """
 
-    def __init__(self, images: TaskImages | TrainingPictures, cache: FeatureCache) -> None:
+    def __init__(self, images: TaskImages | Pictures, cache: FeatureCache) -> None:
         self.images, self.cache, self.sizes = images, cache, images.sizes
-        self._plain = images.images if isinstance(images, TrainingPictures) else images
+        self._plain = images.images if isinstance(images, Pictures) else images
         self._digests: dict[int, bytes] = {}  # of pictures that stay the same, by their row
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, place: Any) -> dict[str, Any]:
-        row = place if self._plain is self.images else place[0]
+        row = place[0] if isinstance(self.images, TrainingPictures) else place
         key = self._key(int(row), place)
         states = None if key is None else self.cache.get(key)
         if states is None:
@@ -143,7 +144,7 @@ class CachedImages(Dataset):
                 return None
             if is_stored(picture):
                 self._digests[row] = digest
-        view = "" if self._plain is self.images else self.images.view(place)
+        view = self.images.view(place) if isinstance(self.images, TrainingPictures) else ""
         return hashlib.sha256(digest + view.encode()).digest()[:KEY_BYTES]
 
 
@@ -177,7 +178,8 @@ def collate_features(items: Sequence[dict[str, Any]], name: str, collate: Any) -
     missing = [dict(item) for item in items if "states" not in item]
     keys = [item.pop("key") for item in missing]
     batch = {each: torch.tensor([int(item[each]) for item in items]) for each in ("labels", "task_ids")}
-    batch |= {"name": name, "known": known, "keys": keys}
+    counts = np.bincount(batch["task_ids"]).tolist()
+    batch |= {"name": name, "known": known, "keys": keys, "task_counts": counts}
     if known:
         batch["states"] = torch.stack([items[number]["states"] for number in known])
     if missing:
