@@ -63,7 +63,8 @@ class Steps(TrainerCallback):
 def test_no_step_waits(case, clip, processor, tasks, arguments, monkeypatch):
     config, fields = CASES[case]
     classifier = MultiTaskClassifier(clip, processor, tasks, config)
-    fields = {"max_steps": 3, "logging_steps": 9, "save_strategy": "no", "per_device_eval_batch_size": 4, **fields}
+    steps = {"max_steps": 3, "logging_steps": 9, "save_strategy": "no", "per_device_eval_batch_size": 4}
+    fields = {**steps, "cache_features": "never", **fields}  # what is kept of an image is waited for once
     if "checkpointed" in case:
         classifier.activation_checkpointing_enable()
     trainer = MultiTaskTrainer(model=classifier, args=arguments(**fields))
