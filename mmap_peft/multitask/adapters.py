@@ -130,10 +130,10 @@ class AdapterSet(nn.Module):
         return None
 
     def image_features(
-        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int]
+        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int] | None
     ) -> torch.Tensor:
         """Pooled image features, (images, dim), changed by adapters on them; `numbers`, (images,), are those of the
-        images' routes, of which each has so many images (`counts`). They are not of unit length."""
+        images' routes, and `counts`, if known, says how many images each has. They are not of unit length."""
         return features
 
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:

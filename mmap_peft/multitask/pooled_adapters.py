@@ -52,11 +52,12 @@ class PooledSet(AdapterSet):
         self.parts, self._names, self.seed = nn.ModuleList(), [], seed
 
     def image_features(
-        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int]
+        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int] | None
     ) -> torch.Tensor:
         if len(routes) == 1:
             part = self.part(routes[0])
             return features if part is None else part.image_features(features)
+        counts = numbers.bincount(minlength=len(routes)).tolist() if counts is None else counts
         order = numbers.argsort(stable=True)
         parts = zip(map(self.part, routes), features[order].split(list(counts)))
         changed = [own if part is None else part.image_features(own) for part, own in parts]
