@@ -131,10 +131,10 @@ class AdapterSet(nn.Module):
         return None
 
     def image_features(
-        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int]
+        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int] | None
     ) -> torch.Tensor:
         """Pooled image features, (images, dim), changed by adapters on them; `numbers`, (images,), are those of the
-        images' routes, of which each has so many images (`counts`). They are not of unit length."""
+        images' routes, and `counts`, if known, says how many images each has. They are not of unit length."""
         return features
 
     def added_logits(
@@ -142,7 +142,7 @@ class AdapterSet(nn.Module):
         features: torch.Tensor,
         routes: Sequence[Route],
         numbers: torch.Tensor,
-        counts: Sequence[int],
+        counts: Sequence[int] | None,
         classes: int,
     ) -> torch.Tensor | None:
         """What adapters add to the logits of each image's own classes, (images, classes), with zeros for tasks that

@@ -62,7 +62,7 @@ class PooledSet(AdapterSet):
         self.parts, self._names, self.seed = nn.ModuleList(), [], seed
 
     def image_features(
-        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int]
+        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int] | None
     ) -> torch.Tensor:
         def changed(part: PooledModule | None, own: torch.Tensor) -> torch.Tensor:
             return own if part is None else part.image_features(own)
@@ -74,7 +74,7 @@ class PooledSet(AdapterSet):
         features: torch.Tensor,
         routes: Sequence[Route],
         numbers: torch.Tensor,
-        counts: Sequence[int],
+        counts: Sequence[int] | None,
         classes: int,
     ) -> torch.Tensor | None:
         if not self.config.module_class.adds_logits:
@@ -92,11 +92,12 @@ class PooledSet(AdapterSet):
         features: torch.Tensor,
         routes: Sequence[Route],
         numbers: torch.Tensor,
-        counts: Sequence[int],
+        counts: Sequence[int] | None,
     ) -> torch.Tensor:
         """What `of` makes of each route's module and image features, in the order of the images."""
         if len(routes) == 1:
             return of(self.part(routes[0]), features)
+        counts = numbers.bincount(minlength=len(routes)).tolist() if counts is None else counts
         order = numbers.argsort(stable=True)
         parts = zip(map(self.part, routes), features[order].split(list(counts)))
         return torch.cat([of(part, own) for part, own in parts])[order.argsort()]

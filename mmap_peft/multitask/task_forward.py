@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -75,7 +74,7 @@ class TaskForward(TaskTexts):
         self,
         routed: RoutedTasks,
         rows: torch.Tensor,
-        counts: Sequence[int],
+        counts: Sequence[int] | None,
         image: torch.Tensor,
         weights: ClassWeights,
         sizes: Sequence[int],
@@ -129,15 +128,17 @@ class TaskForward(TaskTexts):
         rows: torch.Tensor,
         pixel_values: torch.Tensor | ImageStates,
         given: Given | None,
-        task_counts: Sequence[int],
+        task_counts: Sequence[int] | None,
     ) -> torch.Tensor:
-        """Unit features of images, where `rows` numbers their tasks, each of which has so many of them."""
-        counts: dict[Route, int] = {}
-        for (_, route), count in zip(routed.values(), task_counts):
-            counts[route] = counts.get(route, 0) + count
-        distinct = {route: number for number, route in enumerate(counts)}
-        numbers = on_device([distinct[route] for _, route in routed.values()], rows.device)
-        return self.image_features(pixel_values, list(counts), numbers[rows], given, list(counts.values()))
+        """Unit features of images, where `rows` numbers their tasks; `task_counts` says how many images each has."""
+        routes, counts = [route for _, route in routed.values()], None
+        distinct = list(dict.fromkeys(routes))
+        numbers = [distinct.index(route) for route in routes]
+        if task_counts is not None:
+            counts = [0] * len(distinct)
+            for number, count in zip(numbers, task_counts):
+                counts[number] += count
+        return self.image_features(pixel_values, distinct, on_device(numbers, rows.device)[rows], given, counts)
 
     def image_features(
         self,
@@ -145,20 +146,23 @@ class TaskForward(TaskTexts):
         routes: Sequence[Route],
         numbers: torch.Tensor,
         given: Given | None = None,
-        counts: Sequence[int] = (),
+        counts: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Unit image features, (batch, dim); `numbers`, (batch,), are those of the images' routes. Of several routes,
-        `counts` says how many images each has."""
+        """Unit image features, (batch, dim); `numbers`, (batch,), are those of the images' routes, and `counts` says
+        how many images each has, if it is known without waiting for a GPU."""
         prompts = self.adapter_set.prompts("vision", routes, given, vision=numbers)
         pooled = image_features(self.clip, pixel_values, prompts)
         return F.normalize(self.adapter_set.image_features(pooled, routes, numbers, counts), dim=-1)
 
     def _present(
         self, task_ids: torch.Tensor, task_counts: Sequence[int] | None
-    ) -> tuple[list[str], torch.Tensor, list[int]]:
-        """Names of the tasks of a batch, for each row the number of its task among them, and their images' numbers."""
-        counts = Counter(task_ids.tolist()) if task_counts is None else dict(enumerate(task_counts))
-        present = sorted(number for number, count in counts.items() if count)
+    ) -> tuple[list[str], torch.Tensor, list[int] | None]:
+        """Names of the tasks of a batch, for each row the number of its task among them, and, if it is known without
+        waiting for a GPU, how many images each has."""
+        if task_counts is None:
+            present = torch.unique(task_ids).tolist()
+        else:
+            present = [number for number, count in enumerate(task_counts) if count]
         names = list(self.tasks)
         if present and not 0 <= present[0] <= present[-1] < len(names):
             raise ValueError(
@@ -166,7 +170,8 @@ class TaskForward(TaskTexts):
             )
         place = [present.index(number) if number in present else -1 for number in range(len(names))]
         rows = on_device(place, task_ids.device)[task_ids]
-        return [names[number] for number in present], rows, [counts[number] for number in present]
+        counts = None if task_counts is None else [task_counts[number] for number in present]
+        return [names[number] for number in present], rows, counts
 
     def _of_own_task(
         self, logits: torch.Tensor, sizes: Sequence[int], rows: torch.Tensor, trained: RoutedTasks | None = None

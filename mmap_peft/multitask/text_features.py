@@ -51,11 +51,14 @@ def encode_texts(
 def _encode_rows(
     clip: nn.Module, batch: TextBatch, rows: slice, prompts: Prompts | None, device: torch.device, share: bool
 ) -> torch.Tensor:
-    constants, compiling = batch.constants.setdefault((rows.start, rows.stop), {}), torch.compiler.is_compiling()
     ids = batch.ids[rows]
-    ids, prompts = (ids.to(device), prompts) if compiling else _kept_texts(clip, ids, prompts, device, constants)
-    if share and can_share(clip, prompts) and not compiling:
-        return shared_text_features(clip, ids, prompts, constants)
+    if torch.compiler.is_compiling():  # a graph must not depend on what is kept
+        ids = ids.to(device)
+    else:
+        constants = batch.constants.setdefault((rows.start, rows.stop), {})
+        ids, prompts = _kept_texts(clip, ids, prompts, device, constants)
+        if share and can_share(clip, prompts):
+            return shared_text_features(clip, ids, prompts, constants)
     return clip.get_text_features(ids, **({} if prompts is None else {"prompts": prompts})).pooler_output
 
 

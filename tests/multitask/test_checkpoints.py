@@ -36,7 +36,7 @@ def trained(make, finished, tmp_path):
     """A trainer after six steps, and its output folder with the checkpoints 2, 4 and 6."""
     trainer, output = make(), tmp_path / "out"
     if finished.exists():
-        shutil.copytree(finished, output)
+        shutil.copytree(finished, output, dirs_exist_ok=True)
         trainer.model.load_adapters(output / "checkpoint-6")
     else:
         trainer.train()
