@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 from mmap_peft.data.pictograms import small_clip
 from mmap_peft.methods.linear_probe import LinearProbeConfig
@@ -21,6 +22,7 @@ from mmap_peft.prompts.mmap import MmAPConfig
 
 from .internals import KeptStates
 from .machine import origin
+from .speed_plots import plot_cached
 from .steps import Setting, precision, random_clip
 from .tables import cell, head_lines, table_lines
 from .timing import Runs, measure_runs, ratio
@@ -47,7 +49,8 @@ def measure_cached(
     shape: str = "ViT-B/16",
 ) -> str:
     """Measure training steps with and without kept image features, with a CLIP of random weights. Writes `cached.json`
-    after each setting, and `cached.md` at the end.
+    after each setting, and `cached.md` and `cached.png` at the end. The picture also has the accuracies of the study
+    `first_layer`.
 
     Args:
         out (`Path`): folder of these files.
@@ -73,7 +76,17 @@ def measure_cached(
             bar.update()
     text = cached_text(measurement)
     (out / "cached.md").write_text(text)
+    depth, title = clip.config.vision_config.num_hidden_layers, f"Prompts from layer k on: {shape}, {precision()}"
+    plot_cached(measurement["cached"], depth, _accuracies(), title, out / "cached.png")
     return text
+
+
+def _accuracies() -> dict[float, float]:
+    """Accuracies of the study `first_layer`, by the share of the layers that come before the first with prompts."""
+    choices = json.loads((Path(__file__).parent / "results" / "first_layer" / "choices.json").read_text())
+    tried = choices["first_layer_mmap"]["tried"]
+    depth = CLIPConfig.from_pretrained(small_clip()).vision_config.num_hidden_layers
+    return {one["point"]["config.first_layer"] / depth: one["accuracy"] for one in tried}
 
 
 def _runs(clip: CLIPModel, processor: Any, batch: int, tasks: int, classes: int, with_practice: bool) -> Runs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -81,6 +81,42 @@ def plot_growth(panels: dict[str, dict[str, Any]], title: str, path: str | os.Pa
     for (axes, *_), label in zip(rows, ("time / floor", "peak memory, GB")):
         axes.set(ylabel=label)
         axes.set_ylim(bottom=0)  # at the end, since a fixed limit stops the scale from growing
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def plot_cached(
+    settings: Sequence[dict[str, Any]],
+    depth: int,
+    accuracies: Mapping[float, float],
+    title: str,
+    path: str | os.PathLike,
+) -> None:
+    """Plot the time of a step with and without kept features over the first layer with prompts, and accuracies.
+
+    Args:
+        settings: the field `cached` of `cached.json`.
+        depth (`int`): number of layers of the tower that was measured.
+        accuracies (`Mapping[float, float]`): by the share of the layers that come before the first with prompts.
+        title (`str`): title of the plot.
+        path: the file to write. Its ending decides the format.
+    """
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    times, percents = figure.subplots(1, 2)
+    for number, one in enumerate(settings):
+        for suffix, style in (("", "o--"), (", kept", "o-")):
+            layers = [layer for layer in range(depth) if f"layer {layer}{suffix}" in one["ratios"]]
+            heights = [one["ratios"][f"layer {layer}{suffix}"] for layer in layers]
+            label = f"batch {one['batch']}, tasks {one['tasks']}{suffix}"
+            times.plot(layers, heights, style, color=f"C{number}", label=label)
+    times.axhline(1, color="0.4", linestyle=":", label="floor: image tower alone")
+    times.set(xlabel=f"first layer with prompts, of {depth}", ylabel="time of a step / floor", ylim=(0, None))
+    shares = sorted(accuracies)
+    percents.plot([100 * share for share in shares], [100 * accuracies[share] for share in shares], "o-", color="0.2")
+    percents.set(xlabel="layers before the first with prompts, %", ylabel="validation accuracy on Pictograms, %")
+    for axes in (times, percents):
+        axes.grid(color="0.92")
+    times.legend(fontsize=8)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
