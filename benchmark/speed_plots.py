@@ -110,6 +110,7 @@ def plot_cached(
             label = f"batch {one['batch']}, tasks {one['tasks']}{suffix}"
             times.plot(layers, heights, style, color=f"C{number}", label=label)
     times.axhline(1, color="0.4", linestyle=":", label="floor: image tower alone")
+    times.set_xticks([layer for layer in range(depth) if f"layer {layer}" in settings[0]["ratios"]])
     times.set(xlabel=f"first layer with prompts, of {depth}", ylabel="time of a step / floor", ylim=(0, None))
     shares = sorted(accuracies)
     percents.plot([100 * share for share in shares], [100 * accuracies[share] for share in shares], "o-", color="0.2")
