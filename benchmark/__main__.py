@@ -27,6 +27,7 @@ import torch
 
 from mmap_peft.multitask.processes import cores
 
+from .cached import measure_cached
 from .clustering import measure_clustering
 from .compare import compare_experiments
 from .growth import measure_growth
@@ -107,10 +108,16 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     add("--classes", type=int, default=65, help="classes of each task")
     add("--repeats", type=int, default=20 if gpu else 5, help="how often each time is taken")
     add("--compile", action="store_true", help="also measure torch.compile")
-    add("--growth", action="store_true", help="also measure how the time of a step grows")
-    add("--growth-batch", type=int, default=256 if gpu else 32, help="images of a step with --growth")
-    add("--growth-tasks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="numbers of tasks, of 10 classes")
-    add("--growth-classes", type=int, nargs="+", default=[10, 30, 100, 300, 1000], help="numbers of classes")
+    add("--cached", action="store_true", help="instead, measure steps whose image features are kept (cache_features)")
+    add("--growth", action="store_true", help="also measure how time and memory of a step grow")
+    add(
+        "--growth-batch",
+        type=int,
+        default=256 if gpu else 32,
+        help="images of a step, or one a task if these are more",
+    )
+    add("--growth-tasks", type=int, nargs="+", default=[1, 8, 32, 128], help="numbers of tasks, of 10 classes")
+    add("--growth-classes", type=int, nargs="+", default=[10, 100, 1000, 10_000], help="numbers of classes")
     add("--growth-prompts", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="prompts of group and task each")
     add("--shape", choices=list(SHAPES), default="ViT-B/16", help=argparse.SUPPRESS)  # tests use a tiny one
 
@@ -134,7 +141,10 @@ def _add_clustering(parser: argparse.ArgumentParser) -> None:
 
 def _speed(options: argparse.Namespace) -> str:
     texts = []
-    if options.batches:
+    if options.batches and options.cached:
+        sizes = (options.batches, options.tasks, options.classes)
+        texts.append(measure_cached(options.out, *sizes, options.repeats, options.shape))
+    elif options.batches:
         sizes = (options.batches, options.tasks, options.serving_tasks, options.classes)
         texts.append(measure_speed(options.out, *sizes, options.repeats, options.compile, options.shape))
     if options.growth:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from .means import words
 from .paired import compare
 from .predictions import FOLDER, read_predictions
 from .results_file import Results
@@ -69,8 +70,11 @@ def _of_place(
         lines += ["No seed has results of both that say which images were right.", ""]
     else:
         mean, low, high = (f"{100 * value:+.2f}" for value in (difference.mean, difference.low, difference.high))
-        counts = f"seeds: {difference.seeds}"
-        lines += [f"Difference: {mean} points, 95 % interval {low} to {high}, p = {difference.p:.2g}, {counts}.", ""]
+        lines += [
+            f"Difference: {mean} points of {words(first.protocol)}, 95 % interval {low} to {high}, "
+            f"p = {difference.p:.2g}, seeds: {difference.seeds}.",
+            "",
+        ]
     tables, absent = {}, []
     for name, some in runs.items():
         for run in some:

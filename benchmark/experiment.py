@@ -16,6 +16,7 @@ from mmap_peft.methods.clip_lora import clip_lora_config
 from mmap_peft.methods.linear_probe import LinearProbeConfig
 from mmap_peft.methods.parameters import BitFitConfig, FullFineTuningConfig
 from mmap_peft.methods.peft_configs import ia3_config, ln_tuning_config, lora_config
+from mmap_peft.methods.tip_adapter import TipAdapterConfig
 from mmap_peft.multitask.arguments import MultiTaskTrainingArguments
 from mmap_peft.multitask.lora_merging import Density, Weights
 from mmap_peft.multitask.wise_ft import Share
@@ -42,6 +43,7 @@ METHODS: dict[str, Callable[..., PeftConfig] | None] = {
     "mmrl_tokens": MMRLTokensConfig,
     "linear_probe": LinearProbeConfig,
     "clip_adapter": CLIPAdapterConfig,
+    "tip_adapter": TipAdapterConfig,
     "full_fine_tuning": FullFineTuningConfig,
     "bitfit": BitFitConfig,
     "bottleneck_adapter": BottleneckAdapterConfig,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -9,8 +12,11 @@ import torch
 from torch import nn
 
 from mmap_peft.multitask.classifier import MultiTaskClassifier
+from mmap_peft.multitask.feature_cache import FeatureCache
+from mmap_peft.multitask.row_files import RowFiles
 from mmap_peft.prompts.base import PromptGenerator
 from mmap_peft.tuner.container import prompt_container
+from mmap_peft.tuner.images import ImageStates, first_changed_layer, image_states
 
 
 @contextmanager
@@ -42,3 +48,29 @@ def prompt_generators(classifier: MultiTaskClassifier) -> list[list[PromptGenera
 def text_ids(classifier: MultiTaskClassifier) -> list[torch.Tensor]:
     """For each task the tokens of its classes' texts, (classes, tokens)."""
     return [classifier.texts.batch([task], [classifier.routes[name]]).ids for name, task in classifier.tasks.items()]
+
+
+class KeptStates:
+    """What enters the first layer that adapters change, for a batch of images: computed and written to files once, and
+    read from them at each call, as in training. The files are deleted with this object.
+
+    Args:
+        classifier (`MultiTaskClassifier`): the classifier.
+        pixels (`torch.Tensor`): (images, 3, H, W).
+    """
+
+    def __init__(self, classifier: MultiTaskClassifier, pixels: torch.Tensor) -> None:
+        clip, layer = classifier.clip, first_changed_layer(classifier.clip)
+        if not layer:
+            raise ValueError("Adapters change the first layer, so nothing can be kept; write first_layer=1 or more.")
+        with torch.no_grad():
+            one = image_states(clip, pixels[:1], layer)[0]
+        name = f"benchmark-{os.getpid()}-{id(self)}"
+        files = RowFiles(name, one.numel() * one.itemsize, 4e9)
+        weakref.finalize(self, shutil.rmtree, files.folder, ignore_errors=True)
+        self.cache = FeatureCache(name, layer, files, tuple(one.shape), one.dtype, one.dtype)
+        self.keys, self.device = [number.to_bytes(16, "little") for number in range(len(pixels))], pixels.device
+        self.cache.compute(clip, pixels, self.keys, len(pixels))
+
+    def __call__(self) -> ImageStates:
+        return ImageStates(self.cache.layer, torch.stack([self.cache.get(key) for key in self.keys]).to(self.device))

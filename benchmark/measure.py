@@ -30,9 +30,10 @@ from mmap_peft.multitask.loading import WEIGHTS_FILE
 from mmap_peft.multitask.task_trainer import TaskTrainer
 
 from .machine import origin, peak_memory, reset_peak_memory, total_peak_memory
+from .means import protocol_mean
 from .planted_runs import PLANTED_RUNS
 from .predictions import accuracy_by_task, correct, predict
-from .protocols import AT_ONCE, Training, protocol_mean, trainings
+from .protocols import AT_ONCE, Training, trainings
 from .run import Run
 from .trainers import train
 
@@ -131,8 +132,7 @@ def measure(run: Run, predictions: str | os.PathLike | None = None) -> dict[str,
             for part in trainings(run, tasks):
                 results.append(_measure_classifier(run, part, args))
                 gc.collect()  # frees this classifier's CLIP before the next one is loaded
-            found = _summarise(results, time.perf_counter() - start)
-            found |= protocol_mean(run, found["accuracy"])
+            found = _summarise(run, results, time.perf_counter() - start)
             if run.evaluated_on == "test":
                 found |= _test_images(domains, split)
                 if predictions is not None:
@@ -160,7 +160,7 @@ def _measure_classifier(run: Run, training: Training, args: MultiTaskTrainingArg
     meter, tasks = StepMeter(), training.tasks
     trained = train(run, tasks, args, [meter])
     classifier, adapter_bytes = trained.trainer.model, 0
-    if trained.parameters:
+    if run.experiment.method != "zero_shot":
         adapter_bytes = _adapter_bytes(classifier, Path(args.output_dir) / "adapters" / tasks[0].adapter)
     start = time.perf_counter()
     return ClassifierResult(
@@ -176,7 +176,7 @@ def _measure_classifier(run: Run, training: Training, args: MultiTaskTrainingArg
     )
 
 
-def _summarise(results: list[ClassifierResult], total_seconds: float) -> dict[str, Any]:
+def _summarise(run: Run, results: list[ClassifierResult], total_seconds: float) -> dict[str, Any]:
     """The numbers of a run from those of its classifiers."""
     accuracy = {task: value for result in results for task, value in result.accuracy.items()}
     parameters = sum(result.trainable_parameters for result in results)
@@ -187,7 +187,7 @@ def _summarise(results: list[ClassifierResult], total_seconds: float) -> dict[st
     return {
         "accuracy": accuracy,
         "correct": {task: bits for result in results for task, bits in result.correct.items()},
-        "mean": statistics.fmean(accuracy.values()),
+        **protocol_mean(run.protocol, accuracy),
         "worst": min(accuracy.values()),
         "groups": results[-1].groups,
         "trainable_parameters": parameters,

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from .means import HARMONIC, protocol_mean
 from .summary import Row, check_same_images
 
 
 DRAWS = 10_000
 LEVEL = 0.95
+MOST_AT_ONCE = 2**22  # numbers that are drawn at once
+
+Pairs = Mapping[str, np.ndarray]  # by task
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean accuracy of one method minus that of another.
+    """The mean accuracy of one method minus that of another, as `protocol_mean` has it.
 
     Args:
         mean (`float`): the difference, -1 to 1.
@@ -53,25 +57,30 @@ def compare(row: Row, other: Row) -> Difference | None:
     seeds = [seed for seed in mine if seed in its and mine[seed].get("correct") and its[seed].get("correct")]
     if not seeds:
         return None
-    differences = [paired_differences(mine[seed], its[seed]) for seed in seeds]
+    pairs = [paired_images(mine[seed], its[seed]) for seed in seeds]
     # Without the digest of the test images, those of another seed are taken for others.
-    return paired_bootstrap(differences, [mine[seed].get("test_images", seed) for seed in seeds])
+    test_sets = [mine[seed].get("test_images", seed) for seed in seeds]
+    return paired_bootstrap(pairs, test_sets, mine[seeds[0]]["settings"].get("protocol", "multi_task"))
 
 
 def paired_bootstrap(
-    differences: Sequence[Mapping[str, np.ndarray]], test_sets: Sequence[Hashable], draws: int = DRAWS, seed: int = 0
+    pairs: Sequence[Pairs],
+    test_sets: Sequence[Hashable],
+    protocol: str = "multi_task",
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Difference:
     r"""The difference of two methods, with a 95 % interval that holds the variation over seeds and over test images.
 
-    $D = \frac 1 S \sum_s \frac 1 T \sum_t \frac 1 {n_t} \sum_i d_{sti}$, where $d_{sti}$ is 1 if only the first method
-    is right on image i of task t with seed s, -1 if only the other is, else 0. A draw is
+    $D = \frac 1 S \sum_s \left( m(a_{s1}) - m(a_{s2}) \right)$, where $a_{sk}$ are the accuracies of all tasks with
+    seed s and method k, and $m$ is the mean that the protocol reports, `protocol_mean`. A draw is
 
     $$D + \frac \sigma {\sqrt S} \, \tau + (D^\text{images} - D)$$
 
     $\sigma$ is the standard deviation of the seeds' differences, $\tau$ is drawn from Student's t with S - 1 degrees
-    of freedom, and in $D^\text{images}$ the $n_t$ images of each task are drawn with replacement, in pairs: once for
-    all seeds with the same test images, otherwise for each seed. The interval is from the 2.5 to the 97.5 % quantile
-    of the draws, and p is twice the share of draws on the other side of 0.
+    of freedom, and for $D^\text{images}$ the images of each task are drawn with replacement, in pairs: once for all
+    seeds with the same test images, otherwise for each seed; then $D$ is computed from their accuracies. The interval
+    is from the 2.5 to the 97.5 % quantile of the draws, and p is twice the share of draws on the other side of 0.
 
     Sources: pairs of images are drawn as in Koehn, *Statistical Significance Tests for Machine Translation
     Evaluation*, EMNLP 2004; percentile intervals are those of Efron and Tibshirani, *An Introduction to the
@@ -82,33 +91,49 @@ def paired_bootstrap(
     some seeds have in common are drawn as if they were different ones, so that their part is too narrow.
 
     Args:
-        differences: for each seed the $d_{sti}$, by task.
+        pairs: for each seed, by task, which images each of the two methods has right, (2, images).
         test_sets: for each seed which images these are; seeds with the same value have the same images in the same
             order.
-        draws, seed (`int`): number of draws, and their seed.
+        protocol, draws, seed: one of `PROTOCOLS`, the number of draws, and their seed.
     """
-    rng, count = np.random.default_rng(seed), len(differences)
-    means = np.array([np.mean([values.mean() for values in one.values()]) for one in differences])
-    center = means.mean()
-    drawn = np.full(draws, center)
+    rng, count = np.random.default_rng(seed), len(pairs)
+    means = np.array([_difference(one, protocol) for one in pairs])
+    drawn = np.zeros(draws)
     if count > 1:
         drawn += means.std(ddof=1) / math.sqrt(count) * rng.standard_t(count - 1, size=draws)
     for test_set in dict.fromkeys(test_sets):
-        same = [one for one, its_set in zip(differences, test_sets) if its_set == test_set]
-        for task in same[0]:
-            # How often each sum over seeds is drawn is all that matters of which images are drawn.
-            sums, counts = np.unique(np.sum([one[task] for one in same], axis=0, dtype=int), return_counts=True)
-            drawn_counts = rng.multinomial(counts.sum(), counts / counts.sum(), size=draws)
-            drawn += (drawn_counts - counts) @ sums / counts.sum() / len(same[0]) / count
+        same = [one for one, its_set in zip(pairs, test_sets) if its_set == test_set]
+        drawn += _sums_of_draws(same, protocol, draws, rng) / count
+    drawn = drawn.round(12)  # a difference of 0 that was computed is one
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     beyond = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    return Difference(float(center), float(low), float(high), float(min(1, 2 * (beyond + 1) / (draws + 1))), count)
+    return Difference(float(means.mean()), float(low), float(high), min(1.0, 2 * (beyond + 1) / (draws + 1)), count)
 
 
-def paired_differences(result: Mapping, other: Mapping) -> dict[str, np.ndarray]:
-    """For each task and test image 1 if only `result` is right, -1 if only the other is, else 0, of two results with
-    the same test images."""
-    return {task: np.subtract(*_images_of_both(result, other, task), dtype=np.int8) for task in result["correct"]}
+def _difference(rights: Pairs, protocol: str) -> float:
+    means = protocol_mean(protocol, {task: right.mean(axis=1) for task, right in rights.items()})["mean"]
+    return means[0] - means[1]
+
+
+def _sums_of_draws(pairs: Sequence[Pairs], protocol: str, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """The sum over seeds of the difference of the means, (draws,), in draws of the images that all seeds have."""
+    accuracies = {}
+    for task in pairs[0]:
+        right = np.stack([one[task] for one in pairs]).astype(np.int8)  # (seeds, 2, images)
+        if protocol != HARMONIC:  # the sum of the means is the mean of the sums, of which there are few
+            right = (right[:, 0] - right[:, 1]).sum(axis=0, dtype=int)
+        # How often each column is drawn is all that matters of which images are drawn.
+        columns, counts = np.unique(right.reshape(-1, right.shape[-1]), axis=1, return_counts=True)
+        parts = np.array_split(np.arange(draws), math.ceil(draws * len(counts) / MOST_AT_ONCE))
+        drawn = [rng.multinomial(counts.sum(), counts / counts.sum(), size=len(part)) @ columns.T for part in parts]
+        accuracies[task] = np.concatenate(drawn) / counts.sum()  # (draws, seeds and methods) or (draws, 1)
+    mean = protocol_mean(protocol, accuracies)["mean"]
+    return (mean[:, ::2] - mean[:, 1::2]).sum(axis=1) if protocol == HARMONIC else mean[:, 0]
+
+
+def paired_images(result: Mapping, other: Mapping) -> Pairs:
+    """For each task which images are right, (2, images), in two results with the same test images."""
+    return {task: np.array(_images_of_both(result, other, task)) for task in result["correct"]}
 
 
 def mcnemar(row: Row, other: Row) -> float:
@@ -116,8 +141,8 @@ def mcnemar(row: Row, other: Row) -> float:
     only = np.zeros(2, dtype=int)
     for seed in row.results.keys() & other.results.keys():
         if row.results[seed].get("correct") and other.results[seed].get("correct"):
-            for values in paired_differences(row.results[seed], other.results[seed]).values():
-                only += [np.count_nonzero(values > 0), np.count_nonzero(values < 0)]
+            for one, its in paired_images(row.results[seed], other.results[seed]).values():
+                only += [np.count_nonzero(one > its), np.count_nonzero(one < its)]
     return float(stats.binomtest(int(only[0]), int(only.sum())).pvalue) if only.sum() else 1.0
 
 

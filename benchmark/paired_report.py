@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from .means import words
 from .paired import DRAWS, compare, mcnemar
 from .study import Study
 from .summary import Row
@@ -40,7 +41,7 @@ class Comparisons:
             for row in rows
             if self.reference is not None and row is not self.reference
         }
-        self._rows = {row.experiment.name: row for row in rows}
+        self._rows, self._words = {row.experiment.name: row for row in rows}, words(study.protocol)
 
     def mark(self, name: str) -> str:
         """`*` if the difference of an experiment holds."""
@@ -54,7 +55,7 @@ class Comparisons:
             return []
         name, mean = self.reference.experiment.name, statistics.fmean(self.reference.means)
         lines = [
-            f"Difference: mean accuracy of {name} minus that of the row, in points, with its 95 % interval and p: "
+            f"Difference: {self._words} of {name} minus that of the row, in points, with its 95 % interval and p: "
             f"paired bootstrap over seeds and test images ({DRAWS:,} draws, see `benchmark/paired.py`), for each row "
             f"by itself. {MARK} The interval leaves out 0. McNemar: p of the exact test on the images of all seeds, "
             "which leaves the variation over seeds out.",

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import EvalPrediction
 
+from mmap_peft.multitask.files import replace_file
 from mmap_peft.multitask.images import IGNORE_INDEX
 from mmap_peft.multitask.metrics import accuracies, predicted_classes
 from mmap_peft.multitask.task import Task
@@ -110,16 +111,11 @@ def predictions_path(folder: str | os.PathLike, name: str) -> Path:
 
 
 def keep_predictions(source: Path, folder: str | os.PathLike, name: str) -> None:
-    """Copy a file of predictions into the study's folder of results, in one step: a process that is killed leaves the
-    old file or the new one. Arguments are as for `predictions_path`."""
+    """Copy a file of predictions into the study's folder of results, whose arguments are as for `predictions_path`."""
     path = predictions_path(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(source, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replace_file(path) as new:
+        shutil.copyfile(source, new)
 
 
 def read_predictions(folder: str | os.PathLike, name: str, result: dict[str, Any]) -> pa.Table | None:

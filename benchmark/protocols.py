@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from statistics import fmean, harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.multitask.output import Prediction, RoutedPrediction
 from mmap_peft.multitask.task import Task
 
+from .means import BASE, HALVES, HARMONIC
 from .predictions import SCHEMA, image_names
 from .run import Run
 
@@ -56,8 +56,8 @@ def trainings(run: Run, tasks: list[Task]) -> list[Training]:
     * `"forgetting"`: the same, and the plain base after the training, as `<task>_base`.
     * `"leave_one_domain_out"`: each task in turn does not train, and its test images are classified.
     """
-    if run.protocol in ("multi_task", "base_to_new"):
-        halves = run.protocol == "base_to_new"
+    if run.protocol in ("multi_task", HARMONIC):
+        halves = run.protocol == HARMONIC
         tasks = [_base(task) for task in tasks] if halves else tasks
         parts = [[task] for task in tasks] if run.experiment.tasks == "alone" else [tasks]
         return [
@@ -74,21 +74,6 @@ def trainings(run: Run, tasks: list[Task]) -> list[Training]:
         ]
     targets = {f"{data.label}_{task.adapter}": task for data in run.targets for task in test_tasks(run, data, tasks)}
     return [Training(tasks, lambda classifier: _targets(run, classifier, targets))]
-
-
-def protocol_mean(run: Run, accuracy: dict[str, float]) -> dict[str, Any]:
-    """The fields of a result that a protocol adds to accuracies or replaces."""
-    if run.protocol == "base_to_new":
-        halves = {half: fmean(value for name, value in accuracy.items() if name.endswith(half)) for half in HALVES}
-        return {"mean": harmonic_mean(halves.values()), **{half.strip("_"): value for half, value in halves.items()}}
-    if run.protocol == "forgetting":
-        after = {name for name in accuracy if name.endswith(BASE)}
-        adapted = fmean(value for name, value in accuracy.items() if name not in after)
-        return {"mean": adapted, "base_after_training": fmean(accuracy[name] for name in after)}
-    return {}
-
-
-BASE, NEW = HALVES = ("_base", "_new")
 
 
 def test_tasks(run: Run, data: Any, like: Sequence[Task]) -> list[Task]:

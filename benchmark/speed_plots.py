@@ -49,30 +49,46 @@ def plot_speed(settings: Sequence[dict[str, Any]], title: str, path: str | os.Pa
 
 
 def plot_growth(panels: dict[str, dict[str, Any]], title: str, path: str | os.PathLike) -> None:
-    """Plot the times of `step`, and of `shared` and `snapshot` if they were measured, over the number that grows.
-    Times are divided by that of `floor` (see `ratio`), which is a dashed line.
+    """Plot times and peak memory of `step`, and of `shared` and `snapshot` if they were measured, over the number that
+    grows. Times are divided by that of `floor` (see `ratio`), which is a dashed line.
 
     Args:
         panels: the field `growth` of `growth.json`.
         title (`str`): title of the plot.
         path: the file to write. Its ending decides the format.
     """
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    for axes, (what, panel) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
-        values, seconds = panel["values"], panel["seconds"]
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    rows = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
+    for times, memory, (what, panel) in zip(*rows, panels.items()):
+        values, peaks = panel["values"], panel["peak_bytes"]
+        floors = [floor_of(panel, value) for value in values]
+        times.axhline(1, color="0.4", linestyle="--", label="floor: image tower alone")
+        memory.plot(values, _gigabytes(peaks, floors), "--", color="0.4", label="floor")
         for name in ("step", "shared", "snapshot"):
-            if f"{name} {values[0]}" in seconds:
-                heights = [ratio(seconds, f"{name} {value}", "floor") for value in values]
-                axes.plot(values, heights, "o-", color=COLORS[name], label=name)
-        axes.axhline(1, color="0.4", linestyle="--", label="floor: image tower alone")
-        axes.set_xscale("log")
-        axes.set_xticks(values, [str(value) for value in values])
-        axes.minorticks_off()
-        axes.set(xlabel=what)
-        axes.grid(color="0.92")
-        axes.label_outer()
-        axes.legend(fontsize=8, loc="lower left")
-    figure.axes[0].set(ylabel="time / floor")
-    figure.axes[0].set_ylim(bottom=0)  # at the end, since a fixed limit stops the scale from growing
+            if f"{name} {values[0]}" in peaks:
+                runs = [f"{name} {value}" for value in values]
+                heights = [ratio(panel["seconds"], run, floor) for run, floor in zip(runs, floors)]
+                times.plot(values, heights, "o-", color=COLORS[name], label=name)
+                memory.plot(values, _gigabytes(peaks, runs), "o-", color=COLORS[name], label=name)
+        memory.set_xscale("log")
+        memory.set_xticks(values, [str(value) for value in values])
+        memory.minorticks_off()
+        memory.set(xlabel=what)
+        for axes in (times, memory):
+            axes.grid(color="0.92")
+            axes.label_outer()
+            axes.legend(fontsize=8, loc="lower left")
+    for (axes, *_), label in zip(rows, ("time / floor", "peak memory, GB")):
+        axes.set(ylabel=label)
+        axes.set_ylim(bottom=0)  # at the end, since a fixed limit stops the scale from growing
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def floor_of(panel: dict[str, Any], value: int) -> str:
+    """The name of the floor of a value that grows, in a field of `growth.json`: its own, if it has more images."""
+    return f"floor {value}" if f"floor {value}" in panel["median"] else "floor"
+
+
+def _gigabytes(peaks: dict[str, int | None], names: Sequence[str]) -> list[float]:
+    return [float("nan") if peaks[name] is None else 1e-9 * peaks[name] for name in names]

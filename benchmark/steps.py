@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from transformers import CLIPConfig, CLIPModel
 
 from mmap_peft.data.pictograms import CLASS_NAMES
@@ -48,15 +49,21 @@ SERVING = {
 }
 
 
+@functools.cache
+def _all_names() -> list[str]:
+    words = [name for name in CLASS_NAMES if " " not in name]
+    return CLASS_NAMES + [" ".join(some) for size in (2, 3) for some in itertools.permutations(words, size)]
+
+
 def class_names(count: int) -> list[str]:
-    """Distinct names of classes: first those of Pictograms, then pairs of these. In the template "a photo of a {}."
-    they have 8 to 10 tokens with start and end, as the classes of Office-Home have with CLIP's own tokenizer.
+    """Distinct names of classes: first those of Pictograms, then pairs and triples of these. In the template "a photo
+    of a {}." the first two have 8 to 10 tokens with start and end, as the classes of Office-Home have with CLIP's own
+    tokenizer.
 
     Raises:
         ValueError: `count` is less than 1, or more names than can be made.
     """
-    words = [name for name in CLASS_NAMES if " " not in name]
-    names = CLASS_NAMES + [" ".join(pair) for pair in itertools.permutations(words, 2)]
+    names = _all_names()
     if not 0 < count <= len(names):
         raise ValueError(f"classes={count} cannot be named; write a number from 1 to {len(names)}.")
     return names[:count]
@@ -90,19 +97,19 @@ class Setting:
         processor: of this CLIP, with a tokenizer.
         batch (`int`): number of images. They belong to the tasks in turn.
         tasks, classes (`int`): number of tasks, and of classes of each.
-        num_prompts (`int`, *optional*): prompts of the group, and of each task. If not given, `MmAPConfig`'s default.
+        config (`PeftConfig`, *optional*): another method, or other settings. Methods without prompts have no groups.
     """
 
     def __init__(
-        self, clip: CLIPModel, processor: Any, batch: int, tasks: int, classes: int, num_prompts: int | None = None
+        self, clip: CLIPModel, processor: Any, batch: int, tasks: int, classes: int, config: PeftConfig | None = None
     ) -> None:
         self.clip = clip
         names = [f"task {number}" for number in range(tasks)]
-        config = MmAPConfig() if num_prompts is None else MmAPConfig(num_prompts=num_prompts)
         base = copy.deepcopy(clip, {id(parameter): parameter for parameter in clip.parameters()})
         task_list = [Task(name, class_names(classes)) for name in names]
-        self.classifier = MultiTaskClassifier(base, processor, task_list, config)
-        self.classifier.set_grouping(TaskGrouping(names, [names], mode="all"))
+        self.classifier = MultiTaskClassifier(base, processor, task_list, config or MmAPConfig())
+        if self.classifier.uses_prompts:
+            self.classifier.set_grouping(TaskGrouping(names, [names], mode="all"))
         self.parameters = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
         size, device = clip.config.vision_config.image_size, clip.device
         self.images = {
@@ -123,8 +130,8 @@ class Setting:
             "step": self.step,
             "images": self._image_part(),
             "plain": self.plain,
-            "practice": self._practice(truncated=False),
-            "truncated": self._practice(truncated=True),
+            "practice": self.practice(truncated=False),
+            "truncated": self.practice(truncated=True),
             "shared": self.shared,
             "snapshot": self.snapshot,
         }
@@ -192,7 +199,8 @@ class Setting:
 
         return lambda: self.step(functools.partial(self.classifier, text_features=features))
 
-    def _practice(self, truncated: bool) -> Callable[[], torch.Tensor]:
+    def practice(self, truncated: bool) -> Callable[[], torch.Tensor]:
+        """A function that computes the step as `CommonPractice` does."""
         ids = [rows.to(self.clip.device) for rows in text_ids(self.classifier)]
         practice = CommonPractice(self.clip, ids, prompt_generators(self.classifier), truncated)
 

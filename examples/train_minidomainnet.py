@@ -11,77 +11,37 @@ lists, a fixed subset is used that is not the published one. All else is as in `
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Optional
 
-from report import results, table
-from transformers import CLIPModel, HfArgumentParser, set_seed
+from datasets import Dataset
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, load_processor
+from mmap_peft import MultiTaskTrainingArguments
+from mmap_peft.commands.parsing import CommandParser
+from mmap_peft.commands.training import TrainingData, make_named_tasks, train_and_compare
 from mmap_peft.data.mini_domainnet import read_mini_domainnet, read_mini_lists
-from mmap_peft.data.pictograms import pictogram_domains, small_clip
-from mmap_peft.data.splits import draw, make_tasks, split_at_random
-from mmap_peft.hub.repository import hub_id
-from mmap_peft.multitask.files import write_json
+from mmap_peft.data.splits import Split, draw, split_at_random
 
 
 @dataclass
-class ScriptArguments:
-    model: str = field(
-        default="openai/clip-vit-base-patch16", metadata={"help": "CLIP's name on the Hub, or a folder."}
-    )
-    data: str = field(default="wltjr1007/DomainNet", metadata={"help": "Data set's name on the Hub, or a folder."})
-    split_dir: Optional[str] = field(default=None, metadata={"help": "MiniDomainNet's folder of lists, splits_mini."})
-    at_most: int = field(default=60, metadata={"help": "Without lists, number of images of each class and domain."})
-    fraction: Optional[float] = field(
-        default=None, metadata={"help": "Share of the images that train. [0.1; demo: 0.3]"}
-    )
-    shots: Optional[int] = field(default=None, metadata={"help": "Number of training images of each class, instead."})
-    num_prompts: int = field(default=4, metadata={"help": "Prompts of an adapter in each layer."})
-    demo: bool = field(default=False, metadata={"help": "Pictograms and the small CLIP that ship with the package."})
+class MiniDomainNet(TrainingData):
+    data: str = field(default="wltjr1007/DomainNet", metadata={"help": "data set's name on the Hub, or a folder"})
+    at_most: int = field(default=60, metadata={"help": "without lists, number of images of each class and domain"})
+
+    def split(self, domains: Mapping[str, Dataset], fraction: float, seed: int) -> Split:
+        amount = (fraction if self.fraction is None and self.shots is None else self.fraction, self.shots, seed)
+        if self.split_dir:
+            return draw(read_mini_lists(self.split_dir), *amount)
+        return split_at_random(domains, *amount, self.at_most)
 
 
 def main() -> None:
-    parser = HfArgumentParser((ScriptArguments, MultiTaskTrainingArguments))
-    if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-        script, args = parser.parse_yaml_file(sys.argv[1])
-    else:
-        script, args = parser.parse_args_into_dataclasses()
-    set_seed(args.seed)
-    start = time.perf_counter()
-
-    if script.demo:
-        script.model, script.data, domains = str(small_clip()), "Pictograms", pictogram_domains()
-    else:
-        domains = read_mini_domainnet(script.data)
-    if script.fraction is None and script.shots is None:
-        script.fraction = 0.3 if script.demo else 0.1
-    if script.split_dir:
-        split = draw(read_mini_lists(script.split_dir), script.fraction, script.shots, args.seed)
-    else:
-        split = split_at_random(domains, script.fraction, script.shots, args.seed, script.at_most)
-    tasks = make_tasks(domains, split, args.template, dataset=hub_id(script.data) or Path(script.data).name)
-
-    clip, processor = CLIPModel.from_pretrained(script.model), load_processor(script.model)
-    config = MmAPConfig(num_prompts=script.num_prompts)
-    classifier = MultiTaskClassifier(clip, processor, tasks, config, seed=args.seed)
-    trainer = MultiTaskTrainer(model=classifier, args=args)
-
-    with classifier.zero_shot():
-        before = trainer.evaluate(metric_key_prefix="zero_shot")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    after = trainer.evaluate()
-
-    if trainer.is_world_process_zero():
-        output = Path(args.output_dir)
-        classifier.save_pretrained(output)
-        split.save(output / "split.json")
-        seconds = round(time.perf_counter() - start, 1)
-        summary = results(classifier, before, after, seed=args.seed, seconds=seconds, split=split.digest)
-        write_json(summary, output / "results.json")
-        print(table(summary), f"{seconds} s. Written to {output}.", sep="\n")
+    ours, args, _ = CommandParser(
+        "train_minidomainnet.py", [MiniDomainNet, MultiTaskTrainingArguments], __doc__
+    ).parse(sys.argv[1:])
+    images = ours.use_demo() if ours.demo else read_mini_domainnet(ours.data)
+    split = ours.split(images, fraction=0.3 if ours.demo else 0.1, seed=args.seed)
+    train_and_compare(make_named_tasks(images, split, args.template, ours.data), split, ours, args)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """MmAP for CLIP: one frozen model, many visual tasks, and a few thousand trained parameters per task."""
 
+from .hub.adapter_card import replace_empty_cards
 from .methods.bottleneck import BottleneckAdapterConfig
 from .methods.clip_adapter import CLIPAdapterConfig
 from .methods.clip_lora import clip_lora_arguments, clip_lora_config
 from .methods.linear_probe import LinearProbeConfig
 from .methods.parameters import BitFitConfig, FullFineTuningConfig
 from .methods.peft_configs import ia3_config, ln_tuning_config, lora_config
+from .methods.tip_adapter import TipAdapterConfig
 from .multitask.arguments import MultiTaskTrainingArguments
 from .multitask.classifier import MultiTaskClassifier
 from .multitask.grouping import TaskGrouping
@@ -31,6 +33,7 @@ from .version import __version__
 
 
 register_methods()
+replace_empty_cards()
 
 __all__ = [
     "BitFitConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "RoutedPrediction",
     "Task",
     "TaskGrouping",
+    "TipAdapterConfig",
     "VPTConfig",
     "__version__",
     "choose_wise_ft_alpha",

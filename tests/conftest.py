@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import os
+import tempfile
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import datasets
+import PIL.Image
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from mmap_peft import MultiTaskTrainingArguments, Task, load_processor
+from mmap_peft import MultiTaskTrainingArguments, Task, load_processor, plot_grouping
 from mmap_peft.data.pictograms import pictograms, small_clip
+from mmap_peft.multitask import saving, trainer
 
 
 datasets.disable_progress_bars()
@@ -27,6 +31,29 @@ def pytest_collection_finish() -> None:
     """Every training collects garbage; it need not look through all the imported modules each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick():
+    """No file has to outlast a power failure, and heat maps are drawn for tests with the fixture `pictures` only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        for module in (saving, trainer):
+            patch.setattr(module, "plot_grouping", lambda grouping, path: PIL.Image.new("L", (1, 1)).save(path))
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch) -> None:
+    """Heat maps are drawn, which takes as long as a short training."""
+    for module in (saving, trainer):
+        monkeypatch.setattr(module, "plot_grouping", plot_grouping)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_folder(tmp_path_factory) -> None:
+    """Features that a run keeps for the next one are not kept for that of another test run."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
 
 
 TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS = 32, 48, 3, 2
@@ -40,6 +67,15 @@ def tiny_clip(
     intermediate: int = 64,
 ) -> CLIPModel:
     """A random CLIP whose biases and norms are no zeros and ones, so that a slip in them would show."""
+    model, random_state = _tiny_clip(attention, seed, text_width, vision_width, intermediate)
+    torch.set_rng_state(random_state)
+    return copy.deepcopy(model)
+
+
+@functools.cache
+def _tiny_clip(
+    attention: str, seed: int, text_width: int, vision_width: int, intermediate: int
+) -> tuple[CLIPModel, torch.Tensor]:
     torch.manual_seed(seed)
     tokenizer = load_processor(small_clip()).tokenizer
     text = {
@@ -67,7 +103,7 @@ def tiny_clip(
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return model, torch.get_rng_state()
 
 
 @pytest.fixture(scope="session")
@@ -79,9 +115,17 @@ def clip_folder(tmp_path_factory) -> str:
     return str(folder)
 
 
+def load_clip(folder: str) -> CLIPModel:
+    """As `CLIPModel.from_pretrained(folder)`, in a third of its time."""
+    return copy.deepcopy(_load_clip(str(folder)))
+
+
+_load_clip = functools.cache(CLIPModel.from_pretrained)
+
+
 @pytest.fixture
 def clip(clip_folder) -> CLIPModel:
-    return CLIPModel.from_pretrained(clip_folder).eval()
+    return load_clip(clip_folder)
 
 
 @pytest.fixture(scope="session")
@@ -120,15 +164,17 @@ CLASSES = {"print": ["sun", "cloud", "star"], "photo": ["sun", "cloud", "star", 
 
 def make_task(style: str, classes: int, per_class: int = 4, name: str | None = None, **fields) -> Task:
     """A task of the first classes of pictograms in one style; the first half of the images train."""
+    rows, names = _pictograms(style, per_class)
+    rows = [dict(row) for row in rows if row["label"] < classes]
+    train = [row for row in rows if row["index"] < per_class // 2]
+    evaluation = [row for row in rows if row["index"] >= per_class // 2]
+    return Task(name or style, names[:classes], **{"train": train, "eval": evaluation, **fields})
+
+
+@functools.cache
+def _pictograms(style: str, per_class: int) -> tuple[list[dict], list[str]]:
     data = pictograms(style, per_class)
-    labels, index = data.with_format("numpy")["label"], data.with_format("numpy")["index"]
-    rows = {
-        "train": [row for row in range(len(labels)) if labels[row] < classes and index[row] < per_class // 2],
-        "eval": [row for row in range(len(labels)) if labels[row] < classes and index[row] >= per_class // 2],
-    }
-    images = {split: [data[row] for row in chosen] for split, chosen in rows.items()}
-    names = data.features["label"].names[:classes]
-    return Task(name or style, names, **{**images, **fields})
+    return list(data), data.features["label"].names
 
 
 @pytest.fixture(scope="session")

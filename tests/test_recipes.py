@@ -49,6 +49,8 @@ VALUES = {
     "ivlp": (0.0035, 4, 5, 2),
     "ivlp_20_epochs": (0.0025, 4, 20, 4),
     "maple": (0.0035, 4, 5, 2),
+    "promptsrc_50_epochs": (0.0025, 4, 50, 4),
+    "promptsrc_20_epochs": (0.0025, 4, 20, 4),
 }
 
 
@@ -60,3 +62,14 @@ def test_values_are_those_of_the_sources():
         if name != "zero_shot"
     }
     assert found == VALUES
+
+
+@pytest.mark.parametrize(("name", "mean", "std"), [("promptsrc_50_epochs", 30, 30), ("promptsrc_20_epochs", 15, 1)])
+def test_the_losses_and_the_gaussian_of_promptsrc(name, mean, std, tmp_path):
+    study = Study.read(FOLDER / "office_home_16_shots.yaml")
+    [experiment] = [each for each in study.experiments if each.name == name]
+    args, config = experiment.arguments(output_dir=str(tmp_path), use_cpu=True), experiment.peft_config()
+    assert config.depth == 9 and config.num_prompts == 4
+    assert args.regularization(config)[:3] == (25, 10, 1)
+    epochs = args.num_train_epochs
+    assert (args.regularization(config).average_mean * epochs, args.average_std * epochs) == pytest.approx((mean, std))

@@ -24,6 +24,8 @@ from mmap_peft import (
 )
 from mmap_peft.data.pictograms import draw
 
+from .conftest import load_clip
+
 
 PEFT_MAPPINGS = PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 CONFIGS = [
@@ -63,7 +65,7 @@ def test_a_method_in_one_file_trains_and_is_saved_and_loaded(
     assert "A. Author" in (tmp_path / "README.md").read_text()
     folder = tmp_path / classifier.adapters[0]
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == config.method.peft_type.value
-    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), folder)
+    model = PeftModel.from_pretrained(load_clip(clip_folder), folder)
     native = CLIPModel.from_pretrained(folder).eval().get_image_features(torch.zeros(1, 3, 48, 48)).pooler_output
     expected = model.eval().get_base_model().get_image_features(torch.zeros(1, 3, 48, 48)).pooler_output
     torch.testing.assert_close(native, expected, atol=1e-6, rtol=1e-5)
@@ -84,7 +86,7 @@ def test_a_type_is_the_plain_string_with_what_peft_asks_of_its_own(config, tmp_p
 
 
 def test_every_config_of_the_package_is_registered_with_its_data():
-    assert len(CONFIGS) == 12
+    assert len(CONFIGS) == 13
     for config in CONFIGS:
         method = type(config).method
         assert PEFT_TYPE_TO_CONFIG_MAPPING[method.peft_type.value] is type(config)

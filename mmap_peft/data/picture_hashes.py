@@ -17,8 +17,8 @@ from PIL import Image
 from transformers.utils.logging import tqdm
 
 from ..multitask.decoding import decode
+from ..multitask.files import replace_file
 from ..multitask.processes import cores
-from ..multitask.replacing import lock
 
 
 logger = logging.getLogger(__name__)
@@ -141,9 +141,8 @@ def _add(file: Path, hashes: dict[bytes, bytes]) -> None:
     """Keep more hashes, together with those that other processes have kept meanwhile."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with lock(file.parent):
-            everything, part = _read(file) | hashes, file.with_name(f"{file.name}.part")
-            pq.write_table(pa.table([list(everything), list(everything.values())], schema=_KEPT), part)
-            os.replace(part, file)
+        with replace_file(file) as new:
+            everything = _read(file) | hashes
+            pq.write_table(pa.table([list(everything), list(everything.values())], schema=_KEPT), new)
     except OSError as error:
         logger.warning("Hashes of pictures are not kept: %s", error)

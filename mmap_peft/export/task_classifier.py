@@ -32,6 +32,8 @@ class TaskClassifier(nn.Module):
         task (`str`), class_names (`Sequence[str]`): name of the task, and names of its classes.
         image_processor: prepares the pixels.
         part (`nn.Module`, *optional*): what the task has on pooled features, a `PooledModule`; it is copied.
+        columns (`Sequence[int]`, *optional*): numbers of the classes among the task's own, for logits that `part`
+            adds. `None`: it adds none.
 
     Attributes:
         class_names (`list[str]`): the class of each column of the output.
@@ -53,6 +55,7 @@ class TaskClassifier(nn.Module):
         class_names: Sequence[str],
         image_processor: Any,
         part: nn.Module | None = None,
+        columns: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if any(not _is_float(parameter) for parameter in clip.parameters()):
@@ -76,10 +79,14 @@ class TaskClassifier(nn.Module):
         self.class_weight = nn.Buffer(class_weight.float().clone())
         self.class_bias = None if class_bias is None else nn.Buffer(class_bias.float().clone())
         self.part = copy.deepcopy(part)
+        self._columns = None if part is None or not part.adds_logits or columns is None else list(columns)
         self.requires_grad_(False).eval()
 
         self.class_names = list(class_names)
         self.image_size: int = self.vision_model.config.image_size
+        self.metadata = {"task": task, **self._fields(image_processor)}
+
+    def _fields(self, image_processor: Any) -> dict[str, str]:
         fields = {
             "class_names": self.class_names,
             "image_size": self.image_size,
@@ -87,14 +94,18 @@ class TaskClassifier(nn.Module):
             "image_std": image_processor.image_std,
             "image_processor": json.loads(image_processor.to_json_string()),
         }
-        self.metadata = {"task": task, **{name: json.dumps(value) for name, value in fields.items()}}
+        return {name: json.dumps(value) for name, value in fields.items()}
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         layers = {("vision", index): _layer_prompts(layer) for index, layer in self._layers.items()}
         keywords = {"prompts": replace(self._prompts, layers=layers)} if layers else {}
         image = self.visual_projection(self.vision_model(pixel_values, **keywords).pooler_output)
         image = image if self.part is None else self.part.image_features(image)
-        return F.linear(F.normalize(image, dim=-1), self.class_weight, self.class_bias).softmax(dim=-1)
+        image = F.normalize(image, dim=-1)
+        logits = F.linear(image, self.class_weight, self.class_bias)
+        if self._columns is not None:
+            logits = logits + self.part.added_logits(image)[:, self._columns]
+        return logits.softmax(dim=-1)
 
 
 def _layer_prompts(layer: nn.Module) -> LayerPrompts:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
-import unicodedata
-from dataclasses import fields, is_dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -15,17 +11,8 @@ from peft import PeftConfig
 
 from ..prompts.base import PromptConfig
 from ..registration import known_methods
-from ..tuner.model import ENCODER_LAYERS
-from .repository import hub_id
-
-
-class MarkdownText(str):
-    """Text that a template with autoescape writes on one line, so that Markdown shows it as it is, in a table too."""
-
-    def __html__(self) -> str:
-        escaped = re.sub(r"([\\`*\[\]<>~|&$]|\b_|_\b)", r"\\\1", _one_line(self))
-        # No backslash keeps GitHub's Markdown from making links of addresses; a comment does, and is not seen.
-        return re.sub(r"(://|(?<=www)\.|@)", r"<!-- -->\1", escaped, flags=re.IGNORECASE)
+from .markdown import escaped, link, literal, one_line, settings
+from .repository import hub_id, shown_base
 
 
 def model_card(
@@ -36,7 +23,7 @@ def model_card(
     Args:
         description (`dict`): the content of `tasks.json`; and `base_class`, the name of the base's class, which is
             shown if the base has no name, `adapter_parameters` and `base_parameters`, the numbers of parameters of all
-            adapters together and of the base, and `grouping_remarks`, sentences about the groups.
+            adapters together and of the base, `has_heat_map`, and `grouping_remarks`, sentences about the groups.
         config (`PeftConfig`): the method and its settings.
         repo_id, subfolder (`str`, *optional*): where the classifier will be, for the code example that loads it.
     """
@@ -48,8 +35,7 @@ def model_card(
         method = f"{method} prompts"
     elif known_method:
         method = known_method.name
-    # Of a path, only the last folder means something on another machine.
-    base = base_id or PurePath(base_model or "").name or description["base_class"]
+    base = shown_base(base_model) or description["base_class"]
     title = f"{method} of {len(tasks)} tasks for {base}"
     sources = dict.fromkeys(task["dataset"] for task in tasks if task["dataset"])
     accuracies = {"zero-shot": training["zero_shot"], "with prompts" if prompted else "trained": training["prompted"]}
@@ -57,28 +43,29 @@ def model_card(
     values = {
         **description,
         "accuracies": _of_tasks(accuracies, [task["name"] for task in tasks]),
-        "sources": [_link(_dataset_id(source), source, "datasets/") for source in sources],
+        "sources": [link(_dataset_id(source), source, "datasets/") for source in sources],
         "title": title,
         "method": method,
-        "base": _link(base_id, base),
+        "base": link(base_id, base),
         "base_is_local": base_id is None,
         "prompted": prompted,
-        "settings": _settings(config),
+        "settings": settings(config),
         "is_mmap": config.peft_type == "MMAP",
         "source": known_method and known_method.source,
         "class_lists": _class_lists(tasks),
-        "repo_id": _literal(repo_id or "your-name/your-repository"),
-        "subfolder": subfolder and _literal(subfolder),
-        "example_task": _literal(tasks[0]["name"]),
+        "repo_id": literal(repo_id or "your-name/your-repository"),
+        "subfolder": subfolder and literal(subfolder),
+        "example_task": literal(tasks[0]["name"]),
+        "command": training["command"] and Markup(one_line(training["command"])),
     }
     template = Path(__file__).with_name("model_card_template.md")
-    return ModelCard.from_template(metadata, template_path=str(template), **_escaped(values))
+    return ModelCard.from_template(metadata, template_path=str(template), **escaped(values))
 
 
 def _metadata(description: dict[str, Any], prompted: bool, name: str) -> ModelCardData:
     tasks, accuracy = description["tasks"], description["training"]["prompted"]
     measured = [
-        (task["dataset"], _one_line(task["name"]), "accuracy", accuracy[task["name"]])
+        (task["dataset"], one_line(task["name"]), "accuracy", accuracy[task["name"]])
         for task in tasks
         if task["name"] in accuracy
     ]
@@ -89,8 +76,8 @@ def _metadata(description: dict[str, Any], prompted: bool, name: str) -> ModelCa
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=_one_line(source or "unknown"),
-            dataset_name=f"{_one_line(source)}, {part}" if source else part,
+            dataset_type=one_line(source or "unknown"),
+            dataset_name=f"{one_line(source)}, {part}" if source else part,
             dataset_config=part,
             metric_type="accuracy",
             metric_name=metric,
@@ -99,10 +86,12 @@ def _metadata(description: dict[str, Any], prompted: bool, name: str) -> ModelCa
         for source, part, metric, value in measured
     ]
     return ModelCardData(
-        base_model=hub_id(description["base_model"]),
-        library_name="peft",
+        base_model=(base := hub_id(description["base_model"])),
+        base_model_relation="adapter" if base else None,
+        library_name="mmap_peft",
+        license=description["training"]["license"],
         pipeline_tag="zero-shot-image-classification",
-        tags=["mmap_peft", "clip", "multi-task", *(["prompt-tuning"] if prompted else [])],
+        tags=["peft", "clip", "multi-task", *(["prompt-tuning"] if prompted else [])],
         datasets=list(filter(_dataset_id, sources)) or None,
         model_name=name,
         eval_results=results or None,
@@ -127,36 +116,5 @@ def _class_lists(tasks: list[dict[str, Any]]) -> list[tuple]:
     return [(alike, *classes_and_templates) for classes_and_templates, alike in names.items()]
 
 
-def _settings(config: PeftConfig) -> list[tuple[str, str]]:
-    """The settings of a method, without those of every `PeftConfig` and those that are unset or off."""
-    names = {setting.name for setting in fields(config)} - {setting.name for setting in fields(PeftConfig)}
-    values = {name: getattr(config, name) for name in sorted(names)}
-    unset = (None, False, ENCODER_LAYERS, [], {}, "", "none")
-    return [(name, str(value)) for name, value in values.items() if value not in unset and not is_dataclass(value)]
-
-
 def _dataset_id(source: str | None) -> str | None:
     return hub_id(source) if source and "/" in source else None
-
-
-def _link(repo_id: str | None, text: str, kind: str = "") -> str:
-    escaped = Markup.escape(MarkdownText(text))
-    return Markup(f"[{escaped}](https://huggingface.co/{kind}{repo_id})") if repo_id else escaped
-
-
-def _literal(text: str) -> Markup:
-    return Markup(json.dumps(text, ensure_ascii=any(unicodedata.category(each) == "Cf" for each in text)))
-
-
-def _one_line(text: str) -> str:
-    """The text on one line, without invisible characters, which can change the direction of what follows."""
-    return " ".join("".join(each for each in text if unicodedata.category(each) != "Cf").split())
-
-
-def _escaped(value: Any) -> Any:
-    """Make all text that is not marked as Markup a `MarkdownText`, in lists and dictionaries as well."""
-    if isinstance(value, str):
-        return value if isinstance(value, Markup) else MarkdownText(value)
-    if isinstance(value, dict):
-        return {_escaped(key): _escaped(item) for key, item in value.items()}
-    return [_escaped(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
 
 from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id
@@ -39,6 +40,11 @@ def hub_id(name_or_path: str | os.PathLike | None) -> str | None:
     except errors.HFValidationError:
         return None
     return str(name_or_path)
+
+
+def shown_base(base_model: str | None) -> str:
+    """The name of a base; of a path only the last folder, since no more means something on another machine."""
+    return hub_id(base_model) or PurePath(base_model or "").name
 
 
 def check_subfolder(subfolder: str | None) -> str:

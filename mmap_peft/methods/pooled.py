@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +25,8 @@ class PooledModule(nn.Module):
     """
 
     weights_from_texts: ClassVar[bool] = True  # whether `class_weights` are a function of text features alone
+    adds_logits: ClassVar[bool] = False  # whether `added_logits` returns any
+    is_empty: bool = False  # whether it has a cache of training images, which is still empty
 
     def __init__(self, config: PooledConfig, text_features: torch.Tensor) -> None:
         super().__init__()
@@ -40,6 +42,15 @@ class PooledModule(nn.Module):
     def other_class_weights(self, text_features: TextFeatures) -> Weights:
         """The same for any classes, by their texts alone."""
         return self.class_weights(text_features) if self.weights_from_texts else (text_features(), None)
+
+    def added_logits(self, features: torch.Tensor) -> torch.Tensor | None:
+        """What is added to the logits of the task's own classes, (images, classes), given unit image features; other
+        classes get nothing."""
+        return None
+
+    def needed_state(self, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors of the names, shapes and dtypes that an adapter's file must have, which holds `found`."""
+        return self.state_dict()
 
 
 class PooledTuner:

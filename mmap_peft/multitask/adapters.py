@@ -82,8 +82,9 @@ class AdapterSet(nn.Module):
         """The tensors of an adapter's file, by their names there."""
         return {name: parameter.detach() for name, parameter in self.parameters_of(adapter).items()}
 
-    def needed_state(self, adapter: str) -> dict[str, torch.Tensor]:
-        """Tensors of the names, shapes and dtypes of an adapter's file; the adapter need not be there yet."""
+    def needed_state(self, adapter: str, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors of the names, shapes and dtypes that an adapter's file must have, which holds `found`; the adapter
+        need not be there yet."""
         return self.state_of(adapter if adapter in self.names else self.names[0])
 
     @torch.no_grad()
@@ -129,21 +130,41 @@ class AdapterSet(nn.Module):
         """What a task with this route has on pooled features, a `PooledModule`, or `None`."""
         return None
 
-    def image_features(self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor) -> torch.Tensor:
+    def image_features(
+        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int]
+    ) -> torch.Tensor:
         """Pooled image features, (images, dim), changed by adapters on them; `numbers`, (images,), are those of the
-        images' routes. They are not of unit length."""
+        images' routes, of which each has so many images (`counts`). They are not of unit length."""
         return features
+
+    def added_logits(
+        self,
+        features: torch.Tensor,
+        routes: Sequence[Route],
+        numbers: torch.Tensor,
+        counts: Sequence[int],
+        classes: int,
+    ) -> torch.Tensor | None:
+        """What adapters add to the logits of each image's own classes, (images, classes), with zeros for tasks that
+        have fewer, or `None`. `features` are of unit length; `numbers` and `counts` as for
+        `image_features`."""
+        return None
 
     def class_weights(self, routes: Sequence[Route], text_features: TextFeatures) -> ClassWeights:
         """The linear classifier of unit image features: weight and bias for the classes of tasks with these routes."""
         return torch.cat(list(text_features())), 0.0
+
+    @property
+    def empty_caches(self) -> list[str]:
+        """Names of the adapters whose cache of training images is still empty."""
+        return []
 
     def uses_texts(self, route: Route) -> bool:
         """Whether the linear classifier of a task with this route depends on text features."""
         return True
 
     def weights_from_texts(self, route: Route) -> bool:
-        """Whether it is a function of text features alone, without parameters for each class."""
+        """Whether logits are a function of image and text features alone, without parameters for each class."""
         return self.uses_texts(route)
 
     def takes_other_classes(self, route: Route) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers.utils.logging import tqdm
 
 
 AFFINITIES = ("cosine", "early", "lookahead", "directions")
@@ -160,6 +161,7 @@ def co_membership(
     found: np.ndarray,
     draws: int,
     seed: int,
+    disable_tqdm: bool = False,
 ) -> tuple[np.ndarray, float]:
     """How often two tasks are in the same group when the measurement is repeated, and how stable the groups are.
 
@@ -169,13 +171,15 @@ def co_membership(
         found (`np.ndarray`): (tasks,), the partition whose stability is asked for.
         draws (`int`): bootstrap draws, each of snapshots and of parts of the images.
         seed (`int`): seed of the draws.
+        disable_tqdm (`bool`): whether to show no progress bar, which appears after a second.
 
     Returns:
         (tasks, tasks), the share of draws in which a pair is in the same group, and the mean adjusted Rand index of
         the draws' partitions with `found`: 1 if all are the same, about 0 if they agree by chance only.
     """
     rng = np.random.default_rng(seed)
-    labels = [partition(resampled(snapshots, affinity, rng)) for _ in range(draws)]
+    bar = tqdm(range(draws), desc="Stability of groups", leave=False, delay=1, disable=disable_tqdm)
+    labels = [partition(resampled(snapshots, affinity, rng)) for _ in bar]
     together = np.mean([each[:, None] == each for each in labels], axis=0)
     return together, float(np.mean([adjusted_rand_index(each, found) for each in labels]))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..tuner.devices import on_device
 
 
 def find_aggregator(text: str, smallest: int = 1) -> nn.Module:
@@ -71,15 +73,44 @@ def _make(kind: Callable[..., nn.Module], text: str) -> nn.Module:
         ) from error
 
 
-def add_task_gradients(losses: torch.Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Add the gradient of each loss in `losses`, (tasks,), to the `.jac` of each parameter: row i is that of task i.
+def backward_passes(tasks_by_parameter: Mapping[nn.Parameter, Sequence[int]]) -> list[list[int]]:
+    """The tasks of each backward pass that `add_task_gradients` takes: tasks that share no parameter take one
+    together. With disjoint groups these are as many passes as the largest group has tasks."""
+    users = sorted({tuple(sorted(tasks)) for tasks in tasks_by_parameter.values()})
+    passes: list[list[int]] = []
+    for task in sorted({task for tasks in users for task in tasks}):
+        others = {other for tasks in users if task in tasks for other in tasks}
+        free = next((tasks for tasks in passes if not others.intersection(tasks)), None)
+        if free is None:
+            passes.append(free := [])
+        free.append(task)
+    return passes
 
-    Each row takes one backward pass, so memory does not grow with the tasks. Tasks that do not use a parameter have a
-    row, too.
+
+def add_task_gradients(losses: torch.Tensor, tasks_by_parameter: Mapping[nn.Parameter, Sequence[int]]) -> None:
+    """Add the gradients of the tasks' losses, (all tasks,), to the `.jac` of each parameter, which has a row for each
+    task that uses the parameter, in their order.
+
+    The gradient of the sum of several losses by a parameter is that of the only one that depends on it. So tasks that
+    share no parameter take one backward pass together, and the result equals that of a pass for each task. Memory does
+    not grow with the number of passes.
+
+    Args:
+        losses (`torch.Tensor`): (all tasks,).
+        tasks_by_parameter: for each parameter the numbers of the tasks that use it.
     """
-    from torchjd import autojac
-
-    autojac.backward(losses, inputs=parameters, parallel_chunk_size=1)
+    used = {parameter: list(tasks) for parameter, tasks in tasks_by_parameter.items() if tasks}
+    for parameter, tasks in used.items():
+        if not hasattr(parameter, "jac"):
+            parameter.jac = parameter.new_zeros(len(tasks), *parameter.shape)
+    passes = backward_passes(used)
+    for number, tasks in enumerate(passes, start=1):
+        chosen = torch.zeros_like(losses).index_fill(0, on_device(tasks, losses.device), 1)
+        retain = number < len(passes)
+        gradients = torch.autograd.grad(losses, list(used), chosen, retain_graph=retain, allow_unused=True)
+        for (parameter, users), gradient in zip(used.items(), gradients):
+            for task in set(users).intersection(tasks) if gradient is not None else ():  # at most one
+                parameter.jac[users.index(task)] += gradient
 
 
 def aggregate_task_gradients(
@@ -97,7 +128,7 @@ def aggregate_task_gradients(
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, and `torchjd`.
 
     Args:
-        tasks_by_parameter: for each parameter the numbers of the tasks that use it.
+        tasks_by_parameter: as for `add_task_gradients`.
         aggregator: of `torchjd`: a matrix (tasks, elements) in, a vector (elements) out.
         reduce: returns the mean of a tensor over all processes.
     """
@@ -105,11 +136,11 @@ def aggregate_task_gradients(
 
     parameters_by_tasks: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for parameter, tasks in tasks_by_parameter.items():
-        parameter.jac = reduce(parameter.jac)[tasks]
-        parameters_by_tasks.setdefault(tuple(tasks), []).append(parameter)
-    for tasks, parameters in parameters_by_tasks.items():
         if tasks:
-            autojac.jac_to_grad(parameters, aggregator if len(tasks) > 1 else aggregation.Sum())
+            parameter.jac = reduce(parameter.jac)
+            parameters_by_tasks.setdefault(tuple(tasks), []).append(parameter)
+    for tasks, parameters in parameters_by_tasks.items():
+        autojac.jac_to_grad(parameters, aggregator if len(tasks) > 1 else aggregation.Sum())
     drop_task_gradients(tasks_by_parameter)
 
 

@@ -20,6 +20,7 @@ from ..checking import Amount, Seed, checked
 from .affinity import AFFINITIES
 from .aggregation import find_aggregator
 from .augmentation import AugmentationArguments
+from .caching_arguments import CachingArguments
 from .grouping import MODES, SEPARATED, STABLE, UNSTABLE
 from .processes import cores
 from .regularization_arguments import RegularizationArguments
@@ -67,7 +68,7 @@ _RANGES: dict[str, Any] = {
         _AtLeast1,
     ),
     **dict.fromkeys(("grouping_steps", "grouping_snapshots", "dataloader_num_workers", "save_total_limit"), _AtLeast0),
-    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "image_cache_gb", "grouping_seconds"), Amount),
+    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "grouping_seconds"), Amount),
     "max_grad_norm": Amount | None,
     **dict.fromkeys(("warmup_steps", "logging_steps", "eval_steps", "save_steps", "eval_delay"), Amount),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), _Momentum),
@@ -82,7 +83,7 @@ _hints: Any = functools.cache(get_type_hints)
 
 
 @dataclass
-class MultiTaskTrainingArguments(AugmentationArguments, RegularizationArguments, TrainingArguments):
+class MultiTaskTrainingArguments(AugmentationArguments, CachingArguments, RegularizationArguments, TrainingArguments):
     """The arguments of `transformers.TrainingArguments`, and those of training many tasks.
 
     A batch of `per_device_train_batch_size` images holds images of all tasks. The defaults that differ from those of
@@ -116,7 +117,7 @@ class MultiTaskTrainingArguments(AugmentationArguments, RegularizationArguments,
     aggregator: str | None = HfArg(
         default=None,
         help="An aggregator of torchjd, such as 'PCGrad' or 'CAGrad(c=0.5)', which combines the gradients of tasks "
-        "that share a parameter. None: their sum.",
+        "that share a parameter; a backward pass for each task of the largest group. None: their sum.",
     )
     grouping: str = HfArg(
         default="gradient",
@@ -176,11 +177,6 @@ class MultiTaskTrainingArguments(AugmentationArguments, RegularizationArguments,
         default="refuse",
         help="What to do with files that are no images: raise an error, or leave them out.",
         metadata={"choices": ["refuse", "skip"]},
-    )
-    image_cache_gb: float = HfArg(
-        default=4.0,
-        help="GB (1e9 bytes) of disk space in TMPDIR to keep resized images for later epochs: for each process, this "
-        "much for training, as much for evaluation, and as much for crops. 0: images are not kept.",
     )
     dataloader_num_workers: int | None = HfArg(
         default=None,

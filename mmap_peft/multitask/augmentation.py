@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers.hf_argparser import HfArg
 
-from ..checking import shortened
+from ..checking import Count, checked, shortened
 from .colours import change_colours
 
 
@@ -48,6 +48,11 @@ class AugmentationArguments:
             "CoOp's code."
         },
     )
+    augment_views: int | None = HfArg(
+        default=None,
+        help="How many different changes an image has: epoch e uses number e modulo this, so that features of changed "
+        "images can be kept, too (see cache_features). None: another one at each epoch.",
+    )
 
     @property
     def augmentation(self) -> Augmentation | None:
@@ -73,9 +78,10 @@ class AugmentationArguments:
                 f"Invalid value {shortened(jitter)} for `augment_jitter`: expected four numbers of 0 or more, of "
                 "brightness, contrast, saturation and hue, the last at most 0.5, such as [0.4, 0.4, 0.4, 0.1]."
             )
+        views = checked(self.augment_views, Count | None, "augment_views")
         if self.augment == "none":
             return None
-        return Augmentation(tuple(part for part in PARTS if part in parts), tuple(scale), tuple(jitter))
+        return Augmentation(tuple(part for part in PARTS if part in parts), tuple(scale), tuple(jitter), views)
 
 
 @dataclass(frozen=True)
@@ -90,16 +96,25 @@ class Augmentation:
         parts (`tuple[str, ...]`): some of `PARTS`, which are applied in this order.
         scale (`tuple[float, float]`): smallest and largest share of a picture's area that a crop has.
         jitter (`tuple[float, float, float, float]`): strengths of brightness, contrast, saturation and hue.
+        views (`int`, *optional*): how many different changes an image has, which then follow one another: epoch e
+            begins with number e modulo `views`. `None`: another one at each visit.
     """
 
     parts: tuple[str, ...]
     scale: tuple[float, ...] = (0.08, 1.0)
     jitter: tuple[float, ...] = (0.4, 0.4, 0.4, 0.1)
+    views: int | None = None
 
     def __str__(self) -> str:
         """All that what is applied depends on, such as `crop(0.08, 1.0)+flip`."""
         settings = {"crop": str(self.scale), "jitter": str(self.jitter)}
-        return "+".join(part + settings.get(part, "") for part in self.parts)
+        changes = "+".join(part + settings.get(part, "") for part in self.parts)
+        return changes if self.views is None else f"{changes} in {self.views} views"
+
+    def view(self, epoch: int, visit: int) -> tuple[int, int]:
+        """The epoch and the visit whose changes an image has; the visit is 0 and the epoch below `views`, if these are
+        limited."""
+        return (epoch, visit) if self.views is None else ((epoch + visit) % self.views, 0)
 
     def draw(self, seed: int, epoch: int, row: int, visit: int = 0, aspect: float = 1.0) -> np.ndarray:
         """The changes of one image.
@@ -113,6 +128,7 @@ class Augmentation:
             is mirrored, else 0; factors of brightness, contrast and saturation; the change of hue; the number of their
             order in `ORDERS`.
         """
+        epoch, visit = self.view(epoch, visit)
         key, counter = (np.array(words, np.uint64) for words in ((seed, epoch), (0, 0, visit, row)))
         drawn = (np.random.Philox(key=key, counter=counter).random_raw(NUMBERS) >> np.uint64(11)) * 2.0**-53
         crop, flip, jitter = np.split(drawn, [2 * ATTEMPTS + 2, 2 * ATTEMPTS + 3])

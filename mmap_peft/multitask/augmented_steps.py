@@ -1,22 +1,29 @@
-"""A trainer whose training steps see augmented images."""
+"""A trainer whose images are transferred as bytes, and augmented in training steps."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from .augmentation import apply
 from .checkpoints import ClassifierTrainer
+from .images import TaskImages, collate
+from .pictures import Pictures, model_inputs
 from .sampler import TaskSampler
-from .training_pictures import TrainingPictures, VisitSampler, collate_pictures
+from .training_pictures import TrainingPictures, VisitSampler
 
 
 class AugmentingTrainer(ClassifierTrainer):
-    """Augments the images of training steps, on the device that trains, as `args.augment` says.
+    """Transfers images to the device as bytes, with labels and numbers of tasks in one piece, and normalizes them
+    there. Augments those of training steps, as `args.augment` says.
+
+    Images whose processor does not separate resizing and normalization are transferred as floats, as are those of a
+    user's own `data_collator`, which may expect `pixel_values`, and with `dispatch_batches`, which splits batches.
 
     Everything else reads images from `train_dataset` and `eval_dataset`, which are never augmented: evaluation,
     gradients that compare tasks, prototypes.
@@ -25,8 +32,10 @@ class AugmentingTrainer(ClassifierTrainer):
         ValueError: images cannot be augmented, since the image processor does not separate resizing and normalisation.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        args = kwargs["args"]
+        args.accelerator_config.non_blocking |= args.dataloader_pin_memory  # copied while the GPU computes
+        super().__init__(**kwargs)
         if self.train_dataset is not None:
             self.training_pictures()  # raises early
 
@@ -50,30 +59,50 @@ class AugmentingTrainer(ClassifierTrainer):
         augmentation = self.args.augmentation
         return None if augmentation is None else TrainingPictures(self.train_dataset, augmentation, self.order_seed)
 
+    # ---- batches
+
     def get_train_dataloader(self) -> DataLoader:
-        pictures = self.training_pictures()
-        if pictures is None:
+        pictures = self.training_pictures() or self._as_pictures(self.train_dataset)
+        with self._reading(pictures, train_dataset=pictures):
             return super().get_train_dataloader()
-        images, collate = self.train_dataset, self.data_collator
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        named = isinstance(eval_dataset, str)
+        images = self.eval_dataset if eval_dataset is None else eval_dataset
+        pictures = self._as_pictures(self.eval_dataset[eval_dataset] if named else images)
+        with self._reading(pictures, eval_dataset={eval_dataset: pictures} if named else pictures):
+            return super().get_eval_dataloader(eval_dataset if named else None)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        pictures = self._as_pictures(test_dataset)
+        with self._reading(pictures):
+            return super().get_test_dataloader(pictures)
+
+    def _as_pictures(self, images: Any) -> Any:
+        """Images as `Pictures`, if they can be bytes and nobody expects `pixel_values`."""
+        shape = images.preprocessing.shape if isinstance(images, TaskImages) else None
+        plain = self.data_collator is not collate or self.args.accelerator_config.dispatch_batches
+        return images if plain or shape is None or len(shape) != 3 else Pictures(images)
+
+    @contextmanager
+    def _reading(self, pictures: Any, **attributes: Any) -> Iterator[None]:
+        """Inside the `with` block, the trainer has other attributes, and collates batches of `Pictures`."""
+        if isinstance(pictures, Pictures):
+            own = None if self.data_collator is collate else self.data_collator
+            attributes["data_collator"] = functools.partial(pictures.collate, collate=own)
+        before = {name: getattr(self, name) for name in attributes}
         try:
-            self.train_dataset, self.data_collator = pictures, functools.partial(collate_pictures, collate=collate)
-            return super().get_train_dataloader()
+            vars(self).update(attributes)
+            yield
         finally:
-            self.train_dataset, self.data_collator = images, collate
+            vars(self).update(before)
+
+    def model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch for the model, with `pixel_values`: see `pictures.model_inputs`."""
+        return model_inputs(batch, self.args.device)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        if "changes" in inputs:
-            inputs = self.augmented(inputs)
-        return super().training_step(model, inputs, *args, **kwargs)
+        return super().training_step(model, self.model_inputs(inputs), *args, **kwargs)
 
-    def augmented(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """A batch for the model: with `pixel_values` of the changed images in place of `pictures` and `changes`.
-
-        Normalised are the changed images, each byte as the image processor normalises it.
-        """
-        preprocessing = self.train_dataset.preprocessing
-        rest = {name: value for name, value in batch.items() if name not in ("pictures", "changes")}
-        images = apply(batch["changes"], batch["pictures"].to(self.args.device), preprocessing.shape[1:])
-        table = torch.from_numpy(preprocessing.table).to(images.device)
-        pixels = [values[channel.long()] for values, channel in zip(table, images.unbind(1))]
-        return {"pixel_values": torch.stack(pixels, dim=1), **rest}
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().prediction_step(model, self.model_inputs(inputs), *args, **kwargs)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .description import check_shapes, read_weights
+from .description import check_shapes
+from .files import read_tensors
 from .task_adapters import TaskAdapters
 
 
@@ -105,7 +106,7 @@ class AdapterAverage:
         """
         self.values = {}
         if (folder / LAST_FILE).exists():
-            parameters, last = self.parameters(), read_weights(folder / LAST_FILE)
+            parameters, last = self.parameters(), read_tensors(folder / LAST_FILE)
             check_shapes(last, parameters, folder / LAST_FILE)
             if self.mean:
                 self.values = {name: parameter.detach().clone() for name, parameter in parameters.items()}

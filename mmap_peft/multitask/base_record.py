@@ -57,7 +57,7 @@ class BaseRecord:
         if not is_sharded(classifier):  # else it is remembered from before
             fingerprint = Fingerprint(frozen)
             if classifier.base_cache is None or classifier.base_cache[0] != fingerprint:
-                classifier.base_cache = fingerprint, (*_place(clip), _digest(clip, frozen))
+                classifier.base_cache = fingerprint, (*_place(clip), weights_digest(clip, frozen))
         revision, subfolder, weights = classifier.base_cache[1] if classifier.base_cache else (None, "", None)
         texts = [classifier.texts.of(task, classifier.routes[name]) for name, task in classifier.tasks.items()]
         return cls(
@@ -66,7 +66,7 @@ class BaseRecord:
             str(clip.dtype).removeprefix("torch."),
             weights,
             hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
-            _settings(image_processor),
+            processor_settings(image_processor),
             type(image_processor).__name__,
         )
 
@@ -108,7 +108,7 @@ class BaseRecord:
         own = processor.image_processor
         if self.image_processor_class is None or self.differences_of(own) is None:
             return
-        known = _settings(own) or {}
+        known = processor_settings(own) or {}
         given = self.image_processor or {}
         kinds = {name: Pixels if name in ("size", "crop_size") else type(value) for name, value in known.items()}
         if type(own).__name__ != self.image_processor_class or not given or given.keys() - known.keys():
@@ -125,7 +125,7 @@ class BaseRecord:
         """The names of the settings that an image processor has different values of, or `None`."""
         if type(image_processor).__name__ != self.image_processor_class:
             return "class"
-        saved, own = self.image_processor or {}, _settings(image_processor) or {}
+        saved, own = self.image_processor or {}, processor_settings(image_processor) or {}
         return ", ".join(name for name in sorted(saved | own) if saved.get(name) != own.get(name)) or None
 
     def differences(self, classifier: Any) -> Iterator[tuple[str, str]]:
@@ -147,14 +147,16 @@ class BaseRecord:
             yield "processor", f"The image processor differs in its {names} from that of the training."
 
 
-def _settings(image_processor: Any) -> dict[str, Any] | None:
+def processor_settings(image_processor: Any) -> dict[str, Any] | None:
+    """The settings of an image processor; `None` if it cannot tell them."""
     try:
         return json.loads(image_processor.to_json_string())
     except (AttributeError, TypeError, ValueError):
         return None
 
 
-def _digest(clip: PreTrainedModel, weights: list[torch.Tensor]) -> str | None:
+def weights_digest(clip: PreTrainedModel, weights: list[torch.Tensor]) -> str | None:
+    """SHA-256 of some weights of a CLIP, or `"quantised"`; `None` if they are offloaded."""
     if getattr(clip, "is_quantized", False):
         return QUANTISED  # its layers change their weights when they are first used
     if any(tensor.is_meta for tensor in weights):

@@ -47,7 +47,7 @@ class ClassifierTrainer(Trainer):
         """Write what `MultiTaskClassifier.save_pretrained` writes, the settings, and `checkpoint_state`."""
         if self.args.should_save:  # every process holds all adapters
             folder = Path(output_dir or self.args.output_dir)
-            saving.save(self.model, folder, card=not _internal_call)
+            saving.save(self.model, folder, card=not (_internal_call or self.args.push_to_hub))
             write_json(self.checkpoint_state(), folder / STATE_FILE)
             write_json(self.args.to_sanitized_dict(), folder / "training_args.json")
         if self.args.push_to_hub and not _internal_call:
@@ -142,10 +142,10 @@ class ClassifierTrainer(Trainer):
         if self.hub_model_id is None:
             self.init_hf_repo(options["token"], options.get("private"))
         self.save_model(_internal_call=True)
-        self.create_model_card()
         if not self.is_world_process_zero():
             return None
-        return self.model.push_to_hub(self.hub_model_id, commit_message=commit_message, **options)
+        folder = Path(self.args.output_dir)
+        return saving.push(self.model, self.hub_model_id, commit_message=commit_message, card_folder=folder, **options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._partial or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:

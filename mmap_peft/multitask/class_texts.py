@@ -77,6 +77,10 @@ class ClassTexts:
         other._ids, other._batch = {}, None
         return other
 
+    def forget_batch(self) -> None:
+        """Make the next batch anew, and what was computed of its texts."""
+        self._batch = None
+
     def check_templates(self, task: Task, route: Route) -> None:
         """Raise a `ValueError` if a task's templates would not be used, since prompts have no words to replace."""
         count = len(route) * self.placeholders

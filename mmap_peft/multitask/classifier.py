@@ -28,13 +28,13 @@ from .other_classes import LARGEST_CACHE, Choice
 from .output import Prediction, RoutedPrediction
 from .overlap import Overlap
 from .peft_adapters import make_adapters
-from .prototypes import PrototypeRouting
 from .record import TrainingRecord
 from .task import Task
+from .task_caches import TaskCaches
 from .text_features import TextFeatureCache
 
 
-class MultiTaskClassifier(PrototypeRouting):
+class MultiTaskClassifier(TaskCaches):
     """A frozen CLIP, its adapters, and the tasks that use them.
 
     A task has no decoder: the text features of its class names classify its image features. The adapters that it uses
@@ -52,9 +52,10 @@ class MultiTaskClassifier(PrototypeRouting):
         config (`PeftConfig`, *optional*): the method: prompts (`MmAPConfig()`), one of PEFT's (`lora_config()`), or
             another of this library (`BitFitConfig()`). Without it there are no adapters: zero-shot.
         seed (`int`): seed of the adapters' initial values.
-        text_chunk (`int`, *optional*): number of texts that are encoded at a time, so that memory does not grow with
-            the number of classes. Training then encodes texts again in the backward pass. Results are the same.
-            `None`: all texts at once.
+        text_chunk (`int`, *optional*): largest number of texts, of any tasks, that are encoded at a time, so that
+            memory does not grow with the number of classes. Training then encodes texts again in the backward pass.
+            Results are the same, but for rounding. `None`: as many as fit into a quarter of the device's
+            memory, see `texts_at_once`; under `torch.compile` and FSDP, all.
 
     Raises:
         ValueError: no task, two tasks of the same name, a text that is too long for the text tower, settings that do
@@ -265,14 +266,16 @@ class MultiTaskClassifier(PrototypeRouting):
         route = self.current_routes[task]
         clip = self.clip if self.uses_prompts else merged(self.model, bool(route))
         with self.evaluating():
-            (weight, bias), names = self.chosen_weights(task, choice)
+            (weight, bias), classes = self.chosen_weights(task, choice)
             prompts, part = self.adapter_set.prompts("vision", [route]), self.adapter_set.part(route)
         weight, bias = self.logit_scale().float() * weight.float(), bias if isinstance(bias, torch.Tensor) else None
-        return TaskClassifier(clip, prompts, weight, bias, task, names, self.processor.image_processor, part)
+        processor, columns = self.processor.image_processor, None if classes.are_others else classes.columns
+        return TaskClassifier(clip, prompts, weight, bias, task, classes.class_names, processor, part, columns)
 
-    @check_keywords(saving.push, without=("classifier",))
+    @check_keywords(saving.push, without=("classifier", "card_folder"))
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
-        """Upload what `save_pretrained` writes to a repository on the Hub, in one commit.
+        """Upload what `save_pretrained` writes to a repository on the Hub, in one commit. Files that are there already
+        are not uploaded again, and those of an earlier push that this one lacks, such as a group's, are deleted.
 
         Args:
             repo_id (`str`): for example `"me/clip-mmap-office-home"`; it is created if it does not exist.

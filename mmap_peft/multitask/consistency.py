@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..tuner.devices import on_device
+
 
 class Features(NamedTuple):
     """What a forward pass found, with prompts or by the frozen CLIP.
@@ -72,7 +74,7 @@ class Consistency:
         if self.image:
             losses = losses + self.image * self._distance(prompted.images, frozen.images)
         if self.logits:
-            classes = torch.tensor(sizes, device=rows.device)[rows]
+            classes = on_device(sizes, rows.device)[rows]
             losses = losses + self.logits * divergence(prompted.logits, frozen.logits) / classes
         return losses
 

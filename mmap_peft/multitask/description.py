@@ -6,15 +6,15 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from annotated_types import Ge, Le, Len
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from safetensors import safe_open
 from transformers import PreTrainedModel
 from typing_extensions import NotRequired, TypedDict  # pydantic needs these before Python 3.12
 
@@ -24,8 +24,8 @@ from ..prompts.method import check_config
 from ..registration import check_peft_type
 from .affinity import AFFINITIES
 from .base_record import BaseRecord
-from .files import check_file, read_json
-from .grouping import MATRICES, MODES, TaskGrouping
+from .files import read_json
+from .grouping import MATRICES, MODES, TaskGrouping, to_matrices
 from .record import TrainingRecord
 from .saving import CONFIG_FILE, DIGEST, DIGESTS, TASKS_FILE, WEIGHTS_FILE, content_digest
 from .task import Task
@@ -33,10 +33,12 @@ from .task_probes import PREFIX
 
 
 Texts = str | Annotated[list[str], Len(1)]
-_Number = Annotated[float, Ge(-1e6), Le(1e6)]  # a cosine, or a user's own number that can be drawn
+LARGEST_NUMBER = 1e6
+_Number = Annotated[
+    float, Ge(-LARGEST_NUMBER), Le(LARGEST_NUMBER)
+]  # a cosine, or a user's own number that can be drawn
 Matrix = list[list[_Number]]
 LARGEST_USUAL = 1024  # a setting of this size takes little memory
-DTYPES = {"F16", "BF16", "F32", "F64"}  # in safetensors
 
 
 class _Task(TypedDict):
@@ -141,14 +143,33 @@ class Description:
 
 
 def _grouping(fields: dict[str, Any], tasks: list[str]) -> TaskGrouping:
-    count, grouping = len(tasks), TaskGrouping(**fields)
+    grouping = TaskGrouping(**fields)
     if sorted(grouping.tasks) != sorted(tasks):
         raise ValueError("its grouping is one of other tasks")
+    _check_matrices(grouping)
+    return grouping
+
+
+def with_matrices(grouping: TaskGrouping | None, tensors: dict[str, torch.Tensor], path: Path) -> TaskGrouping:
+    """A grouping with the matrices of a file. Raises a `ValueError` if they are none that it can have."""
+    try:
+        if grouping is None:
+            raise ValueError(f"there is no grouping in {TASKS_FILE}")
+        grouping = replace(grouping, **to_matrices(tensors))
+        _check_matrices(grouping)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no matrices of the grouping ({str(error)[:200]}); restore it.") from error
+    return grouping
+
+
+def _check_matrices(grouping: TaskGrouping) -> None:
+    count = len(grouping.tasks)
     for name in MATRICES:
         matrix, size = getattr(grouping, name), (count,) if name == "reliability" else (count, count)
         if matrix is not None and matrix.shape != (size if name != "snapshots" else (len(matrix), *size)):
             raise ValueError(f"grouping.{name} has no row and column for each task")
-    return grouping
+        if matrix is not None and not (np.abs(matrix) <= LARGEST_NUMBER).all():
+            raise ValueError(f"grouping.{name} holds numbers larger than {LARGEST_NUMBER:.0f}")
 
 
 def read_config(path: Path) -> PeftConfig:
@@ -185,28 +206,6 @@ def _check_harmless(fields: dict[str, Any]) -> None:
             for pattern in [value] if isinstance(value, str) else value if isinstance(value, list | dict) else []:
                 if isinstance(pattern, str):
                     check_pattern(pattern)
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter.
-
-    Raises:
-        ValueError: a damaged file, or numbers that are not finite.
-    """
-    check_file(path)
-    try:
-        with safe_open(path, "pt") as file:
-            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, no mapping
-            wrong = next((name for name, dtype in dtypes.items() if dtype not in DTYPES), None)
-            if wrong is not None:
-                raise ValueError(f"{wrong[:60]!r} is of the dtype {dtypes[wrong]}")
-            tensors = {name: file.get_tensor(name) for name in dtypes}
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"{name[:60]!r} holds numbers that are not finite")
-    except Exception as error:  # safetensors raises several kinds of its own exceptions for damaged files
-        raise ValueError(f"{path} is missing or damaged ({str(error)[:200]}); nothing was loaded.") from error
-    return tensors
 
 
 def check_sizes(config: PeftConfig, model: PreTrainedModel, weights: dict[str, dict[str, torch.Tensor]]) -> None:

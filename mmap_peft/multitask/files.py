@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import safe_open
 
 from .replacing import flush, lock
 
 
 LARGEST_JSON = 64 * 2**20  # bytes
 PART = ".part"
+DTYPES = {"F16", "BF16", "F32", "F64"}  # in safetensors
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Replace a file by what the `with` block writes into the path that it gets; other processes wait meanwhile."""
+    new = Path(f"{path}{PART}")
+    with lock(new.parent):  # so that the new file is of one process, or was left by one that ended
+        try:
+            yield new
+            flush(new)
+            new.replace(path)
+            flush(new.parent)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
 
 def write_json(fields: dict[str, Any], path: str | os.PathLike) -> None:
-    """Write fields to a JSON file, by a temporary file that then replaces it."""
-    temporary = Path(f"{path}{PART}")
-    with lock(temporary.parent):  # so that the temporary file is of one process, or was left by one that ended
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(fields, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            flush(temporary.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    """Write fields to a JSON file, which replaces an older one."""
+    with replace_file(path) as new:
+        new.write_text(json.dumps(fields, indent=1), encoding="utf-8")
 
 
 def check_file(path: Path, most_bytes: float = float("inf")) -> None:
@@ -78,3 +89,25 @@ def read_json(path: Path, finite: bool = True) -> Any:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file that can be used ({str(error)[:200]}); restore it.") from error
+
+
+def read_tensors(path: Path, finite: bool = True) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file from anywhere. Without `finite`, they may hold NaN and infinity.
+
+    Raises:
+        ValueError: a damaged file, or numbers that are not finite.
+    """
+    check_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, no mapping
+            wrong = next((name for name, dtype in dtypes.items() if dtype not in DTYPES), None)
+            if wrong is not None:
+                raise ValueError(f"{wrong[:60]!r} is of the dtype {dtypes[wrong]}")
+            tensors = {name: file.get_tensor(name) for name in dtypes}
+        for name, tensor in tensors.items():
+            if finite and not tensor.isfinite().all():
+                raise ValueError(f"{name[:60]!r} holds numbers that are not finite")
+    except Exception as error:  # safetensors raises several kinds of its own exceptions for damaged files
+        raise ValueError(f"{path} is missing or damaged ({str(error)[:200]}); nothing was loaded.") from error
+    return tensors

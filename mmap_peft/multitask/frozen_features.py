@@ -13,9 +13,6 @@ from .task_forward import TaskForward
 from .text_features import TextFeatureCache
 
 
-TEXTS_AT_ONCE = 1024  # an ensemble has 60 texts a class
-
-
 class FrozenFeatures(TaskForward):
     """The text features of a classifier without its prompts. Base of `MultiTaskClassifier`."""
 
@@ -57,8 +54,7 @@ class FrozenFeatures(TaskForward):
 
     def _frozen(self, task: Task) -> torch.Tensor:
         batch, parts = self.texts.batch([task], [()]), []
-        size = self.text_chunk or TEXTS_AT_ONCE
-        for ids in batch.ids.split(size):
+        for ids in batch.ids.split(self._texts_at_once(batch)):
             numbers = torch.zeros(len(ids), dtype=torch.long)
             prompts = self.adapter_set.prompts("text", [()], text=numbers, classes=numbers)
             keywords = {} if prompts is None else {"prompts": prompts}

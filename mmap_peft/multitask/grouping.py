@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import save
 
 from .affinity import Snapshot, affinity_matrix, co_membership, reliability, separation
 from .clustering import correlation_clustering
-from .files import read_json, write_json
+from .files import read_json, read_tensors
+from .replacing import DIGESTS, find, replace_files, sha256
 
 
 MODES = ("gradient", "all", "none", "random", "given")
@@ -21,6 +25,7 @@ UNSTABLE = ("all", "none", "keep")
 DRAWS = 50  # of the bootstrap
 STABLE, SEPARATED = 0.7, 0.5  # least stability and separation of groups that are used: see the study `stability`
 MATRICES = ("similarity", "snapshots", "reliability", "together")
+SUFFIX = ".safetensors"
 
 
 @dataclass
@@ -149,6 +154,7 @@ class TaskGrouping:
         unstable: str = "all",
         seconds: float = 30.0,
         seed: int = 0,
+        disable_tqdm: bool = False,
     ) -> TaskGrouping:
         """Group tasks by the affinity of their gradients, and measure how reliable it and the groups are.
 
@@ -158,7 +164,7 @@ class TaskGrouping:
             affinity: one of `AFFINITIES`.
             unstable: what to do with groups that are not stable: `"all"` (one group instead), `"none"` (a group for
                 each task) or `"keep"`.
-            seed: seed of the bootstrap.
+            seed, disable_tqdm: seed of the bootstrap, and whether it shows no progress bar.
 
         Raises:
             ValueError: there are no snapshots.
@@ -178,7 +184,7 @@ class TaskGrouping:
 
         found = grouping.group_numbers
         grouping.affinity, grouping.reliability = affinity, reliability(snapshots, affinity)
-        repeated = co_membership(snapshots, affinity, partition, found, DRAWS, seed)
+        repeated = co_membership(snapshots, affinity, partition, found, DRAWS, seed, disable_tqdm)
         grouping.together, grouping.stability = repeated
         grouping.separation = separation(matrices.mean(axis=0), found, grouping.reliability)
         if not grouping.is_stable and unstable != "keep":
@@ -213,29 +219,60 @@ class TaskGrouping:
             raise ValueError("grouping='given' needs the groups; write given_groups='art+clipart,product', say.")
         return cls(tasks, groups, mode=mode)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values, without loss of precision: `TaskGrouping(**fields)` is the inverse."""
-        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
+    def to_dict(self, matrices: bool = True) -> dict[str, Any]:
+        """The fields as JSON values, without loss of precision: `TaskGrouping(**fields)` is the inverse.
+
+        Args:
+            matrices (`bool`): whether `similarity`, `snapshots`, `reliability` and `together` are among them.
+        """
+        fields = {name: value for name, value in vars(self).items() if matrices or name not in MATRICES}
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()}
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """The matrices that were measured, without loss of precision: `to_matrices` is the inverse."""
+        found = {name: getattr(self, name) for name in MATRICES}
+        return {name: torch.tensor(matrix) for name, matrix in found.items() if matrix is not None}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the grouping to a JSON file."""
-        write_json(self.to_dict(), path)
+        """Write the grouping to a JSON file, and its matrices to `<path>.safetensors`."""
+        path, fields = Path(path), self.to_dict(matrices=False)
+        with replace_files(path.parent, path.name) as new:
+            if tensors := self.to_tensors():
+                file = new / f"{path.name}{SUFFIX}"
+                file.write_bytes(save(tensors))
+                fields[DIGESTS] = {file.name: sha256(file)}
+            (new / path.name).write_text(json.dumps(fields, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> TaskGrouping:
-        """Read a grouping from a JSON file.
+        """Read a grouping that `save` wrote.
 
         Raises:
-            ValueError: the file cannot be read, or holds no grouping. The error names the file.
+            ValueError: a file cannot be read, or holds no grouping. The error names the file.
         """
-        fields = read_json(Path(path), finite=False)
+        path, name = Path(path), f"{Path(path).name}{SUFFIX}"
+        fields = read_json(path, finite=False)
         try:
+            digest = fields.pop(DIGESTS, {}).get(name)
+            if digest is not None:  # an early version had the matrices in the JSON file
+                file = find(path.parent, name, digest)
+                if not file.is_file() or sha256(file) != digest:
+                    raise ValueError(f"{file} is missing, damaged, or of another saving")
+                fields |= to_matrices(read_tensors(file, finite=False))
             return cls(**fields)
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             reason = " ".join(str(error)[:200].split())
             raise ValueError(
                 f"{path} holds no grouping ({reason}); give a file that TaskGrouping.save wrote."
             ) from error
+
+
+def to_matrices(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The matrices of a grouping, from `TaskGrouping.to_tensors`. Raises a `ValueError` for other names."""
+    unknown = tensors.keys() - set(MATRICES)
+    if unknown:
+        raise ValueError(f"{sorted(unknown)[0][:60]!r} is none of {', '.join(MATRICES)}")
+    return {name: tensor.double().numpy() for name, tensor in tensors.items()}
 
 
 def are_stable(stability: float | None, separation: float | None) -> bool:

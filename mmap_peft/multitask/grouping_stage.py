@@ -16,7 +16,7 @@ from transformers.utils.logging import tqdm
 from .adapters import GLOBAL
 from .affinity import MOST_ELEMENTS, Snapshot, from_tensors, snapshot_steps, to_tensors
 from .checkpoint_files import GRADIENTS_FILE
-from .description import read_weights
+from .files import read_tensors
 from .images import IGNORE_INDEX
 from .processes import shard_rows
 from .task_gradients import task_gradients
@@ -90,9 +90,8 @@ class SharedAdapterTrainer(TaskTrainer):
 
     def _batches(self, rows: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
         """This process's share of some images. All processes have the same number of batches."""
-        data = self.train_dataset
         for shard in shard_rows(rows, self._train_batch_size, self.args.process_index, self.args.world_size):
-            batch = self.data_collator([data[int(row)] for row in (shard if len(shard) else rows[:1])])
+            batch = self.image_batch(shard if len(shard) else rows[:1])
             if not len(shard):  # fewer images than processes: an image that does not count
                 batch["labels"].fill_(IGNORE_INDEX)
             yield batch
@@ -104,5 +103,5 @@ class SharedAdapterTrainer(TaskTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = from_tensors(read_weights(Path(resume_from_checkpoint) / GRADIENTS_FILE))
+        saved = from_tensors(read_tensors(Path(resume_from_checkpoint) / GRADIENTS_FILE))
         self.snapshots = [each for each in saved if each.step in self.snapshot_steps()]

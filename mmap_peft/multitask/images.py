@@ -68,10 +68,25 @@ class TaskImages(Dataset):
             self._caches[shape] = ImageCache(len(self) if shape else 0, shape, self._cache_bytes)
         return self._caches[shape]
 
+    def limit_cache(self, most_bytes: float) -> None:
+        """Let each cache take less from now on; what larger ones hold is lost."""
+        if most_bytes < self._cache_bytes:
+            self._cache_bytes, self._caches = most_bytes, {}
+            self._cache = self.cache(self.preprocessing.shape or ())
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        resized, image, item = self.read(index, self.preprocessing.resize, self._cache)
+        resized, image, item = self._resized(index)
         pixels = self.preprocessing(image) if resized is None else self.preprocessing.normalise(resized)
         return {**item, "pixel_values": pixels}
+
+    def as_bytes(self, index: int) -> dict[str, Any]:
+        """An item before it is normalized, with `"pictures"`, (3, H, W) of uint8, in place of `"pixel_values"`, if the
+        image processor can run in two steps."""
+        resized, _, item = self._resized(index)
+        return {**item, "pictures": resized}
+
+    def _resized(self, index: int) -> tuple[np.ndarray | None, Image.Image | None, dict[str, Any]]:
+        return self.read(index, self.preprocessing.resize, self._cache)
 
     def read(
         self, index: int, resize: Callable[[Image.Image], np.ndarray | None], cache: ImageCache

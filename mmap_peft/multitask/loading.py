@@ -22,10 +22,11 @@ from ..checking import shortened
 from ..hub import repository
 from ..keywords import check_keywords
 from .adapters import feature_size
-from .description import Description, check_shapes, check_sizes, read_config, read_weights
+from .description import Description, check_shapes, check_sizes, read_config, with_matrices
+from .files import read_tensors
 from .prototypes import Prototypes
 from .replacing import PREFIX, find, sha256
-from .saving import CONFIG_FILE, PROTOTYPES_FILE, TASKS_FILE, WEIGHTS_FILE
+from .saving import AFFINITY_FILE, CONFIG_FILE, PROTOTYPES_FILE, ROOT_CONFIG, TASKS_FILE, WEIGHTS_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -64,14 +65,17 @@ class Contents:
             config, tensors = (
                 _find(folder, f"{adapter}/{file}", digests, verify) for file in (CONFIG_FILE, WEIGHTS_FILE)
             )
-            configs[adapter], weights[adapter] = read_config(config), read_weights(tensors)
+            configs[adapter], weights[adapter] = read_config(config), read_tensors(tensors)
         first, *others = description.adapters
         for adapter in others:
             if _settings(configs[adapter]) != _settings(configs[first]):
                 raise ValueError(f"{folder / adapter / CONFIG_FILE} has other settings than {first}/{CONFIG_FILE}.")
         prototypes = None
         if PROTOTYPES_FILE in digests:  # else the file, if there is one, is of an earlier saving
-            prototypes = read_weights(_find(folder, PROTOTYPES_FILE, digests, verify))
+            prototypes = read_tensors(_find(folder, PROTOTYPES_FILE, digests, verify))
+        if AFFINITY_FILE in digests:
+            path = _find(folder, AFFINITY_FILE, digests, verify)
+            description.grouping = with_matrices(description.grouping, read_tensors(path), path)
         return cls(description, configs[first], weights, prototypes)
 
 
@@ -146,7 +150,8 @@ def _take(classifier: Any, contents: Contents, folder: Path, verify: bool) -> No
             raise ValueError(f"{folder} holds the adapters {names[0]}, but the classifier has {names[1]}.")
         weights, routes = dict(zip(classifier.adapters, weights.values())), dict(classifier.routes)
     for adapter, tensors in weights.items():
-        check_shapes(tensors, classifier.adapter_set.needed_state(adapter), folder / adapter / WEIGHTS_FILE)
+        needed = classifier.adapter_set.needed_state(adapter, tensors)
+        check_shapes(tensors, needed, folder / adapter / WEIGHTS_FILE)
     prototypes = classifier.prototypes  # of the base alone, so they stay right if the folder has none
     if contents.prototypes is not None:
         path, size = folder / PROTOTYPES_FILE, feature_size(classifier.clip)
@@ -235,7 +240,8 @@ def _download(source: Any, subfolder: str | None, **download: Any) -> Path:
     """A classifier's folder, which is downloaded if `source` is no folder."""
     inside = repository.check_subfolder(subfolder)
     if not os.path.isdir(source):
-        files = (TASKS_FILE, PROTOTYPES_FILE, f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}")
+        parts = (f"*/{CONFIG_FILE}", f"*/{WEIGHTS_FILE}")
+        files = (TASKS_FILE, ROOT_CONFIG, PROTOTYPES_FILE, AFFINITY_FILE, *parts)
         patterns = [(Path(inside) / file).as_posix() for file in files]
         with repository.hub_errors(str(source), download.get("revision")):
             source = snapshot_download(str(source), allow_patterns=patterns, **download)

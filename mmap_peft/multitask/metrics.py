@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
+from ..tuner.devices import on_device
 from .images import IGNORE_INDEX
 from .task import Task
 
@@ -34,7 +35,7 @@ def predicted_classes(
     trained = torch.zeros(len(tasks), logits.shape[1], dtype=torch.bool)
     for row, task in zip(trained, tasks.values()):
         row[task.trained_numbers] = True
-    trained = trained.to(logits.device)[task_ids]
+    trained = on_device(trained, logits.device)[task_ids]
     alike = trained == trained.gather(1, labels.clamp(min=0)[:, None])
     return torch.stack([among_all, logits.masked_fill(~alike, float("-inf")).argmax(-1)], dim=1)
 

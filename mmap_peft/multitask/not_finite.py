@@ -23,7 +23,8 @@ class NotFinite:
 
     def add_gradient(self, norm: torch.Tensor | float, step: int, device: torch.device) -> None:
         """Remember the norm of the gradient."""
-        self._gradient = _first(self._gradient, torch.as_tensor(norm, device=device), step)
+        norm = norm.to(device) if isinstance(norm, torch.Tensor) else torch.full((), norm, device=device)
+        self._gradient = _first(self._gradient, norm, step)
 
     def check(self, tasks: Sequence[str]) -> None:
         """Raise a `ValueError` if a value was not finite since the last call. The error names the tasks."""

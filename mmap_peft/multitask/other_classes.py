@@ -11,7 +11,6 @@ from ..checking import checked, shortened
 from ..tuner.fingerprint import autocast_dtype
 from .adapters import ClassWeights
 from .class_names import Text, Texts, as_list, as_tuple, check_template, clean_names
-from .frozen_features import TEXTS_AT_ONCE
 from .output import Prediction
 from .processes import is_sharded
 from .task import Task
@@ -170,12 +169,12 @@ class OtherClasses(TaskForward):
         def encode(names: list[str]) -> list[torch.Tensor]:
             some = {name: routed[name] for name in names}
             # Copies, so that no part keeps the memory of all.
-            return [part.clone() for part in self._encode(some, texts=texts, chunk=TEXTS_AT_ONCE)]
+            return [part.clone() for part in self._encode(some, texts=texts)]
 
         return self._other_texts(keys, self._fingerprint(), encode)
 
-    def chosen_weights(self, name: str, choice: Choice | None) -> tuple[ClassWeights, list[str]]:
-        """As `class_weights`, of the classes that were chosen, and their names."""
+    def chosen_weights(self, name: str, choice: Choice | None) -> tuple[ClassWeights, TaskClasses]:
+        """As `class_weights`, of the classes that were chosen, and these classes."""
         classes = self._classes_of(name, *(choice or (None, None)))
         features = self._features({name: classes})
         routed = {name: (self.tasks[name], self.current_routes[name])}
@@ -185,4 +184,4 @@ class OtherClasses(TaskForward):
             [name] if classes.are_others else (),
         )
         bias = bias[classes.columns] if isinstance(bias, torch.Tensor) else bias
-        return (weight[classes.columns], bias), classes.class_names
+        return (weight[classes.columns], bias), classes

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from ..tuner.devices import on_device
 from .images import IGNORE_INDEX
 from .task import Task
 
@@ -79,7 +80,7 @@ def of_trained_classes(
         place, trained = {name: number for number, name in enumerate(names)}, set(task.trained_classes)
         of_classes = [place[name] if name in trained else -1 for name in task.class_names]
         places.append(of_classes + [-1] * (logits.shape[1] - len(of_classes)))
-    columns = torch.tensor(places, device=rows.device)[rows]
+    columns = on_device(places, rows.device)[rows]
     return logits.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, float("-inf"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -35,6 +36,8 @@ from .task_probes import TaskProbes
 
 
 _OF_PEFT = {field.name for field in dataclasses.fields(PeftConfig)}
+# In names of parameters, of which BitFit's and those of full fine-tuning have slashes for dots.
+_NOT_OF_TEXTS = re.compile(r"(^|[./])(vision_model|visual_projection|logit_scale|logit_bias)([./]|$)")
 
 
 class PeftSet(AdapterSet):
@@ -108,9 +111,11 @@ class PeftSet(AdapterSet):
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         of_adapters = {id(parameter) for name in self.names for parameter in self.parameters_of(name).values()}
-        parameters = list(self.clip.parameters())
+        named = list(self.clip.named_parameters(remove_duplicate=False))  # a method may share some between towers
+        parameters = dict.fromkeys(parameter for _, parameter in named)
+        of_texts = {id(parameter) for name, parameter in named if not _NOT_OF_TEXTS.search(name)}
         frozen = [parameter for parameter in parameters if id(parameter) not in of_adapters]
-        return frozen, [parameter for parameter in parameters if id(parameter) in of_adapters]
+        return frozen, [parameter for parameter in parameters if id(parameter) in of_adapters & of_texts]
 
 
 class PromptSet(PeftSet):
@@ -177,7 +182,7 @@ class PromptSet(PeftSet):
         probe = {name: tensor.detach() for name, tensor in self.task_probes.parameters_of(adapter).items()}
         return {**super().state_of(adapter), **probe}
 
-    def needed_state(self, adapter: str) -> dict[str, torch.Tensor]:
+    def needed_state(self, adapter: str, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         prompts = super().state_of(adapter if adapter in self.names else self.names[0])
         return {**prompts, **self.task_probes.needed(adapter)}
 
@@ -195,10 +200,11 @@ class PromptSet(PeftSet):
 
     def text_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         # Not by the adapters' names: another thread may be about to add one.
-        prompts = [tensor for part in list(self.container.mmap_generators.values()) for tensor in part.parameters()]
+        generators = [part for part in list(self.container.mmap_generators.values()) if "text" in part.depths]
+        prompts = [tensor for part in generators for tensor in part.parameters()]
         parts = (module for _, module in self.clip.named_modules(memo={self.container}))
         frozen = dict.fromkeys(tensor for part in parts for tensor in part._parameters.values() if tensor is not None)
-        return list(frozen), prompts if "text" in self.config.towers else []
+        return list(frozen), prompts
 
 
 def make_adapters(clip: PreTrainedModel, config: PeftConfig | None, seed: int) -> AdapterSet:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..methods.pooled import PooledConfig, PooledModule, Weights
@@ -47,23 +48,68 @@ class PooledSet(AdapterSet):
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
         return dict(self.part((adapter,)).named_parameters())
 
+    def state_of(self, adapter: str) -> dict[str, torch.Tensor]:
+        return self.part((adapter,)).state_dict()
+
+    def needed_state(self, adapter: str, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.part((adapter,)).needed_state(found)
+
+    def load_state(self, adapter: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.part((adapter,)).load_state_dict(dict(tensors))
+
     def reset(self, names: Sequence[str], seed: int) -> None:
         """Remove all modules; `enter` makes new ones."""
         self.parts, self._names, self.seed = nn.ModuleList(), [], seed
 
-    def image_features(self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor) -> torch.Tensor:
+    def image_features(
+        self, features: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, counts: Sequence[int]
+    ) -> torch.Tensor:
+        def changed(part: PooledModule | None, own: torch.Tensor) -> torch.Tensor:
+            return own if part is None else part.image_features(own)
+
+        return self._by_part(changed, features, routes, numbers, counts)
+
+    def added_logits(
+        self,
+        features: torch.Tensor,
+        routes: Sequence[Route],
+        numbers: torch.Tensor,
+        counts: Sequence[int],
+        classes: int,
+    ) -> torch.Tensor | None:
+        if not self.config.module_class.adds_logits:
+            return None
+
+        def added(part: PooledModule | None, own: torch.Tensor) -> torch.Tensor:
+            found = own.new_zeros(len(own), 0).float() if part is None else part.added_logits(own)
+            return F.pad(found, (0, classes - found.shape[1]))
+
+        return self._by_part(added, features, routes, numbers, counts)
+
+    def _by_part(
+        self,
+        of: Callable[[PooledModule | None, torch.Tensor], torch.Tensor],
+        features: torch.Tensor,
+        routes: Sequence[Route],
+        numbers: torch.Tensor,
+        counts: Sequence[int],
+    ) -> torch.Tensor:
+        """What `of` makes of each route's module and image features, in the order of the images."""
         if len(routes) == 1:
-            part = self.part(routes[0])
-            return features if part is None else part.image_features(features)
-        changed, rows = [], []
-        for number, route in enumerate(routes):
-            rows.append((numbers == number).nonzero()[:, 0])
-            part, own = self.part(route), features[rows[-1]]
-            changed.append(own if part is None else part.image_features(own))
-        return torch.cat(changed)[torch.cat(rows).argsort()]
+            return of(self.part(routes[0]), features)
+        order = numbers.argsort(stable=True)
+        parts = zip(map(self.part, routes), features[order].split(list(counts)))
+        return torch.cat([of(part, own) for part, own in parts])[order.argsort()]
+
+    @property
+    def empty_caches(self) -> list[str]:
+        return [name for name in self._names if self.part((name,)).is_empty]
 
     def uses_texts(self, route: Route) -> bool:
         return not route or self.config.module_class.weights_from_texts
+
+    def weights_from_texts(self, route: Route) -> bool:
+        return self.uses_texts(route) and not (route and self.config.module_class.adds_logits)
 
     def class_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         return {} if self.uses_texts((adapter,)) else self.parameters_of(adapter)

@@ -124,6 +124,17 @@ def sum_by_class(features: torch.Tensor, classes: torch.Tensor, count: int) -> t
     return torch.zeros(count, features.shape[1]).index_add(0, classes, features)
 
 
+def check_features(task: str, features: torch.Tensor) -> None:
+    """Raise a `ValueError` if a task has no features of images, or some that are not finite."""
+    if not features.isfinite().all():
+        raise ValueError(
+            f"Features of images of task {task!r} are not finite: the base cannot compute in its dtype; load it in "
+            "float32."
+        )
+    if not len(features):
+        raise ValueError(f"No image of task {task!r} can be read; give it images that can.")
+
+
 class PrototypeRouting(OtherClasses, FrozenFeatures):
     """Finds the tasks of images. Base of `MultiTaskClassifier`.
 
@@ -157,26 +168,25 @@ class PrototypeRouting(OtherClasses, FrozenFeatures):
             if name in given or name not in old.features or not given:
                 task.check_training_images()
         tasks, processor = self.tasks.values(), self.processor.image_processor
-        features, labels, numbers = self._read(TaskImages(tasks, "train", processor, unreadable, given, 0), batch_size)
+        images = TaskImages(tasks, "train", processor, unreadable, given, 0)
+        features, labels, numbers = self._read(images, batch_size, "Prototypes")
         sizes = [len(task.class_names) for task in tasks]
         classes = labels + (torch.tensor(sizes).cumsum(0) - torch.tensor(sizes))[numbers]
         means = F.normalize(sum_by_class(features, classes, sum(sizes)), dim=-1).half().split(sizes)
         made = {name: part.clone() for name, part in zip(self.tasks, means) if name in given}
-        for name, part in made.items():
-            if not part.isfinite().all():
-                raise ValueError(
-                    f"Features of images of task {name!r} are not finite: the base cannot compute in its dtype; load "
-                    "it in float32."
-                )
-            if not part.any():
-                raise ValueError(f"No training image of task {name!r} can be read; give it images that can.")
+        for number, name in enumerate(self.tasks):
+            if name in given:
+                check_features(name, features[numbers == number])
         kept = {name: part for name, part in old.features.items() if name not in made}
         self.prototypes = Prototypes({**kept, **made}, old.scale if kept else fit_scale(features, classes, sizes))
 
-    def _read(self, images: TaskImages, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Plain features of all images that can be read, with the numbers of their classes and tasks."""
+    def _read(
+        self, images: TaskImages, batch_size: int, description: str, rows: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Plain features of all images that can be read, or of those of some rows, with the numbers of their classes
+        and tasks. The progress bar has a description."""
         parts = []
-        for batch in images.batches(range(len(images)), batch_size, "Prototypes"):
+        for batch in images.batches(range(len(images)) if rows is None else rows, batch_size, description):
             readable = batch["labels"] != IGNORE_INDEX
             found = self.plain_features(batch["pixel_values"]), batch["labels"], batch["task_ids"]
             parts.append([part[readable] for part in found])

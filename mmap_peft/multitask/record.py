@@ -34,18 +34,23 @@ class TrainingRecord:
         versions (`dict[str, str]`): versions of Python and packages.
         zero_shot, prompted (`dict[str, float]`): accuracy of each task by its name, between 0 and 1, of the plain CLIP
             and with the trained adapters.
+        command (`str`, *optional*): the command that trains the same again, if it was a command.
+        license (`str`, *optional*): the adapters' license, by its name on the Hub, such as `"apache-2.0"`.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     zero_shot: dict[str, float] = field(default_factory=dict)
     prompted: dict[str, float] = field(default_factory=dict)
+    command: str | None = None
+    license: str | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingRecord:
         """Make a record from the values of a JSON file. Raises a `ValueError` if they are not those of a record."""
         texts, accuracies = dict[str, bool | int | float | str | None], dict[str, Annotated[float, Ge(0), Le(1)]]
         kinds = {"settings": texts, "versions": texts, "zero_shot": accuracies, "prompted": accuracies}
+        kinds |= {"command": str | None, "license": str | None}
         try:
             values = checked(values, dict[Literal[tuple(kinds)], Any], "training")
             return cls(**{name: checked(value, kinds[name], f"training.{name}") for name, value in values.items()})

@@ -1,11 +1,12 @@
-"""Training arguments that keep adapters near the frozen CLIP: consistency losses, and the average over the epochs."""
+"""Training arguments against overfitting: losses that keep adapters near the frozen CLIP, the average over the epochs,
+and a probe that trains after the prompts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from transformers.hf_argparser import HfArg
 
 from ..checking import checked
@@ -19,6 +20,7 @@ _KINDS = {
     "feature_distance": Literal[DISTANCES] | None,
     "average_mean": _Share | None,
     "average_std": Annotated[float, Gt(0), Le(100)],
+    "probe_after": Annotated[float, Gt(0), Lt(1)] | None,
 }
 
 
@@ -40,7 +42,8 @@ class RegularizationArguments:
     Source: PromptSRC (Khattak et al., ICCV 2023). Its code has the weights 25, 10 and 1, and a Gaussian of mean 15 and
     deviation 1 for 20 epochs, here 0.75 and 0.05; for 50 epochs of few images 30 and 30 (0.6, 0.6) or 45 and 5 (0.9,
     0.1). `PromptSRCConfig` has the first ones by default. `MMRLTokensConfig` has the weights 1 and 1 of MMRL (Guo and
-    Gu, CVPR 2025), with cosines. All other methods have none of these losses and no average.
+    Gu, CVPR 2025), with cosines. All other methods have none of these losses and no average. `probe_after` is from
+    2SFS (Farina et al., CVPR 2025); docs/methods.md says what differs.
     """
 
     text_consistency: float | None = HfArg(
@@ -79,6 +82,13 @@ class RegularizationArguments:
     average_std: float = HfArg(
         default=0.05,
         help="Standard deviation of this Gaussian, as a share of the epochs: 0.05 in PromptSRC, 1 of 20 epochs.",
+    )
+
+    probe_after: float | None = HfArg(
+        default=None,
+        help="Share of the steps, between 0 and 1, that train the prompts alone; in all later steps only the probes "
+        "train, from the text features that the prompts then make. 0.6 in 2SFS. It needs probe=True. None: both train "
+        "together from the start.",
     )
 
     def __post_init__(self) -> None:

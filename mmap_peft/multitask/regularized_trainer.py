@@ -11,13 +11,13 @@ from torch import nn
 from transformers.trainer_utils import TrainOutput
 
 from .averaging import AdapterAverage
-from .checkpoints import ClassifierTrainer
 from .consistency import Consistency
 from .output import task_losses
+from .probe_stages import ProbeStages
 from .templates import TEMPLATES
 
 
-class RegularizedTrainer(ClassifierTrainer):
+class RegularizedTrainer(ProbeStages):
     """Adds consistency losses to that of the classifier, and averages adapters over the epochs, as the arguments or
     the method say: see `RegularizationArguments`.
 

@@ -1,13 +1,14 @@
 """Replaces several files of a folder at once: whatever ends the process, the folder holds the old or the new ones.
 
-New files are written into a folder `.saving-*` beside the old ones. Renaming the main file, which has the SHA-256 of
-the others, is the moment when the new ones count; then the others are moved, too. Until they are, `find` returns those
-in `.saving-*`.
+New files are written into a folder `.saving-<main file>-*` beside the old ones. Renaming the main file, which has the
+SHA-256 of the others, is the moment when the new ones count; then the others are moved, too. Until they are, `find`
+returns those in `.saving-*`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -67,7 +68,7 @@ def replace_files(folder: Path, main: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         _settle(folder, main)
-        new, inode = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX)), None
+        new, inode = Path(tempfile.mkdtemp(dir=folder, prefix=f"{PREFIX}{main}-")), None
         try:
             yield new
             files = [path for path in new.rglob("*") if path.is_file()]
@@ -90,8 +91,8 @@ def replace_files(folder: Path, main: str) -> Iterator[Path]:
 
 def _settle(folder: Path, main: str) -> None:
     """Move the files that count, and remove the others, of processes that ended while they saved."""
-    leftovers = list(folder.glob(f"{PREFIX}*"))
-    digests = _digests(folder / main) if leftovers else {}
+    leftovers = list(folder.glob(f"{PREFIX}{glob.escape(main)}-*"))
+    digests = read_digests(folder / main) if leftovers else {}
     for name, digest in digests.items():
         found = find(folder, name, digest)
         if found != folder / name and found.is_file():
@@ -100,7 +101,8 @@ def _settle(folder: Path, main: str) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _digests(path: Path) -> Mapping[str, str]:
+def read_digests(path: Path) -> Mapping[str, str]:
+    """The digests in a main file, by the names of files inside its folder; none if it cannot be read."""
     try:
         digests = json.loads(path.read_text(encoding="utf-8"))[DIGESTS]
         return {name: str(digest) for name, digest in digests.items() if {"..", "/"}.isdisjoint(Path(name).parts)}
@@ -111,7 +113,7 @@ def _digests(path: Path) -> Mapping[str, str]:
 def flush(path: Path) -> None:
     """Write a file or a folder's entries to the disk, so that they outlast a power failure."""
     with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():  # not every system has folders
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes what can be written
         try:
             os.fsync(descriptor)
         finally:
@@ -130,7 +132,7 @@ def lock(folder: Path, seconds: float = LONGEST_WAIT) -> Iterator[None]:
         return
     descriptor, end = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
     try:
-        while not _is_locked(descriptor):
+        while not is_locked(descriptor):
             if time.monotonic() > end:
                 raise OSError(f"Another process has been saving into {folder} for {seconds} s; try again later.")
             time.sleep(0.1)
@@ -139,9 +141,12 @@ def lock(folder: Path, seconds: float = LONGEST_WAIT) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_locked(descriptor: int) -> bool:
+def is_locked(descriptor: int, shared: bool = False) -> bool:
+    """Lock an open file or folder without waiting, `shared` with others that share it; returns whether it was."""
+    if fcntl is None:
+        return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks

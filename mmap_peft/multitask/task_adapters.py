@@ -91,8 +91,8 @@ class TaskAdapters(nn.Module):
 
     @property
     def training_tasks(self) -> list[str]:
-        """Names of the tasks that use an adapter which trains."""
-        training = set(self.training_adapters)
+        """Names of the tasks that use an adapter which trains, or whose cache is to be filled."""
+        training = {*self.training_adapters, *self.adapter_set.empty_caches}
         return [name for name, route in self.routes.items() if training & set(route)]
 
     def tasks_by_parameter(self) -> dict[nn.Parameter, list[int]]:

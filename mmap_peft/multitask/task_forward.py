@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from ..tuner.assemble import Route
+from ..tuner.devices import on_device
+from ..tuner.images import ImageStates, image_features
 from .adapters import ClassWeights, TextFeatures
 from .consistency import Consistency, Features
 from .output import MultiTaskOutput, mean_by_task, of_trained_classes, task_losses
@@ -25,7 +28,7 @@ class TaskForward(TaskTexts):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | ImageStates,
         task_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
         text_features: Mapping[str, torch.Tensor] | None = None,
@@ -33,11 +36,12 @@ class TaskForward(TaskTexts):
         consistency: Consistency | None = None,
         trained_only: bool | None = None,
         others: Collection[str] = (),
+        task_counts: Sequence[int] | None = None,
     ) -> MultiTaskOutput:
-        """Classify images of any tasks in one pass.
+        """Classify images of any tasks in one pass. A number in `task_ids` that no task has raises a `ValueError`.
 
         Args:
-            pixel_values (`torch.Tensor`): (batch, 3, H, W).
+            pixel_values (`torch.Tensor` or `ImageStates`): (batch, 3, H, W), or what enters a layer of the tower.
             task_ids (`torch.Tensor`): (batch,), number of each image's task in `tasks`.
             labels (`torch.Tensor`, *optional*): (batch,), number of each image's class; -100 is left out of the loss.
             text_features (`Mapping[str, torch.Tensor]`, *optional*): unit text features of each task's classes, or of
@@ -47,18 +51,16 @@ class TaskForward(TaskTexts):
             others (`Collection[str]`): names of the tasks whose `text_features` are of other classes than their own.
             trained_only (`bool`, *optional*): over the `trained_classes` only: `text_features` are of these, and the
                 logits of others -inf. `None`: in training mode.
-
-        Raises:
-            ValueError: `task_ids` holds a number that no task has.
+            task_counts (`Sequence[int]`, *optional*): number of images of each task in `task_ids`, (tasks,). `None`:
+                it is read from `task_ids`, which waits for a GPU.
         """
-        names, rows = self._present(task_ids)
+        names, rows, counts = self._present(task_ids, task_counts)
         routed = self._routed(names, trained_only := self.training if trained_only is None else trained_only)
         texts = functools.cache(functools.partial(self._text_features, routed, given, text_features))
-        weight, bias = self._class_weights(routed, texts, others)
-        image = self._images_of(routed, rows, pixel_values, given)
-        all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias  # of all tasks present
+        weights = self._class_weights(routed, texts, others)
+        image = self._images_of(routed, rows, pixel_values, given, counts)
         sizes = [len((text_features or {}).get(name, task.class_names)) for name, (task, _) in routed.items()]
-        logits = self._of_own_task(all_logits, sizes, rows, routed if trained_only else None)
+        logits = self._logits(routed, rows, counts, image, weights, sizes, trained_only, others)
         if labels is None:
             return MultiTaskOutput(logits=logits)
         loss = task_losses(logits, labels, task_ids, len(self.tasks)).sum()
@@ -69,13 +71,32 @@ class TaskForward(TaskTexts):
         terms = mean_by_task(terms, labels, task_ids, len(self.tasks))
         return MultiTaskOutput(loss=loss + terms.sum(), logits=logits, consistency=terms)
 
+    def _logits(
+        self,
+        routed: RoutedTasks,
+        rows: torch.Tensor,
+        counts: Sequence[int],
+        image: torch.Tensor,
+        weights: ClassWeights,
+        sizes: Sequence[int],
+        trained_only: bool,
+        others: Collection[str],
+    ) -> torch.Tensor:
+        """The logits of each image for its own task's classes, of which there are `sizes`, by its unit feature."""
+        weight, bias = weights
+        all_logits = self.logit_scale() * image.to(weight.dtype) @ weight.T + bias  # of all tasks present
+        logits = self._of_own_task(all_logits, sizes, rows, routed if trained_only else None)
+        routes = [() if name in others else route for name, (_, route) in routed.items()]
+        added = self.adapter_set.added_logits(image, routes, rows, counts, logits.shape[1])
+        return logits if added is None else logits + added
+
     def _consistency(
         self,
         consistency: Consistency,
         routed: RoutedTasks,
         rows: torch.Tensor,
         prompted: Features,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | ImageStates,
         trained_only: bool,
     ) -> torch.Tensor:
         """The consistency loss of each image, (batch,), where `rows` numbers the tasks of `routed`."""
@@ -97,37 +118,55 @@ class TaskForward(TaskTexts):
         if not trained_only:
             return list(features)
         kept = [self.tasks[name].trained_numbers for name in names]
-        return [part if len(part) == len(rows) else part[rows] for part, rows in zip(features, kept)]
+        return [
+            part if len(part) == len(rows) else part[on_device(rows, part.device)]
+            for part, rows in zip(features, kept)
+        ]
 
     def _images_of(
-        self, routed: RoutedTasks, rows: torch.Tensor, pixel_values: torch.Tensor, given: Given | None
+        self,
+        routed: RoutedTasks,
+        rows: torch.Tensor,
+        pixel_values: torch.Tensor | ImageStates,
+        given: Given | None,
+        task_counts: Sequence[int],
     ) -> torch.Tensor:
-        """Unit features of images, where `rows` numbers their tasks."""
-        routes = [route for _, route in routed.values()]
-        distinct = list(dict.fromkeys(routes))
-        numbers = torch.tensor([distinct.index(route) for route in routes], device=rows.device)
-        return self.image_features(pixel_values, distinct, numbers[rows], given)
+        """Unit features of images, where `rows` numbers their tasks, each of which has so many of them."""
+        counts: dict[Route, int] = {}
+        for (_, route), count in zip(routed.values(), task_counts):
+            counts[route] = counts.get(route, 0) + count
+        distinct = {route: number for number, route in enumerate(counts)}
+        numbers = on_device([distinct[route] for _, route in routed.values()], rows.device)
+        return self.image_features(pixel_values, list(counts), numbers[rows], given, list(counts.values()))
 
     def image_features(
-        self, pixel_values: torch.Tensor, routes: Sequence[Route], numbers: torch.Tensor, given: Given | None = None
+        self,
+        pixel_values: torch.Tensor | ImageStates,
+        routes: Sequence[Route],
+        numbers: torch.Tensor,
+        given: Given | None = None,
+        counts: Sequence[int] = (),
     ) -> torch.Tensor:
-        """Unit image features, (batch, dim); `numbers`, (batch,), are those of the images' routes."""
+        """Unit image features, (batch, dim); `numbers`, (batch,), are those of the images' routes. Of several routes,
+        `counts` says how many images each has."""
         prompts = self.adapter_set.prompts("vision", routes, given, vision=numbers)
-        keywords = {} if prompts is None else {"prompts": prompts}
-        pooled = self.clip.get_image_features(pixel_values, **keywords).pooler_output
-        return F.normalize(self.adapter_set.image_features(pooled, routes, numbers), dim=-1)
+        pooled = image_features(self.clip, pixel_values, prompts)
+        return F.normalize(self.adapter_set.image_features(pooled, routes, numbers, counts), dim=-1)
 
-    def _present(self, task_ids: torch.Tensor) -> tuple[list[str], torch.Tensor]:
-        """Names of the tasks of a batch, and for each row the number of its task among them."""
-        present = torch.unique(task_ids).tolist()
-        names = [name for number, name in enumerate(self.tasks) if number in present]
-        if len(names) < len(present):
+    def _present(
+        self, task_ids: torch.Tensor, task_counts: Sequence[int] | None
+    ) -> tuple[list[str], torch.Tensor, list[int]]:
+        """Names of the tasks of a batch, for each row the number of its task among them, and their images' numbers."""
+        counts = Counter(task_ids.tolist()) if task_counts is None else dict(enumerate(task_counts))
+        present = sorted(number for number, count in counts.items() if count)
+        names = list(self.tasks)
+        if present and not 0 <= present[0] <= present[-1] < len(names):
             raise ValueError(
-                f"task_ids={present} holds a number that no task has; write numbers from 0 to {len(self.tasks) - 1}."
+                f"task_ids={present} holds a number that no task has; write numbers from 0 to {len(names) - 1}."
             )
-        place = torch.full((len(self.tasks),), -1, device=task_ids.device)
-        place[present] = torch.arange(len(present), device=task_ids.device)
-        return names, place[task_ids]
+        place = [present.index(number) if number in present else -1 for number in range(len(names))]
+        rows = on_device(place, task_ids.device)[task_ids]
+        return [names[number] for number in present], rows, [counts[number] for number in present]
 
     def _of_own_task(
         self, logits: torch.Tensor, sizes: Sequence[int], rows: torch.Tensor, trained: RoutedTasks | None = None
@@ -136,7 +175,7 @@ class TaskForward(TaskTexts):
         `trained`, tasks with the classes that `logits` are of, for those only that are trained."""
         widest = max(*(len(task.class_names) for task in self.tasks.values()), *sizes)
         column = torch.arange(widest, device=rows.device)
-        counts = torch.tensor(sizes, device=rows.device)
+        counts = on_device(sizes, rows.device)
         starts = counts.cumsum(0) - counts
         of_task = column < counts[rows][:, None]
         columns = torch.where(of_task, starts[rows][:, None] + column, 0)

@@ -11,11 +11,13 @@ from torch import nn
 
 from ..tuner.assemble import AdapterPrompts, Prompts, Route
 from ..tuner.context import Overrides
-from ..tuner.fingerprint import Fingerprint, autocast_dtype
-from .class_texts import ClassTexts
+from ..tuner.devices import on_host
+from ..tuner.fingerprint import Fingerprint, autocast_dtype, compared_by_versions
+from .class_texts import ClassTexts, TextBatch
 from .processes import is_sharded
 from .task import Task
 from .task_adapters import TaskAdapters
+from .text_chunks import UNKNOWN, texts_at_once, total_memory
 from .text_features import TextFeatureCache, encode_texts
 
 
@@ -104,7 +106,6 @@ class TaskTexts(TaskAdapters):
         routed: RoutedTasks,
         given: Given | None = None,
         texts: ClassTexts | None = None,
-        chunk: int | None = None,
     ) -> list[torch.Tensor]:
         texts = texts or self.texts
         keys = self._text_keys(routed, texts)
@@ -113,13 +114,33 @@ class TaskTexts(TaskAdapters):
         batch = texts.batch(list(distinct.values()), routes)
 
         def prompts_of(rows: slice) -> Prompts | None:
-            numbers = {"text": torch.tensor(batch.tasks[rows]), "classes": torch.tensor(batch.classes[rows])}
-            return self.adapter_set.prompts("text", routes, given, **numbers)
+            first, last = batch.tasks[rows][0], batch.tasks[rows][-1]
+            numbers = {"text": torch.tensor(batch.tasks[rows]) - first, "classes": torch.tensor(batch.classes[rows])}
+            return self.adapter_set.prompts("text", routes[first : last + 1], given, **numbers)
 
-        chunk = self.text_chunk or chunk
+        # Processes that run a sharded tower together may have different tasks, but need the same number of chunks.
+        whole = is_sharded(self) or torch.compiler.is_compiling()
+        chunk = self.text_chunk if whole else self._texts_at_once(batch)
         features = encode_texts(self.clip, batch, prompts_of, self.device, chunk, not is_sharded(self))
         parts = dict(zip(distinct, features.split([len(task.class_names) for task in distinct.values()])))
         return [parts[key] for key in keys]
+
+    def _texts_at_once(self, batch: TextBatch) -> int:
+        """`text_chunk`, or the number that is chosen for a batch; the same on all processes if they share a tower."""
+        if self.text_chunk is not None:
+            return self.text_chunk
+        total = UNKNOWN if is_sharded(self) else total_memory(self.device)
+        return texts_at_once(self.clip.config.text_config, batch.ids.shape[1], self.clip.dtype.itemsize, total)
+
+    @contextmanager
+    def many_passes(self) -> Iterator[None]:
+        """Inside the `with` block, which is for many forward passes in a row, a GPU is not waited for to see whether
+        parameters have changed: their version counters are compared, and what was kept before is computed anew."""
+        if not on_host(self.device):
+            self._text_cache.clear()
+            self.texts.forget_batch()
+        with compared_by_versions():
+            yield
 
     @contextmanager
     def override_routes(self, routes: Mapping[str, Route]) -> Iterator[None]:

@@ -16,8 +16,8 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from . import processes
 from .aggregation import add_task_gradients, aggregate_task_gradients, drop_task_gradients, find_aggregator
 from .arguments import MultiTaskTrainingArguments
-from .augmented_steps import AugmentingTrainer
 from .base_record import BaseRecord
+from .cached_steps import CachingTrainer
 from .checkpoint_files import saved_state
 from .classifier import MultiTaskClassifier
 from .images import TaskImages, collate
@@ -35,7 +35,7 @@ _REFUSED = {
 }
 
 
-class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
+class TaskTrainer(CachingTrainer, RegularizedTrainer, TrainerCallback):
     """Trains the adapters of a `MultiTaskClassifier` that are set to train, on the images of the tasks that use them.
 
     Every batch on every process has images of all these tasks. A run that is resumed from a checkpoint equals an
@@ -112,16 +112,22 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.model.record.prompted = {}  # of weights that are about to change
-        loss = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients and self._aggregator is not None:
+        with self.only_this_stage():
+            loss = super().training_step(*args, **kwargs)
+            if self.accelerator.sync_gradients:
+                self._combine_gradients(loss.device)
+        return loss
+
+    def _combine_gradients(self, device: torch.device) -> None:
+        """Those of several tasks or processes, where neither torch nor DDP has done it."""
+        if self._aggregator is not None:
             # Some aggregators draw random numbers, which must be the same on all processes.
-            with torch.random.fork_rng(devices=[] if loss.device.type == "cpu" else [loss.device]):
+            with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
                 torch.manual_seed(self.args.seed + self.state.global_step)
                 mean = functools.partial(self.accelerator.reduce, reduction="mean")
                 aggregate_task_gradients(self.model.tasks_by_parameter(), self._aggregator, mean)
-        elif self.accelerator.sync_gradients and processes.is_sharded(self.model):
+        elif processes.is_sharded(self.model):
             processes.average_gradients(self)
-        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
@@ -138,7 +144,7 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
         if aggregates:
             with torch.autocast(loss.device.type, enabled=False):
                 losses = losses / self.args.gradient_accumulation_steps
-                add_task_gradients(losses, list(self.model.tasks_by_parameter()))
+                add_task_gradients(losses, self.model.tasks_by_parameter())
             loss = loss.detach().requires_grad_()
         return (loss, outputs) if return_outputs else loss
 
@@ -157,7 +163,10 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
         """Raise a `ValueError` if a task that is to train has no training image."""
         names = self.tasks_to_train(self.model, self.args)
         if not names:
-            raise ValueError("No adapter is set to train; write classifier.train_adapters(classifier.adapters).")
+            raise ValueError(
+                "No adapter is set to train; write classifier.train_adapters(classifier.adapters). If the method is "
+                "Tip-Adapter without train_keys, its caches are filled already; write classifier.fill_caches()."
+            )
         sizes = dict(zip(self.model.tasks, getattr(self.train_dataset, "sizes", ())))
         for name in names:
             self.model.tasks[name].check_training_images()
@@ -208,7 +217,8 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
         # Before training there is no engine, and none is needed: up to ZeRO-2 every process has all weights.
         self.is_deepspeed_enabled = enabled and self.deepspeed is not None
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            with self.model.many_passes():
+                return super().evaluation_loop(*args, **kwargs)
         finally:
             self.is_deepspeed_enabled = enabled
             if not self.is_in_train:
@@ -218,7 +228,8 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
     # ---- training and resuming
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`; the metrics also have `train_waiting_share`."""
+        """As `transformers.Trainer.train`; the metrics also have `train_waiting_share`. Caches of training images are
+        filled first if they are empty; if there is nothing else to train, there is no step."""
         self.check_images()
         self.model.adapter_set.check_routes(self.model.routes if self.keeps_adapters else {})
         self._check_optimizer()
@@ -227,10 +238,15 @@ class TaskTrainer(AugmentingTrainer, RegularizedTrainer, TrainerCallback):
         checkpoint = self.find_checkpoint(resume_from_checkpoint, [output])
         if checkpoint:
             self.check_order(checkpoint)
+        elif self.model.adapter_set.empty_caches:
+            self.model.fill_empty_caches(self.train_dataset, self.args.per_device_eval_batch_size)
+            if not self.model.training_adapters:
+                return TrainOutput(0, 0.0, {})
         self._seconds_waiting, self._not_finite = 0.0, NotFinite()
         if self.is_deepspeed_enabled and checkpoint:
             self._load_from_checkpoint(checkpoint)  # the engine's checkpoint holds weights only
-        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        with self.model.many_passes():
+            result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._not_finite.check(list(self.model.tasks))
         return result
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,8 +13,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..tuner.assemble import Prompts
+from ..tuner.devices import on_device, transfer
 from ..tuner.fingerprint import Fingerprint
 from ..tuner.texts import can_share, shared_text_features
+from ..tuner.tower import with_ends
 from .class_texts import TextBatch
 
 
@@ -25,11 +29,13 @@ def encode_texts(
     share: bool = True,
 ) -> torch.Tensor:
     """Unit text features of all classes in a batch, (classes of all tasks, dim); the mean for a class with several
-    texts. `prompts_of` returns the prompts of some rows of the batch, `device` is the text tower's device, `chunk`
-    texts are encoded at a time, and `share` allows `shared_text_features`.
+    texts. `prompts_of` returns the prompts of some rows of the batch, `device` is the text tower's device, at most
+    `chunk` texts are encoded at a time, and `share` allows `shared_text_features`.
+
+    With several chunks, the backward pass encodes each again, so that the activations of one are in memory at a time.
     """
-    count = batch.ids.shape[0]
-    size, learning = chunk or count, torch.is_grad_enabled()
+    count, learning = batch.ids.shape[0], torch.is_grad_enabled()
+    size = -(-count // -(-count // (chunk or count)))  # of equally large chunks
     chunks = []
     for start in range(0, count, size):
         rows = slice(start, start + size)
@@ -45,10 +51,29 @@ def encode_texts(
 def _encode_rows(
     clip: nn.Module, batch: TextBatch, rows: slice, prompts: Prompts | None, device: torch.device, share: bool
 ) -> torch.Tensor:
-    ids = batch.ids[rows].to(device)
-    if share and can_share(clip, prompts) and not torch.compiler.is_compiling():
-        return shared_text_features(clip, ids, prompts, batch.constants.setdefault((rows.start, rows.stop), {}))
+    constants, compiling = batch.constants.setdefault((rows.start, rows.stop), {}), torch.compiler.is_compiling()
+    ids = batch.ids[rows]
+    ids, prompts = (ids.to(device), prompts) if compiling else _kept_texts(clip, ids, prompts, device, constants)
+    if share and can_share(clip, prompts) and not compiling:
+        return shared_text_features(clip, ids, prompts, constants)
     return clip.get_text_features(ids, **({} if prompts is None else {"prompts": prompts})).pooler_output
+
+
+def _kept_texts(
+    clip: nn.Module, ids: torch.Tensor, prompts: Prompts | None, device: torch.device, constants: dict[Hashable, Any]
+) -> tuple[torch.Tensor, Prompts | None]:
+    """Texts on the device, and prompts with the ends of the texts. What depends on texts alone stays in `constants`:
+    it is transferred and checked once."""
+    tower = getattr(clip, "text_model", None)
+    with torch.inference_mode(False):  # a later training step could not use what is made in inference mode
+        if ("ids", device) not in constants:
+            constants["ids", device] = transfer(ids, device)
+        if prompts is not None and prompts.stays_in_sequence and tower is not None:
+            key = "ends", device, prompts.length("text")
+            if key not in constants:
+                constants[key] = on_device(with_ends(prompts, ids, tower).text_ends, device)
+            prompts = replace(prompts, text_ends=constants[key])
+    return constants["ids", device], prompts
 
 
 class TextFeatureCache:

@@ -109,6 +109,7 @@ class MultiTaskTrainer(TaskTrainer):
             args.unstable,
             args.grouping_seconds,
             args.seed,
+            args.disable_tqdm or not stage.is_local_process_zero(),
         )
         grouping = broadcast_object_list([grouping])[0]  # processes that run out of time may find different groups
         for remark in grouping.remarks:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from .augmentation import Augmentation
 from .images import TaskImages
+from .pictures import Pictures
 from .sampler import TaskSampler
 
 
@@ -34,16 +33,13 @@ class VisitSampler(TaskSampler):
             visits[row] += 1
 
 
-class TrainingPictures(Dataset):
+class TrainingPictures(Pictures):
     """The images of a `TaskImages` before they are augmented, numbered by what a `VisitSampler` yields.
-
-    An item is `{"labels": ..., "task_ids": ..., "pictures": (3, H, W) of uint8, "changes": what was drawn}`.
 
     Without crops, a picture is what the image processor resizes. With crops it is the whole picture, squashed to twice
     the height and width of the model's input. A square has one shape for all pictures, as caches and batches need, and
     the real ratio of the sides is kept for the crops' geometry. Twice the side is ours: of bytes, this is as large as
-    the `pixel_values` of 32 bits, so that batches do not grow; docs/data.md has the differences from crops of the
-    original pictures.
+    the `pixel_values` of 32 bits; docs/data.md has the differences from crops of the original pictures.
 
     Args:
         images (`TaskImages`): the images, whose caches are used.
@@ -54,8 +50,9 @@ class TrainingPictures(Dataset):
     """
 
     def __init__(self, images: TaskImages, augmentation: Augmentation, seed: int) -> None:
-        self.images, self.augmentation, self.seed, self.sizes = images, augmentation, seed, images.sizes
-        processor, shape = images.preprocessing, images.preprocessing.shape
+        super().__init__(images)
+        self.augmentation, self.seed = augmentation, seed
+        processor, shape = images.preprocessing, self.shape
         if shape is None or len(shape) != 3:
             raise ValueError(
                 f"augment={'+'.join(augmentation.parts)!r} cannot be used, since images are changed between resizing "
@@ -63,14 +60,11 @@ class TrainingPictures(Dataset):
                 "augment='none'."
             )
         self.size = shape[1:]
-        self._shape, self._resize, self._crops = shape, processor.resize, "crop" in augmentation.parts
+        self._resize, self._crops = processor.resize, "crop" in augmentation.parts
         if self._crops:
-            self._shape = shape[0], LARGER * shape[1], LARGER * shape[2]
+            self.shape = shape[0], LARGER * shape[1], LARGER * shape[2]
             self._resize = self._squash
-        self._cache = images.cache((int(np.prod(self._shape)) + _SIZE_BYTES,) if self._crops else shape)
-
-    def __len__(self) -> int:
-        return len(self.images)
+        self._cache = images.cache((int(np.prod(self.shape)) + _SIZE_BYTES,) if self._crops else shape)
 
     def __getitem__(self, place: tuple[int, int, int]) -> dict[str, Any]:
         row, visit, epoch = place
@@ -78,19 +72,16 @@ class TrainingPictures(Dataset):
         aspect = 1.0
         if self._crops:
             width, height = found[-_SIZE_BYTES:].view("<u4")
-            found, aspect = found[:-_SIZE_BYTES].reshape(self._shape), float(width / height)
+            found, aspect = found[:-_SIZE_BYTES].reshape(self.shape), float(width / height)
         changes = self.augmentation.draw(self.seed, epoch, row, visit, aspect)
-        return {**item, "pictures": torch.from_numpy(found.copy()), "changes": changes}
+        return {**item, "pictures": found, "changes": changes}
+
+    def view(self, place: tuple[int, int, int]) -> str:
+        """All but the picture itself that the changes of an image depend on."""
+        row, visit, epoch = place
+        return f"{self.augmentation} {self.seed} {row} {self.augmentation.view(epoch, visit)}"
 
     def _squash(self, image: Image.Image) -> np.ndarray:
         """A whole picture as bytes, followed by its width and height."""
-        pixels = np.asarray(image.resize(self._shape[:0:-1], Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        pixels = np.asarray(image.resize(self.shape[:0:-1], Image.Resampling.BICUBIC)).transpose(2, 0, 1)
         return np.concatenate([pixels.ravel(), np.array(image.size, "<u4").view(np.uint8)])
-
-
-def collate_pictures(items: Sequence[dict[str, Any]], collate: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """A batch of items of `TrainingPictures`. What was drawn is no tensor, so that it stays in the memory of the CPU,
-    where it is needed."""
-    changes = np.stack([item["changes"] for item in items])
-    batch = collate([{name: value for name, value in item.items() if name != "changes"} for item in items])
-    return {**batch, "changes": changes}

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .devices import on_device, on_host
+
 
 Route = tuple[str, ...]
 Place = tuple[str, int]  # a tower and the number of one of its layers
@@ -16,7 +18,7 @@ Place = tuple[str, int]  # a tower and the number of one of its layers
 
 def take_rows(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """`tensor[rows]`: its backward pass is slow on a CPU; that of `index_select` is not deterministic on a GPU."""
-    return tensor.index_select(0, rows) if tensor.device.type == "cpu" else tensor[rows]
+    return tensor.index_select(0, rows) if on_host(tensor.device) else tensor[rows]
 
 
 class AdapterPrompts(NamedTuple):
@@ -151,7 +153,7 @@ class Prompts:
             )
         if self.routes == 1:
             return tensor.expand(batch, *tensor.shape[1:])
-        return take_rows(tensor, rows.to(tensor.device))
+        return take_rows(tensor, on_device(rows, tensor.device))
 
 
 def assemble(
@@ -207,7 +209,7 @@ def _of_tower(
     padded = [like.new_zeros(depth, most, like.shape[-1])] * (len(adapters) + 1)  # the last one is for empty slots
     for number, tensor in tensors.items():
         padded[number] = F.pad(tensor.to(like), (0, 0, 0, most - tensor.shape[1], 0, depth - tensor.shape[0]))
-    index = routing.index.to(like.device)
+    index = on_device(routing.index, like.device)
     by_slot = take_rows(torch.stack(padded), index.flatten()).unflatten(0, index.shape)
     # (routes, slots, depth, prompts, width) -> depth times (routes, slots * prompts, width)
     states = by_slot.permute(2, 0, 1, 3, 4).flatten(2, 3).unbind()
@@ -220,7 +222,7 @@ def _of_tower(
         fewest = min(count for count, adapter in zip(counts, adapters) if adapter is not None)
         real = None
         if not routing.full or fewest < most:
-            slot_counts = torch.tensor(counts, device=like.device)[index]
+            slot_counts = on_device(counts, like.device)[index]
             real = (torch.arange(most, device=like.device) < slot_counts[..., None]).flatten(1, 2)
         if any(counts):
             layers[tower, layer] = LayerPrompts(states[layer], real)
@@ -242,8 +244,11 @@ def _of_classes(used: int, tensors: Mapping[int, torch.Tensor], routing: Routing
     unchecked = torch.compiler.is_compiling()  # reading values would break the graph
     if not unchecked and classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < like.shape[1]:
         raise wrong_classes(classes.shape[0], like.shape[1])
-    index, classes = routing.index.to(like.device), classes.to(like.device)
-    routes = index.expand(classes.shape[0], -1) if rows is None or len(index) == 1 else index[rows.to(like.device)]
+    index, classes = on_device(routing.index, like.device), on_device(classes, like.device)
+    if rows is None or len(index) == 1:
+        routes = index.expand(classes.shape[0], -1)
+    else:
+        routes = index[on_device(rows, like.device)]
     return LayerPrompts(table[routes, 0, classes[:, None]].flatten(1, 2), None, per_row=True)
 
 

@@ -106,7 +106,8 @@ class PromptContainer(nn.Module, BaseTunerLayer):
         if compiled and not interchangeable(adapters.values()):
             adapters = {name: prompts for name, prompts in adapters.items() if name in routing.used}
         adapters = [adapters.get(name) for name in names]
-        return assemble([*adapters, *(given or {}).values()], routing, towers, self.as_tokens)
+        adapters += [prompts if name in routing.used else None for name, prompts in (given or {}).items()]
+        return assemble(adapters, routing, towers, self.as_tokens)
 
 
 def _from_layer(first: int, prompts: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import nn
+
+from .devices import on_host
 
 
 SAMPLE = 64  # number of values of a frozen parameter that are compared
@@ -14,6 +18,20 @@ SAMPLE = 64  # number of values of a frozen parameter that are compared
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype that `torch.autocast` computes in on a device; `None` where it is off."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+_by_versions: ContextVar[bool] = ContextVar("mmap_peft_by_versions", default=False)
+
+
+@contextmanager
+def compared_by_versions() -> Iterator[None]:
+    """Inside the `with` block, in this thread, fingerprints leave out the values of parameters on a GPU, which cannot
+    be compared without waiting for it. What is written through `.data` then goes unnoticed."""
+    token = _by_versions.set(True)
+    try:
+        yield
+    finally:
+        _by_versions.reset(token)
 
 
 class Fingerprint:
@@ -37,6 +55,8 @@ class Fingerprint:
                 self._marks.append(
                     (data.data_ptr(), None if data.is_inference() else parameter._version, data.numel())
                 )
+                if _by_versions.get() and not on_host(data.device):
+                    continue
                 # Tensors of other classes (quantised ones) cannot be flattened.
                 if type(parameter.data) is torch.Tensor and data.numel() and not data.is_meta:
                     step = 1 if size is None else max(1, data.numel() // size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -211,5 +213,6 @@ def _widened_mask(
     mask = joined_mask(mask, hidden_states[:, None], length, PromptStates(states, states, real), causal)
     # The outputs of prompts are dropped, so they may attend to what the first token attends to.
     rows = (torch.arange(length + count, device=device) - count).clamp(min=0)
-    keys = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(length, length + count), torch.arange(1, length)])
-    return mask[:, :, rows][..., keys.to(device)]
+    places = functools.partial(torch.arange, device=device)
+    keys = torch.cat([places(1), places(length, length + count), places(1, length)])
+    return mask[:, :, rows][..., keys]

@@ -12,6 +12,7 @@ from torch import nn
 
 from .assemble import Prompts, take_rows
 from .attention import SUPPORTED, PackedStates, PromptStates
+from .devices import on_device, on_host
 from .fingerprint import Fingerprint, autocast_dtype
 from .layer import first_states, key_and_value, passes_keywords, replaced
 from .tower import text_ends
@@ -59,7 +60,7 @@ def shared_text_features(
     pack = constants.get(ids.device)
     if pack is None:
         rows = prompts.rows.get("text")
-        rows = ids.new_zeros(ids.shape[0]) if rows is None else rows.to(ids.device)
+        rows = ids.new_zeros(ids.shape[0]) if rows is None else on_device(rows, ids.device)
         pack = constants[ids.device] = _TextPack(ids, rows, prompts.routes, text_ends(ids, tower))
     if prompts.stays_in_sequence and prompts.length("text") >= pack.shared:
         return clip.get_text_features(ids, prompts=prompts).pooler_output
@@ -184,6 +185,6 @@ class _TextPack:
 
 def _equally_long(ends: torch.Tensor) -> list[torch.Tensor]:
     """Numbers of the texts of each length; on a GPU, of all texts: padding costs less there than small batches."""
-    if ends.device.type != "cpu":
+    if not on_host(ends.device):
         return [torch.arange(ends.shape[0], device=ends.device)]
     return [(ends == end).nonzero()[:, 0] for end in ends.unique()]

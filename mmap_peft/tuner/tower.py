@@ -31,7 +31,7 @@ class PromptedTower:
         if prompts is not None and prompts.stays_in_sequence and self.name == "text" and prompts.text_ends is None:
             ids = kwargs.get("input_ids", args[0] if args else None)
             if ids is not None and not ids.is_floating_point():
-                prompts = _with_ends(prompts, ids.view(-1, ids.shape[-1]), module)
+                prompts = with_ends(prompts, ids.view(-1, ids.shape[-1]), module)
         return args, {**kwargs, "prompts": prompts}
 
     def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -75,8 +75,8 @@ def text_ends(ids: torch.Tensor, tower: nn.Module) -> torch.Tensor:
     return torch.where(is_end.any(-1), is_end.int().argmax(-1), ids.shape[1] - 1)
 
 
-def _with_ends(prompts: Prompts, ids: torch.Tensor, tower: nn.Module) -> Prompts:
-    """The prompts with the end of each text.
+def with_ends(prompts: Prompts, ids: torch.Tensor, tower: nn.Module) -> Prompts:
+    """The prompts with the end of each text. Values of `ids` are read, so in the memory of the CPU they are faster.
 
     Raises:
         ValueError: prompts would replace the end of a text, or all words of texts that differ.

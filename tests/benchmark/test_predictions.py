@@ -151,7 +151,7 @@ def filled(study, results):
 
 def test_the_page_that_compares_two_experiments(filled, results):
     text = compare_experiments(filled, results, ["mmap", "lora"], most=3)
-    assert "Difference: +60.00 points, 95 % interval +" in text and "seeds: 3." in text
+    assert "Difference: +60.00 points of mean accuracy, 95 % interval +" in text and "seeds: 3." in text
     assert "Without predictions of this result in `predictions`: lora (seed 2)." in text
     assert "Of 400 predictions of each, 240 are right by mmap only, 0 by lora only. 120 images are" in text
     lines = [line for line in text.splitlines() if line.startswith("| p")]

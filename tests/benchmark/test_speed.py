@@ -119,6 +119,7 @@ def test_class_names_are_distinct_and_of_ordinary_length(processor):
     assert len(set(names)) == 1000
     ids = processor.tokenizer([f"a photo of a {name}." for name in names])["input_ids"]
     assert {len(one) for one in ids} == {8, 9, 10}
+    assert len(set(class_names(10_000))) == 10_000
     with pytest.raises(ValueError, match="classes=0 cannot be named"):
         class_names(0)
 
@@ -164,7 +165,7 @@ SMALL = ["--batches", "4", "--tasks", "2", "1", "--serving-tasks", "6", "--class
 
 
 def test_the_command_from_end_to_end(tmp_path, monkeypatch, capsys):
-    growth = ["--growth", "--growth-batch", "2", "--growth-tasks", "1", "2", "--growth-classes", "9"]
+    growth = ["--growth", "--growth-batch", "2", "--growth-tasks", "1", "3", "--growth-classes", "9"]
     assert call(monkeypatch, tmp_path, *SMALL, *growth, "--growth-prompts", "4") == 0
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "speed.json").read_text())
@@ -182,15 +183,18 @@ def test_the_command_from_end_to_end(tmp_path, monkeypatch, capsys):
 
     grown = json.loads((tmp_path / "growth.json").read_text())["growth"]
     assert {what: panel["values"] for what, panel in grown.items()} == {
-        "tasks": [1, 2],
+        "tasks": [1, 3],
         "classes": [9],
         "prompts": [4],
     }
     assert set(grown["tasks"]["seconds"]) == {
-        *(f"{kind} {count}" for kind in ("step", "shared", "snapshot") for count in (1, 2)),
-        "floor",
+        *(f"{kind} {count}" for kind in ("step", "shared", "snapshot") for count in (1, 3)),
+        *("floor", "floor 3"),  # that of 2 images, and that of an image for each of 3 tasks
     }
-    assert f"| 9 | {1000 * grown['classes']['median']['step 9']:.0f} |" in printed
+    classes, tasks = grown["classes"], grown["tasks"]
+    over_floor = ratio(classes["seconds"], "step 9", "floor")
+    assert f"| 9 | {over_floor:.2f} | {1000 * classes['median']['step 9']:.0f} |" in printed
+    assert f"| 3 | {ratio(tasks['seconds'], 'step 3', 'floor 3'):.2f} |" in printed
     assert printed.strip().endswith((tmp_path / "growth.md").read_text().strip())
     for picture in ("speed.png", "growth.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
@@ -220,7 +224,7 @@ def test_an_interruption_keeps_what_is_complete(tmp_path, monkeypatch, capfd):
     ("arguments", "sentence"),
     [
         (["--batches", "2", "--tasks", "3"], "3 tasks are more than the 2 images of a batch"),
-        (["--batches", "--growth", "--growth-batch", "2"], "write a larger --growth-batch or fewer --growth-tasks"),
+        (["--batches", "--growth", "--growth-classes", "0"], "classes=0 cannot be named; write a number from 1 to"),
         (["--batches", "1", "--tasks", "1", "--repeats", "0"], "repeats=0 measures nothing; write 1 or more"),
     ],
 )

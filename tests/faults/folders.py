@@ -26,6 +26,7 @@ from mmap_peft import (
     MmAPConfig,
     MultiTaskClassifier,
     TaskGrouping,
+    TipAdapterConfig,
     ln_tuning_config,
     load_processor,
     lora_config,
@@ -47,6 +48,7 @@ CONFIGS = [
     BottleneckAdapterConfig(bottleneck_size=2),
     LinearProbeConfig(),
     CLIPAdapterConfig(),
+    TipAdapterConfig(train_keys=True),
 ]
 VALUES = [
     None,
@@ -74,6 +76,8 @@ shared = SimpleNamespace()
 def make(config: Any) -> MultiTaskClassifier:
     """A classifier with random weights."""
     classifier = MultiTaskClassifier(tiny_clip(), load_processor(small_clip()), shared.tasks, config)
+    if isinstance(config, TipAdapterConfig):
+        classifier.fill_caches()
     if classifier.uses_prompts:
         names = list(classifier.tasks)
         snapshots = torch.eye(2, dtype=torch.float64).expand(2, 2, 2).numpy()
@@ -250,7 +254,14 @@ def trial(rng: random.Random, folder: Path) -> None:
     else:
         what = damage(rng, damaged)
     verify = rng.random() < 0.8
-    names = ("tasks.json", "adapter_config.json", "adapter_model.safetensors", "prototypes.safetensors", "damaged")
+    names = (
+        "tasks.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "prototypes.safetensors",
+        "affinity.safetensors",
+        "damaged",
+    )
     try:
         loaded = one_sentence(lambda: load(number, damaged, verify), *names)
         live = shared.classifiers[number]

@@ -29,11 +29,13 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
+    changes: list[dict[str, str]] = field(default_factory=list)  # of each commit: the kind of change, by path
 
-    def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
+    def commit(self, branch: str, files: dict[str, bytes], message: str, changes: dict[str, str] | None = None) -> str:
         sha = hashlib.sha1(f"{len(self.commits)} {message}".encode()).hexdigest()
         self.commits[sha], self.branches[branch] = files, sha
         self.messages.append(message)
+        self.changes.append(changes or {})
         return sha
 
     def resolve(self, revision: str) -> str:
@@ -234,9 +236,12 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif kind == "lfsFile":
                 files[value["path"]] = self.server.objects[value["oid"]]
+            elif kind == "deletedFile" and value["path"] in files:
+                del files[value["path"]]
             else:
                 raise Refusal(400, "", f"This Hub does not know the operation {kind}")
-        sha = found.commit(revision, files, header["value"]["summary"])
+        changes = {operation["value"]["path"]: operation["key"] for operation in operations}
+        sha = found.commit(revision, files, header["value"]["summary"], changes)
         self.send_json({"success": True, "commitOid": sha, "commitUrl": f"{self.server.url}/{repo}/commit/{sha}"})
 
     def info(self, repo: str, revision: str = "main") -> None:

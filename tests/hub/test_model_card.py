@@ -11,6 +11,8 @@ from transformers import CLIPModel
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, Task, TaskGrouping
 from mmap_peft.multitask.saving import model_card
 
+from ..conftest import load_clip
+
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4))
 NASTY = "a|b `c` *d* _e_ <b>f</b> $g$ [h](i) \\| \n\n---\nj: 'k' \"l\" #"
@@ -45,7 +47,8 @@ def tables(text):
 
 def test_an_untrained_classifier_has_a_card_without_gaps(classifier, tmp_path):
     card = read(model_card(classifier), tmp_path / "README.md")
-    assert card.data.library_name == "peft"
+    assert card.data.library_name == "mmap_peft"
+    assert card.data.license is None
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     assert card.data.eval_results is None
     assert card.data.datasets is None
@@ -121,13 +124,15 @@ def test_names_that_mean_something_to_the_template_or_to_html_are_shown_as_they_
     classifier = MultiTaskClassifier(clip, processor, tasks, CONFIG)
     classifier.record.settings = {f"argument {name}": name}
     classifier.record.versions = {"torch": name}
+    classifier.record.command = f"mmap-peft train {name}"
     card = read(model_card(classifier), tmp_path / "README.md")
     task_table, _, training = tables(card.text)
     assert task_table[2][0] == f"photo {name}"
     assert training[1] == [f"argument {name}", name]
     html = MarkdownIt("commonmark").enable("table").render(card.text)
+    assert f'<code class="language-bash">mmap-peft train {escape(name)}' in html
     assert f"Classes of print: sun {escape(name)}, moon. Text of a class: “a photo of a {{}}.”" in html
-    assert f"Versions: torch {escape(name)}." in html
+    assert f"Environment: torch {escape(name)}." in html
 
 
 def test_a_card_of_mmap_says_what_to_cite(classifier):
@@ -140,6 +145,7 @@ def test_the_base_is_named_if_it_has_a_name_and_no_path_is_told(name, classifier
     classifier.clip.name_or_path = name if hub else clip_folder
     card = read(model_card(classifier), tmp_path / "README.md")
     assert card.data.base_model == (name if hub else None)
+    assert card.data.to_dict().get("base_model_relation") == ("adapter" if hub else None)
     assert clip_folder not in card.content
     assert (f"(https://huggingface.co/{name})" in card.text) == hub
     assert ("model=base" in card.text) != hub
@@ -188,9 +194,8 @@ def test_a_card_after_loading_is_the_same(trainer, classifier, tmp_path):
     again = MultiTaskClassifier.from_pretrained(tmp_path / "saved")
     assert again.record == classifier.record
     assert model_card(again).content == model_card(classifier).content
-    assert [path.relative_to(tmp_path / "saved").as_posix() for path in (tmp_path / "saved").rglob("*.md")] == [
-        "README.md"
-    ]
+    cards = {path.relative_to(tmp_path / "saved").as_posix() for path in (tmp_path / "saved").rglob("*.md")}
+    assert cards == {"README.md", *(f"{adapter}/README.md" for adapter in classifier.adapters)}
     assert (tmp_path / "saved" / "README.md").read_text() == model_card(classifier).content
 
 
@@ -215,7 +220,7 @@ def test_a_record_comes_along_with_loaded_adapters(trainer, classifier, clip_fol
     trainer.train()
     trainer.evaluate()
     classifier.save_pretrained(tmp_path / "saved")
-    fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+    fresh = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, CONFIG)
     fresh.load_adapters(tmp_path / "saved")
     assert fresh.record == classifier.record
 

@@ -25,9 +25,9 @@ def uncut(hub):
 
 def test_a_pushed_classifier_comes_back_to_the_bit(client, files):
     expected = client.run("pushed = make(); commit = pushed.push_to_hub('me/whole'); answer = probabilities(pushed)")
-    adapters, parts = ("group_0", "print", "photo"), ("adapter_config.json", "adapter_model.safetensors")
+    adapters, parts = ("group_0", "print", "photo"), ("README.md", "adapter_config.json", "adapter_model.safetensors")
     inside = {f"{adapter}/{part}" for adapter in adapters for part in parts}
-    assert set(files("me/whole")) == {".gitattributes", "README.md", "tasks.json"} | inside
+    assert set(files("me/whole")) == {".gitattributes", "README.md", "config.json", "tasks.json"} | inside
     client.wipe_cache()
     assert client.run("answer = probabilities(MultiTaskClassifier.from_pretrained('me/whole'))") == expected
 
@@ -54,6 +54,60 @@ def test_a_push_is_one_commit_and_says_which(client, hub):
     assert hub.repositories["me/once"].messages == ["initial commit", "The first"]
     head = hub.repositories["me/once"].branches["main"]
     assert found == [head, f"{hub.url}/me/once/commit/{head}"]
+
+
+def test_a_second_push_uploads_what_has_changed_only(client, hub):
+    again = "pushed.push_to_hub('me/again')"
+    first = client.run(f"pushed = make(); commit = {again}; answer = commit.oid")
+    assert client.run(f"answer = {again}.oid") == first
+    assert hub.repositories["me/again"].messages == ["initial commit", "Upload adapters"]
+    client.run(
+        "with torch.no_grad():\n"
+        "    next(iter(pushed.adapter_parameters('print').values())).add_(1)\n"
+        "pushed.push_to_hub('me/again')"
+    )
+    changed = {"print/adapter_model.safetensors": "lfsFile", "tasks.json": "file"}
+    assert hub.repositories["me/again"].changes[-1] == changed
+
+
+@pytest.mark.parametrize("subfolder", [None, "runs/one"])
+def test_what_an_earlier_push_wrote_and_this_one_lacks_is_deleted(subfolder, client, hub, files):
+    repo = f"me/fewer{'-inside' if subfolder else ''}"
+    client.run(
+        "from huggingface_hub import HfApi\n"
+        "pushed = make(); pushed.set_grouping(TaskGrouping.by_mode('none', list(pushed.tasks)))\n"
+        f"pushed.push_to_hub({repo!r}, subfolder={subfolder!r})\n"
+        f"api = HfApi(); api.upload_file(path_or_fileobj=b'mine', path_in_repo='group_7/notes.md', repo_id={repo!r})\n"
+    )
+    before = set(files(repo))
+    client.run("fewer = make(); expected = probabilities(fewer)")
+    client.run(f"fewer.push_to_hub({repo!r}, subfolder={subfolder!r})")
+    prefix = f"{subfolder}/" if subfolder else ""
+    gone = {f"{prefix}group_1/{file}" for file in ("README.md", "adapter_config.json", "adapter_model.safetensors")}
+    assert before - set(files(repo)) == gone
+    client.wipe_cache()
+    load = f"MultiTaskClassifier.from_pretrained({repo!r}, subfolder={subfolder!r})"
+    assert client.run(f"answer = probabilities({load}) == expected")
+
+
+def test_the_config_of_a_clip_in_the_same_repository_stays(client, files):
+    client.run("CLIPModel.from_pretrained(base).push_to_hub('me/both'); processor.push_to_hub('me/both')")
+    config = files("me/both")["config.json"]
+    for seed in range(2):
+        client.run(f"pushed = make(base='me/both', seed={seed}); pushed.push_to_hub('me/both')")
+        assert files("me/both")["config.json"] == config
+    expected = client.run("answer = probabilities(pushed)")
+    client.wipe_cache()
+    assert client.run("answer = probabilities(MultiTaskClassifier.from_pretrained('me/both'))") == expected
+
+
+def test_loading_asks_for_the_file_that_counts_downloads(client):
+    client.run("make().push_to_hub('me/counted')")
+    client.wipe_cache()
+    client.run("MultiTaskClassifier.from_pretrained('me/counted')")
+    (found,) = client.cache.glob("models--me--counted/snapshots/*/config.json")
+    names = {"library_name", "library_version", "tasks", "base_model"}
+    assert json.loads(found.read_text()).keys() == names
 
 
 def test_each_adapter_of_a_pushed_classifier_is_one_for_peft(client):
@@ -225,9 +279,10 @@ def test_the_trainer_pushes_the_classifier_and_its_card_and_nothing_else(client,
     found = files("me/trained")
     folders = {path.split("/")[0] for path in found}
     groups = {folder for folder in folders if folder.startswith("group_")}
-    assert folders == {".gitattributes", "README.md", "tasks.json", "grouping.png", "print", "photo"} | groups
+    files_of_all = {".gitattributes", "README.md", "config.json", "tasks.json", "affinity.safetensors", "grouping.png"}
+    assert folders == files_of_all | {"print", "photo"} | groups
     parts = {path.split("/")[1] for path in found if "/" in path}
-    assert parts == {"adapter_config.json", "adapter_model.safetensors"}
+    assert parts == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     card = found["README.md"].decode()
     assert 'MultiTaskClassifier.from_pretrained("me/trained")' in card
     assert f"value: {accuracy}" in card

@@ -16,7 +16,7 @@ from mmap_peft import (
     clip_lora_config,
 )
 
-from ..conftest import TEXT_LAYERS, TEXT_WIDTH, VISION_LAYERS, VISION_WIDTH, make_task
+from ..conftest import TEXT_LAYERS, TEXT_WIDTH, VISION_LAYERS, VISION_WIDTH, load_clip, make_task
 
 
 def test_the_update_is_that_of_the_formula(clip):
@@ -78,7 +78,7 @@ def test_shots_are_a_count(shots):
 
 
 def test_a_training_uses_the_optimizer_of_the_recipe_and_is_saved_and_loaded(clip_folder, processor, tmp_path):
-    base = CLIPModel.from_pretrained(clip_folder)
+    base = load_clip(clip_folder)
     classifier = MultiTaskClassifier(base, processor, [make_task("print", 3)], clip_lora_config())
     settings = clip_lora_arguments(2, output_dir=str(tmp_path), max_steps=2, use_cpu=True, report_to="none")
     args = MultiTaskTrainingArguments(**settings, disable_tqdm=True)

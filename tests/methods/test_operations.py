@@ -4,7 +4,6 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
-from transformers import CLIPModel
 
 from mmap_peft import (
     BitFitConfig,
@@ -16,6 +15,8 @@ from mmap_peft import (
     MmAPConfig,
     VPTConfig,
 )
+
+from ..conftest import load_clip
 
 
 METHODS = {
@@ -156,7 +157,7 @@ def test_a_deleted_adapter_leaves_nothing(method, model, clip_folder, inputs):
     assert torch.equal(logits(model, inputs), expected)
     assert not [name for name, _ in model.named_parameters() if ".x." in name]
     model.delete_adapter("y")
-    clip, plain = model.base_model.model, CLIPModel.from_pretrained(clip_folder)
+    clip, plain = model.base_model.model, load_clip(clip_folder)
     assert torch.equal(logits(clip, inputs), logits(plain, inputs))
     assert sum(p.numel() for p in clip.parameters()) == sum(p.numel() for p in plain.parameters())
     if hasattr(clip, "tuned"):
@@ -196,7 +197,7 @@ def test_parameters_of_other_adapters_are_not_tuned(config_class, clip, clip_fol
     clip.add_adapter(BottleneckAdapterConfig(), "bottleneck")
     clip.add_adapter(MmAPConfig(), "prompts")
     clip.add_adapter(config_class(), "x")
-    plain = get_peft_model(CLIPModel.from_pretrained(clip_folder), config_class(), adapter_name="x")
+    plain = get_peft_model(load_clip(clip_folder), config_class(), adapter_name="x")
     beside, alone = (
         [name.replace("base_layer/", "") for name in model.tuned.tuned_parameters["x"]]
         for model in (clip, plain.get_base_model())

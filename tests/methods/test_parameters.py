@@ -11,6 +11,8 @@ from transformers import CLIPModel, CLIPVisionModel
 
 from mmap_peft import BitFitConfig, FullFineTuningConfig
 
+from ..conftest import load_clip
+
 
 CONFIGS = {
     "full": FullFineTuningConfig,
@@ -60,7 +62,7 @@ def test_full_fine_tuning_tunes_everything(clip):
 
 def test_a_step_of_full_fine_tuning_is_a_step_of_the_plain_model(clip, clip_folder, inputs):
     """Gradients by the copies are those that the plain model has by its own parameters."""
-    plain, model = CLIPModel.from_pretrained(clip_folder), get_peft_model(clip, FullFineTuningConfig())
+    plain, model = load_clip(clip_folder), get_peft_model(clip, FullFineTuningConfig())
     for one in (plain, model):
         one.train()(**inputs, return_loss=True).loss.backward()
     copies = model.get_base_model().tuned.tuned_parameters["default"]
@@ -69,7 +71,7 @@ def test_a_step_of_full_fine_tuning_is_a_step_of_the_plain_model(clip, clip_fold
 
 
 def test_what_is_tuned_equals_a_model_with_these_weights(make, clip, clip_folder, inputs):
-    model, plain = disturb(get_peft_model(clip, make())), CLIPModel.from_pretrained(clip_folder)
+    model, plain = disturb(get_peft_model(clip, make())), load_clip(clip_folder)
     copies = model.get_base_model().tuned.tuned_parameters["default"]
     state = {name.replace("/", "."): parameter.detach() for name, parameter in copies.items()}
     assert not plain.load_state_dict(state, strict=False).unexpected_keys
@@ -82,7 +84,7 @@ def test_what_is_tuned_equals_a_model_with_these_weights(make, clip, clip_folder
 
 
 def test_disabling_and_unloading_give_the_base_to_the_bit(make, clip, clip_folder, inputs):
-    plain = CLIPModel.from_pretrained(clip_folder)
+    plain = load_clip(clip_folder)
     model = disturb(get_peft_model(clip, make()))
     found, expected = logits(model, inputs), logits(plain, inputs)
     assert not torch.equal(found, expected)
@@ -113,7 +115,7 @@ def test_several_adapters(make, clip, inputs, tmp_path, clip_folder):
         model.base_model.set_adapter(["x", "y"])
     assert torch.equal(logits(model, inputs), y)
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), tmp_path / "x", adapter_name="x")
+    loaded = PeftModel.from_pretrained(load_clip(clip_folder), tmp_path / "x", adapter_name="x")
     loaded.load_adapter(tmp_path / "y", adapter_name="y")
     assert torch.equal(logits(loaded, inputs), x)
     loaded.set_adapter("y")
@@ -134,11 +136,11 @@ def test_ways_to_load(make, clip, clip_folder, inputs, tmp_path):
     model.save_pretrained(tmp_path)
     config = PeftConfig.from_pretrained(str(tmp_path))
     assert type(config) is type(make()) and config.parameters == make().parameters
-    into = CLIPModel.from_pretrained(clip_folder)
+    into = load_clip(clip_folder)
     into.load_adapter(str(tmp_path))
     for loaded in (
-        PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), tmp_path),
-        PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), tmp_path, low_cpu_mem_usage=True),
+        PeftModel.from_pretrained(load_clip(clip_folder), tmp_path),
+        PeftModel.from_pretrained(load_clip(clip_folder), tmp_path, low_cpu_mem_usage=True),
         CLIPModel.from_pretrained(tmp_path),
         into,
     ):

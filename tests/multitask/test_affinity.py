@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from transformers.utils.logging import tqdm
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, TaskGrouping
 from mmap_peft.multitask import grouping_stage
@@ -197,6 +198,15 @@ def test_fewer_images_than_parts(clip, processor, tasks, arguments):
     classifier = MultiTaskClassifier(clip, processor, tasks, MmAPConfig(source_shape=(2, 4), init_std=0.1))
     stage = MultiTaskTrainer(model=classifier, args=arguments(snapshot_images=1)).shared_adapter_trainer()
     assert stage.snapshot().has_images.sum(axis=1).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_the_bootstrap_shows_its_progress(hidden, monkeypatch, capsys):
+    at_once = {"delay": 0, "mininterval": 0}
+    shown = "mmap_peft.multitask.affinity.tqdm"
+    monkeypatch.setattr(shown, lambda each, **options: tqdm(each, **{**options, **at_once}))
+    TaskGrouping.from_gradients(TASKS, snapshots(), "directions", disable_tqdm=hidden)
+    assert ("Stability of groups" in capsys.readouterr().err) != hidden
 
 
 def test_no_snapshots_stop_with_a_sentence():

@@ -5,10 +5,25 @@ import torch
 from torch import nn
 from torchjd import aggregation
 from torchjd.aggregation import PCGrad, Sum
-from transformers import CLIPModel
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer
-from mmap_peft.multitask.aggregation import add_task_gradients, aggregate_task_gradients, find_aggregator
+from mmap_peft import (
+    LinearProbeConfig,
+    MmAPConfig,
+    MultiTaskClassifier,
+    MultiTaskTrainer,
+    Task,
+    TaskGrouping,
+    lora_config,
+)
+from mmap_peft.multitask.aggregation import (
+    add_task_gradients,
+    aggregate_task_gradients,
+    backward_passes,
+    find_aggregator,
+)
+from mmap_peft.multitask.output import task_losses
+
+from ..conftest import load_clip
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
@@ -16,7 +31,7 @@ CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
 
 def backward(losses, tasks_by_parameter, aggregator):
     """One step of one batch."""
-    add_task_gradients(torch.stack(losses), list(tasks_by_parameter))
+    add_task_gradients(torch.stack(losses), tasks_by_parameter)
     aggregate_task_gradients(tasks_by_parameter, aggregator or Sum())
 
 
@@ -66,6 +81,63 @@ def test_an_aggregator_sees_the_gradients_of_those_that_share(problem):
 
 
 @pytest.mark.parametrize(
+    ("users", "passes"),
+    [
+        ([[0, 2, 3], [1, 4], [5], [0], [1], []], [[0, 1, 5], [2, 4], [3]]),  # groups and their tasks
+        ([[0, 1, 2], [0, 2], [1]], [[0], [1], [2]]),  # one level of all tasks
+        ([[0], [1], [2]], [[0, 1, 2]]),
+        ([[2, 0], [1, 2]], [[0, 1], [2]]),
+        ([[]], []),
+    ],
+)
+def test_tasks_that_share_nothing_take_one_backward_pass(users, passes):
+    assert backward_passes({nn.Parameter(torch.zeros(1)): tasks for tasks in users}) == passes
+
+
+GROUPS = [[0, 3, 4], [1, 2], [5]]
+
+
+@pytest.mark.parametrize(
+    ("config", "keeps_global", "chunk", "passes"),
+    [
+        (CONFIG, False, None, 3),
+        (CONFIG, False, 9, 3),
+        (CONFIG, True, None, 6),
+        (LinearProbeConfig(), None, None, 1),
+        (lora_config(init_lora_weights=False), None, None, 6),
+    ],
+    ids=["groups", "groups, chunks of texts", "global and groups", "linear probe", "lora"],
+)
+def test_gradients_are_those_of_a_backward_pass_a_task(
+    config, keeps_global, chunk, passes, clip, processor, monkeypatch
+):
+    names = [f"task {number}" for number in range(6)]
+    tasks = [Task(name, [f"{word} {name}" for word in ("sun", "cloud", "star")]) for name in names]
+    classifier = MultiTaskClassifier(clip, processor, tasks, config, text_chunk=chunk).train()
+    if keeps_global is not None:
+        grouping = TaskGrouping(names, [[names[number] for number in group] for group in GROUPS])
+        classifier.set_grouping(grouping, keep_global=keeps_global)
+    users, calls, grad = classifier.tasks_by_parameter(), [], torch.autograd.grad
+    generator, expected = torch.Generator().manual_seed(0), {}
+    for _ in range(2):  # accumulated
+        batch = torch.randn(9, 3, 48, 48, generator=generator), torch.arange(9) % 6, torch.arange(9) % 3
+        losses = task_losses(classifier(*batch[:2]).logits, *reversed(batch[1:]), 6)
+        for task in range(6):
+            own = [parameter for parameter, numbers in users.items() if task in numbers]
+            for parameter, gradient in zip(own, grad(losses[task], own, retain_graph=True)):
+                expected[parameter, task] = expected.get((parameter, task), 0) + gradient
+        monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: calls.append(0) or grad(*args, **kwargs))
+        add_task_gradients(losses, users)
+        monkeypatch.undo()
+    assert len(calls) == 2 * passes
+    for parameter, numbers in users.items():
+        assert len(parameter.jac) == len(numbers) > 0
+        for row, task in zip(parameter.jac, numbers):
+            assert row.abs().max() > 0
+            torch.testing.assert_close(row, expected[parameter, task], atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("name", "sentence"),
     [
         ("Best", "is none of torchjd's; write one of .*PCGrad"),
@@ -93,9 +165,7 @@ def train(clip, processor, tasks, args):
 
 def test_training_with_the_sum_is_plain_training(processor, tasks, arguments, clip_folder):
     found = [
-        train(CLIPModel.from_pretrained(clip_folder), processor, tasks, arguments(aggregator=name, output_dir=folder))[
-            1
-        ]
+        train(load_clip(clip_folder), processor, tasks, arguments(aggregator=name, output_dir=folder))[1]
         for name, folder in ((None, arguments().output_dir + "-plain"), ("Sum", arguments().output_dir + "-sum"))
     ]
     for name, parameter in found[0].items():
@@ -135,9 +205,9 @@ def test_accumulated_batches_equal_a_large_one(aggregator, processor, tasks, arg
     prompts = []
     for size, batches in ((12, 1), (3, 4)):
         batch = {"per_device_train_batch_size": size, "gradient_accumulation_steps": batches}
-        clip = CLIPModel.from_pretrained(clip_folder)
+        clip = load_clip(clip_folder)
         prompts.append(train(clip, processor, tasks, arguments(aggregator=aggregator, **batch, **STEP))[1])
-    untrained = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+    untrained = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, CONFIG)
     start = dict(untrained.named_parameters())
     for name, parameter in prompts[0].items():
         torch.testing.assert_close(prompts[1][name], parameter, atol=1e-5, rtol=0)
@@ -148,7 +218,7 @@ def test_accumulated_batches_equal_a_large_one(aggregator, processor, tasks, arg
 def test_settings_of_a_training_step_hold_with_an_aggregator(setting, processor, tasks, arguments, clip_folder):
     prompts = []
     for aggregator in (None, "Sum"):
-        clip = CLIPModel.from_pretrained(clip_folder)
+        clip = load_clip(clip_folder)
         prompts.append(train(clip, processor, tasks, arguments(aggregator=aggregator, **setting, **STEP))[1])
     for name, parameter in prompts[0].items():
         torch.testing.assert_close(prompts[1][name], parameter, atol=1e-5, rtol=0)
@@ -157,7 +227,7 @@ def test_settings_of_a_training_step_hold_with_an_aggregator(setting, processor,
 def test_an_interrupted_step_leaves_nothing_for_the_next_training(processor, tasks, arguments, clip_folder):
     prompts = []
     for interrupted in (False, True):
-        classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+        classifier = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, CONFIG)
         if interrupted:
             for parameter in classifier.tasks_by_parameter():
                 parameter.jac = torch.ones(3, *parameter.shape)

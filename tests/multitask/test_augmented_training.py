@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPModel, Siglip2ImageProcessorPil, TrainerCallback
+from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil, TrainerCallback
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, Task
 from mmap_peft.multitask.augmentation import Augmentation, apply
 from mmap_peft.multitask.images import TaskImages
 from mmap_peft.multitask.sampler import TaskSampler
 from mmap_peft.multitask.training_pictures import TrainingPictures, VisitSampler
+
+from ..conftest import load_clip
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
@@ -23,7 +25,7 @@ ALL = "crop+flip+jitter"
 @pytest.fixture
 def make(clip_folder, processor, tasks, arguments):
     def trainer(callbacks=(), own_tasks=None, **fields):
-        classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, own_tasks or tasks, CONFIG)
+        classifier = MultiTaskClassifier(load_clip(clip_folder), processor, own_tasks or tasks, CONFIG)
         fields = {"sharing": "all", "augment": ALL, **fields}
         return MultiTaskTrainer(model=classifier, args=arguments(**fields), callbacks=list(callbacks))
 
@@ -42,7 +44,7 @@ def pixels(trainer, epochs=(0,)):
     for epoch in epochs:
         loader = trainer.get_train_dataloader()
         loader.set_epoch(epoch)
-        batches = [trainer.augmented(batch)["pixel_values"] for batch in loader]
+        batches = [trainer.model_inputs(batch)["pixel_values"] for batch in loader]
         places = list(trainer.sampler)
         assert {each for _, _, each in places} == {epoch}
         digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in torch.cat(batches)]
@@ -102,7 +104,7 @@ def test_visits_are_counted_and_the_order_is_that_of_the_plain_sampler():
 def test_without_crops_and_colours_a_step_sees_the_processors_pixels_or_their_mirror(make):
     trainer = make(augment="flip")
     plain, places = trainer.train_dataset, list(trainer.get_train_dataloader().batch_sampler.sampler)
-    batches = [trainer.augmented(batch) for batch in trainer.get_train_dataloader()]
+    batches = [trainer.model_inputs(batch) for batch in trainer.get_train_dataloader()]
     seen = torch.cat([batch["pixel_values"] for batch in batches])
     mirrored = [not torch.equal(image, plain[row]["pixel_values"]) for image, (row, _, _) in zip(seen, places)]
     assert 0 < sum(mirrored) < len(mirrored)
@@ -114,8 +116,8 @@ def test_without_crops_and_colours_a_step_sees_the_processors_pixels_or_their_mi
 def test_without_augmentation_batches_are_those_of_the_processor(make, processor):
     trainer = make(augment="none")
     rows = list(trainer.get_train_dataloader().batch_sampler.sampler)
-    batches = list(trainer.get_train_dataloader())
-    assert all(batch.keys() == {"pixel_values", "labels", "task_ids"} for batch in batches)
+    batches = [trainer.model_inputs(batch) for batch in trainer.get_train_dataloader()]
+    assert all(batch.keys() == {"pixel_values", "labels", "task_ids", "task_counts"} for batch in batches)
     images = [row["image"] for task in trainer.model.tasks.values() for row in task.train]
     expected = processor.image_processor(images=[images[row] for row in rows], return_tensors="pt")["pixel_values"]
     assert torch.equal(torch.cat([batch["pixel_values"] for batch in batches]), expected)
@@ -127,9 +129,9 @@ def test_pixels_lie_in_the_range_of_the_processor(make):
     trainer = make(augment_jitter=[1.0, 1.0, 1.0, 0.5])
     table = torch.from_numpy(trainer.train_dataset.preprocessing.table)
     for batch in trainer.get_train_dataloader():
-        assert batch["pictures"].dtype == torch.uint8
-        assert batch["pictures"].shape[1:] == (3, 96, 96)
-        seen = trainer.augmented(batch)["pixel_values"]
+        assert batch["packed"].dtype == torch.uint8
+        assert batch["packed"].shape[1:] == (8 + 8 + 3 * 96 * 96,)
+        seen = trainer.model_inputs(batch)["pixel_values"]
         assert seen.shape[1:] == (3, 48, 48)
         assert (seen.amin((0, 2, 3)) >= table.amin(1)).all() and (seen.amax((0, 2, 3)) <= table.amax(1)).all()
 
@@ -211,7 +213,7 @@ def test_pictures_from_the_cache_are_those_that_were_read(photos, processor):
         for _ in range(2):
             for row in range(4):
                 first, second = one[row, 0, 0], other[row, 0, 0]
-                assert torch.equal(first["pictures"], second["pictures"])
+                assert np.array_equal(first["pictures"], second["pictures"])
                 assert np.array_equal(first["changes"], second["changes"])
                 assert first["labels"] == second["labels"] == row % 2
                 assert one._cache.get(row) is not None and other._cache.get(row) is None
@@ -224,7 +226,7 @@ def test_pictures_are_whole_and_crops_have_their_real_geometry(photos, processor
     for row, (width, height) in enumerate([(200, 150), (120, 180), (90, 90), (300, 100)]):
         item = pictures[row, 0, 0]
         whole = Image.open(photos.train[row]["image"]).resize((96, 96), Image.Resampling.BICUBIC)
-        assert np.array_equal(item["pictures"].permute(1, 2, 0).numpy(), np.asarray(whole))
+        assert np.array_equal(item["pictures"].transpose(1, 2, 0), np.asarray(whole))
         left, top, right, bottom = item["changes"][:4]
         assert 3 / 4 <= (right - left) * width / ((bottom - top) * height) <= 4 / 3
 
@@ -236,7 +238,8 @@ def test_crops_of_stored_pictures_are_near_those_of_the_files(photos, processor,
         item, original = pictures[row, 0, 0], Image.open(photos.train[row]["image"])
         box = np.round(item["changes"][:4] * 96) / 96 * np.tile(original.size, 2)
         expected = np.asarray(original.resize((48, 48), Image.Resampling.BICUBIC, box=tuple(box))).astype(float)
-        found = apply(item["changes"][None], item["pictures"][None], (48, 48))[0].permute(1, 2, 0).numpy()
+        picture = torch.from_numpy(item["pictures"].copy())
+        found = apply(item["changes"][None], picture[None], (48, 48))[0].permute(1, 2, 0).numpy()
         assert np.sqrt(((found - expected) ** 2).mean()) < 1.5
 
 

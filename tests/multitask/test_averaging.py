@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPModel, TrainerCallback
+from transformers import TrainerCallback
 
 from mmap_peft import (
     IVLPConfig,
@@ -19,6 +19,8 @@ from mmap_peft import (
     lora_config,
 )
 from mmap_peft.multitask.averaging import LAST_FILE, epoch_weights
+
+from ..conftest import load_clip
 
 
 LOSSES = {"text_consistency": 25, "image_consistency": 10, "logit_consistency": 1}
@@ -37,7 +39,7 @@ def make(clip_folder, processor, tasks, arguments):
     """Makes a trainer of a fresh classifier. An epoch has four steps."""
 
     def trainer(config="mmap", callbacks=(), **fields):
-        clip = CLIPModel.from_pretrained(clip_folder)
+        clip = load_clip(clip_folder)
         classifier = MultiTaskClassifier(clip, processor, tasks, CONFIGS[config])
         return MultiTaskTrainer(classifier, arguments(**fields), callbacks=list(callbacks))
 

@@ -4,13 +4,12 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import CLIPModel
 
 from mmap_peft import CoOpConfig, MmAPConfig, MultiTaskClassifier, Task, TaskGrouping, lora_config, use_routes
 from mmap_peft.data.pictograms import draw
 from mmap_peft.multitask.images import TaskImages, collate
 
-from ..conftest import make_task
+from ..conftest import load_clip, make_task
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5)
@@ -201,9 +200,9 @@ def test_predicting(grouped):
 
 
 def test_without_a_config_it_is_zero_shot(clip_folder, processor, tasks, batch):
-    plain = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks)
+    plain = MultiTaskClassifier(load_clip(clip_folder), processor, tasks)
     assert plain.adapters == []
-    prompted = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+    prompted = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, CONFIG)
     with prompted.zero_shot():
         torch.testing.assert_close(prompted(**batch).logits, plain(**batch).logits, atol=1e-5, rtol=1e-5)
     assert not torch.equal(prompted(**batch).logits, plain(**batch).logits)
@@ -281,7 +280,7 @@ def test_chunks_of_texts_change_nothing(config, clip_folder, processor, tasks):
         rows.append(len(output))
 
     for size in (None, 4, 100):
-        clip = CLIPModel.from_pretrained(clip_folder)
+        clip = load_clip(clip_folder)
         classifier = MultiTaskClassifier(clip, processor, tasks, config, text_chunk=size)
         images = TaskImages(tasks, "train", processor.image_processor)
         clip.text_model.embeddings.register_forward_hook(count)

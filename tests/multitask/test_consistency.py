@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import CLIPModel
 
 from mmap_peft import (
     IVLPConfig,
@@ -24,6 +23,8 @@ from mmap_peft.multitask.consistency import Consistency, divergence
 from mmap_peft.multitask.images import IGNORE_INDEX
 from mmap_peft.multitask.templates import TEMPLATES
 
+from ..conftest import load_clip
+
 
 CONFIGS = {
     "mmap": MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.3),
@@ -38,7 +39,7 @@ def make(clip_folder, processor, tasks):
     """Makes a classifier of a fresh CLIP, with a group of two tasks."""
 
     def classifier(config="mmap", groups=True, own_tasks=None):
-        clip = CLIPModel.from_pretrained(clip_folder)
+        clip = load_clip(clip_folder)
         classifier = MultiTaskClassifier(clip, processor, own_tasks or tasks, CONFIGS.get(config, config))
         if groups:
             classifier.set_grouping(

@@ -20,60 +20,75 @@ from mmap_peft import TaskGrouping
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
-SCRIPT = str(Path(__file__).with_name("train_tiny.py"))
 needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="needs deepspeed")
 
+# Batches that a step is accumulated over, and what accelerate calls the launch.
+LAUNCHES = {
+    "single": (1, "NO"),
+    "multi_cpu": (1, "MULTI_CPU"),
+    "two_nodes": (2, "MULTI_CPU"),
+    "fsdp2": (2, "FSDP"),
+    "deepspeed_zero2": (2, "DEEPSPEED"),
+}
+FORKED = ["single", "two_nodes", "fsdp2"]  # the others are started by accelerate's own command, which is slower
+SEVERAL = ["multi_cpu", "two_nodes", "fsdp2", pytest.param("deepspeed_zero2", marks=needs_deepspeed)]
 
-def free_port():
+
+def options(config):
+    return ["--config_file", str(CONFIGS / f"{config}.yaml"), "--main_process_port", "0"]
+
+
+def environment_of(config):
+    """The arguments and the environment that accelerate gives to processes."""
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args([*options(config), "script.py"]))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        return args, prepare_deepspeed_cmd_env(args)[1]
+    return args, prepare_multi_gpu_env(args)
+
+
+def environments(name):
+    """The environment of each process of a launch: accelerate's, and that of torchrun."""
+    if name == "single":
+        return [{**environment_of(name)[1], "OMP_NUM_THREADS": "1"}]
+    common = dict(os.environ) if name == "two_nodes" else environment_of(name)[1]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def accelerate(config):
-    options = ["--config_file", str(CONFIGS / f"{config}.yaml"), "--main_process_port", "0"]
-    return [[sys.executable, "-m", "accelerate.commands.launch", *options]]
-
-
-def two_nodes():
-    meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}"]
-    return [[sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", *meeting]] * 2
-
-
-# How to launch, batches that a step is accumulated over, and what accelerate calls it.
-LAUNCHES = {
-    "single": (lambda: accelerate("single"), 1, "NO"),
-    "multi_cpu": (lambda: accelerate("multi_cpu"), 1, "MULTI_CPU"),
-    "two_nodes": (two_nodes, 2, "MULTI_CPU"),
-    "fsdp2": (lambda: accelerate("fsdp2"), 2, "FSDP"),
-    "deepspeed_zero2": (lambda: accelerate("deepspeed_zero2"), 2, "DEEPSPEED"),
-}
-SEVERAL = ["multi_cpu", "two_nodes", "fsdp2", pytest.param("deepspeed_zero2", marks=needs_deepspeed)]
+        port = found.getsockname()[1]
+    common |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    nodes = name == "two_nodes"
+    common["LOCAL_WORLD_SIZE"] = "1" if nodes else "2"
+    return [
+        {**common, "RANK": str(rank), "LOCAL_RANK": str(0 if nodes else rank), "GROUP_RANK": str(rank if nodes else 0)}
+        for rank in range(2)
+    ]
 
 
 @pytest.fixture(scope="module")
 def output(clip_folder, tmp_path_factory):
     """The folder that a launch wrote; each is launched once."""
-    done = {}
+    done = {name: tmp_path_factory.mktemp(name) for name in FORKED}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}
+
+    def start(folder, *command):
+        with (folder / "log").open("w") as log:
+            code = subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=600).returncode
+        logs = "\n".join(log.read_text()[-6000:] for log in folder.glob("log*"))
+        assert code == 0, logs
+
+    launches = [
+        {"environments": environments(name), "arguments": [clip_folder, str(done[name]), LAUNCHES[name][0]]}
+        for name in FORKED
+    ]
+    (done["single"] / "launches.json").write_text(json.dumps(launches))
+    start(done["single"], sys.executable, "-m", "tests.multitask.fork_tiny", str(done["single"] / "launches.json"))
 
     def launch(name):
         if name not in done:
-            commands, accumulation, _ = LAUNCHES[name]
             folder = done[name] = tmp_path_factory.mktemp(name)
-            path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}
-            running = []
-            for number, command in enumerate(commands()):
-                with (folder / f"log_{number}").open("w") as log:
-                    arguments = [*command, SCRIPT, clip_folder, str(folder), str(accumulation)]
-                    running.append(subprocess.Popen(arguments, env=environment, stdout=log, stderr=log))
-            try:
-                codes = [process.wait(timeout=300) for process in running]
-            finally:
-                for process in running:
-                    process.kill()
-            logs = "\n".join((folder / f"log_{number}").read_text()[-6000:] for number in range(len(codes)))
-            assert not any(codes), logs
+            script = [str(Path(__file__).with_name("train_tiny.py")), clip_folder, str(folder), str(LAUNCHES[name][0])]
+            start(folder, sys.executable, "-m", "accelerate.commands.launch", *options(name), *script)
         return done[name]
 
     return launch
@@ -85,13 +100,14 @@ def assert_same_prompts(one, other, adapters=4):
     for file in files:
         first, second = load_file(one / file), load_file(other / file)
         for name, tensor in first.items():
-            assert_close(second[name], tensor, atol=1e-5, rtol=1e-4)
+            # Adam divides by the size of a gradient, so that roundings of the smallest ones show.
+            assert_close(second[name], tensor, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_two_processes_give_the_same_prompts_as_one(name, output):
     launch = json.loads((output(name) / "launch.json").read_text())
-    assert launch == {"processes": 2, "kind": LAUNCHES[name][2], "sharded": name == "fsdp2"}
+    assert launch == {"processes": 2, "kind": LAUNCHES[name][1], "sharded": name == "fsdp2"}
     assert_same_prompts(output("single"), output(name))
 
 
@@ -102,9 +118,10 @@ def test_two_processes_compute_the_same_prototypes(name, output):
         assert_close(second[key], tensor, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("training", "adapters"), [("aggregated", 1), ("two stages", 3), ("caches", 3)])
 @pytest.mark.parametrize("name", ["multi_cpu", "two_nodes", "fsdp2"])
-def test_an_aggregator_sees_the_gradients_of_all_processes(name, output):
-    assert_same_prompts(output("single") / "aggregated", output(name) / "aggregated", adapters=1)
+def test_other_trainings_give_the_same_as_in_one_process(name, training, adapters, output):
+    assert_same_prompts(output("single") / training, output(name) / training, adapters)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -153,14 +170,8 @@ def test_two_processes_measure_the_same_accuracy(name, output):
     ],
 )
 def test_accelerate_understands_every_config(config, expected):
-    arguments = ["--config_file", str(CONFIGS / f"{config}.yaml"), "--main_process_port", "0", "script.py"]
-    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    args, environment = environment_of(config)
     assert args.multi_gpu == config.startswith("multi")
-    if args.use_deepspeed:
-        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-        environment = prepare_deepspeed_cmd_env(args)[1]
-    else:
-        environment = prepare_multi_gpu_env(args)
     assert expected.items() <= environment.items()
     assert args.num_processes == (1 if config == "single" else 2)
 

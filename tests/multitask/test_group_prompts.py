@@ -12,7 +12,7 @@ from mmap_peft.data.pictograms import small_clip
 from mmap_peft.multitask import affinity
 from mmap_peft.multitask.nearest_group import smallest
 
-from ..conftest import make_task
+from ..conftest import load_clip, make_task
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
@@ -57,7 +57,7 @@ def test_global_and_groups_are_trained_and_resumed(classifier, arguments, clip_f
     trainer = MultiTaskTrainer(model=classifier, args=arguments(max_steps=2, **fields))
     trainer.train()
     assert classifier.routes["print"] == ("global", "group_0", "print")
-    other = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+    other = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, CONFIG)
     resumed = MultiTaskTrainer(model=other, args=arguments(max_steps=2, **fields))
     resumed.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-1")
     for adapter in classifier.adapters:

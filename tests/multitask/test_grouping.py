@@ -4,6 +4,7 @@ from PIL import Image
 
 from mmap_peft import TaskGrouping, plot_grouping
 from mmap_peft.multitask.clustering import correlation_clustering
+from mmap_peft.multitask.files import write_json
 
 
 def partitions(items):
@@ -135,6 +136,41 @@ def test_unknown_and_incomplete_modes_stop_with_a_sentence():
         TaskGrouping.by_mode("best", ["x", "y"])
     with pytest.raises(ValueError, match="needs the groups"):
         TaskGrouping.by_mode("given", ["x", "y"])
+
+
+def test_many_tasks_are_saved_and_read_again(tmp_path):
+    """The matrices of 1000 tasks would be more JSON than is read."""
+    count, rng = 1000, np.random.default_rng(0)
+    names, snapshots = [f"task {number}" for number in range(count)], rng.uniform(-1, 1, (3, count, count))
+    measured = {"reliability": rng.random(count), "together": rng.random((count, count)), "stability": 0.5}
+    grouping = TaskGrouping(names, [names], snapshots.mean(0), snapshots, [1, 2, 3], **measured)
+    grouping.save(tmp_path / "grouping.json")
+    again = TaskGrouping.load(tmp_path / "grouping.json")
+    for name, value in vars(grouping).items():
+        assert np.array_equal(getattr(again, name), value), name
+    assert {path.name for path in tmp_path.iterdir()} == {"grouping.json", "grouping.json.safetensors"}
+    assert (tmp_path / "grouping.json").stat().st_size < 100_000
+
+
+def test_a_file_of_an_early_version_has_the_matrices_as_json(tmp_path):
+    grouping = TaskGrouping.from_similarity(list("xy"), np.eye(2)[None])
+    write_json(grouping.to_dict(), tmp_path / "grouping.json")
+    assert TaskGrouping.load(tmp_path / "grouping.json").to_dict() == grouping.to_dict()
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "other"])
+def test_matrices_of_another_saving_are_refused(damage, tmp_path):
+    path, matrices = tmp_path / "grouping.json", tmp_path / "grouping.json.safetensors"
+    TaskGrouping.from_similarity(list("xy"), np.eye(2)[None]).save(path)
+    content = matrices.read_bytes()
+    TaskGrouping.from_similarity(list("xy"), np.ones((1, 2, 2))).save(path)
+    {
+        "cut": lambda: matrices.write_bytes(matrices.read_bytes()[:-8]),
+        "missing": matrices.unlink,
+        "other": lambda: matrices.write_bytes(content),
+    }[damage]()
+    with pytest.raises(ValueError, match=r"grouping\.json holds no grouping .*safetensors is missing, damaged"):
+        TaskGrouping.load(path)
 
 
 def test_json_keeps_every_bit(tmp_path):

@@ -22,7 +22,15 @@ TABLES = [
 ]
 PROSE = (ROOT / "docs" / "internals.md").read_text().partition("Public methods")[2].partition("All else")[0]
 FILES = (
-    *("arguments", "augmented_steps", "checkpoints", "grouping_stage", "processes", "regularized_trainer"),
+    *(
+        "arguments",
+        "augmented_steps",
+        "cached_steps",
+        "checkpoints",
+        "grouping_stage",
+        "processes",
+        "regularized_trainer",
+    ),
     *("task_trainer", "trainer"),
 )
 

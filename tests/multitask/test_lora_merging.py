@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPModel
 
 from mmap_peft import (
     BitFitConfig,
@@ -17,7 +16,7 @@ from mmap_peft import (
     merge_lora,
 )
 
-from ..conftest import VISION_WIDTH, make_task, tiny_clip
+from ..conftest import VISION_WIDTH, load_clip, make_task, tiny_clip
 
 
 KEY = "base_model.model.vision_model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
@@ -30,7 +29,7 @@ def make(clip_folder, processor):
 
     def classifier(number=0, config=None, base=None, **fields):
         config = config or lora_config(**{"r": 2, "init_lora_weights": False, **fields})
-        base = base or CLIPModel.from_pretrained(clip_folder)
+        base = base or load_clip(clip_folder)
         task = make_task(STYLES[number], 3 + number)
         return MultiTaskClassifier(base, processor, [task], config, seed=number).eval()
 
@@ -171,7 +170,7 @@ def test_adapters_of_clip_lora_that_were_saved_are_merged_and_train_on(make, arg
     ids=str,
 )
 def test_adapters_that_are_no_plain_lora(make, processor, clip_folder, config, words):
-    base = CLIPModel.from_pretrained(clip_folder)
+    base = load_clip(clip_folder)
     other = MultiTaskClassifier(base, processor, [make_task("photo", 3)], config)
     with pytest.raises(ValueError, match=rf"classifiers\[1\] has {words}"):
         merge_lora([make(), other])

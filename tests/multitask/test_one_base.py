@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model, get_peft_model_state_dict
-from transformers import CLIPModel
 
 from mmap_peft import (
     BitFitConfig,
@@ -22,7 +21,7 @@ from mmap_peft import (
 )
 from mmap_peft.data.pictograms import draw
 
-from ..conftest import make_task
+from ..conftest import load_clip, make_task
 
 
 METHODS = {
@@ -79,7 +78,7 @@ def test_a_used_clip_is_refused_and_the_first_classifier_goes_on(first, name, cl
 def test_a_clip_that_was_unloaded_is_as_new(first, clip, clip_folder, processor, tasks):
     before, again = state(clip.requires_grad_(False)), METHODS["mmap"]()
     assert state(MultiTaskClassifier(clip, processor, tasks, METHODS[first]()).unload()) == before
-    expected = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, again)
+    expected = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, again)
     found = MultiTaskClassifier(clip, processor, tasks, again)
     assert torch.equal(predict(found), predict(expected))
 
@@ -110,7 +109,7 @@ def test_a_refused_call_leaves_the_clip_as_it_was(fault, name, clip, processor, 
 @pytest.mark.parametrize("second", [None, "mmap", "vpt", "coop"])
 @pytest.mark.parametrize("first", ["whole", "tower"])
 def test_layers_of_another_model_with_prompts_are_refused(first, second, clip, clip_folder, processor, tasks, inputs):
-    other = CLIPModel.from_pretrained(clip_folder)
+    other = load_clip(clip_folder)
     other.vision_model, other.text_model = clip.vision_model, clip.text_model
     model = get_peft_model(clip if first == "whole" else clip.vision_model, METHODS["vpt"]()).eval()
     given = inputs if first == "whole" else {"pixel_values": inputs["pixel_values"]}
@@ -249,7 +248,7 @@ def test_disabled_adapters_have_features_of_their_own(name, clip, processor, tas
 @METHOD
 def test_inference_mode_changes_nothing(name, clip, clip_folder, processor, tasks):
     """A classifier is made, used and trained inside or outside of it, in any order."""
-    expected = predict(MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, METHODS[name]()))
+    expected = predict(MultiTaskClassifier(load_clip(clip_folder), processor, tasks, METHODS[name]()))
     with torch.inference_mode():
         classifier = MultiTaskClassifier(clip, processor, tasks, METHODS[name]())
         inside = predict(classifier)

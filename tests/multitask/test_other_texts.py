@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mmap_peft import TaskGrouping
-from mmap_peft.multitask import other_classes
 from mmap_peft.multitask.text_features import TextFeatureCache
 from mmap_peft.tuner.fingerprint import Fingerprint
 
@@ -43,16 +42,16 @@ def test_texts_are_encoded_once_and_again_after_training(mmap, monkeypatch):
     assert len(calls) == 5
 
 
-def test_many_texts_are_encoded_in_parts(mmap, monkeypatch):
+def test_many_texts_are_encoded_in_parts(mmap):
     rows, project = [], mmap.clip.text_projection
     hook = project.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     chosen = {"class_names": OTHERS, "templates": ["a {}", "the {}", "one {}"]}
     expected = mmap.predict(IMAGES, "photo", **chosen).probabilities
     mmap._other_texts.clear()
-    monkeypatch.setattr(other_classes, "TEXTS_AT_ONCE", 4)
+    mmap.text_chunk = 4
     found = mmap.predict(IMAGES, "photo", **chosen).probabilities
     hook.remove()
-    assert rows == [9, 4, 4, 1]
+    assert rows == [9, 3, 3, 3]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, RoutedPrediction, Task, lora_config
 from mmap_peft.multitask.prototypes import fit_scale
 
+from ..conftest import load_clip
 from ..tuner.test_families import build
 
 
@@ -89,7 +89,7 @@ def test_probabilities_are_the_sum_over_tasks(classifier):
 
 
 def test_prototypes_are_the_mean_features_of_the_plain_base(classifier, clip_folder, processor):
-    plain = CLIPModel.from_pretrained(clip_folder).eval()
+    plain = load_clip(clip_folder)
     for name, task in classifier.tasks.items():
         pixels = processor.image_processor([image for image, _ in task.train], return_tensors="pt")["pixel_values"]
         with torch.no_grad():
@@ -100,7 +100,7 @@ def test_prototypes_are_the_mean_features_of_the_plain_base(classifier, clip_fol
 
 def test_adapters_do_not_change_prototypes(clip, processor, classifier):
     made = MultiTaskClassifier(
-        CLIPModel.from_pretrained(clip.name_or_path), processor, list(map(colour_task, COLOURS)), lora_config(r=2)
+        load_clip(clip.name_or_path), processor, list(map(colour_task, COLOURS)), lora_config(r=2)
     )
     with torch.no_grad():
         for parameter in made.adapter_parameters("global").values():
@@ -162,7 +162,7 @@ def test_the_best_of_many_tasks_counts_however_improbable(clip, processor):
 
 
 def test_tasks_without_prototypes_or_images_are_named(clip, processor, classifier):
-    made = MultiTaskClassifier(CLIPModel.from_pretrained(clip.name_or_path), processor, [Task("warm", ["a", "b"])])
+    made = MultiTaskClassifier(load_clip(clip.name_or_path), processor, [Task("warm", ["a", "b"])])
     with pytest.raises(ValueError, match=r"Task 'warm' has no prototypes.*call compute_prototypes\(\)"):
         made.predict(images_of("warm"))
     with pytest.raises(ValueError, match="Task 'warm' has no training images"):
@@ -182,13 +182,13 @@ def test_images_that_cannot_be_read_are_refused_or_skipped(clip, processor, clas
     (tmp_path / "bad.png").write_text("no image")
     tasks = list(map(colour_task, COLOURS))
     tasks[0].train.append((str(tmp_path / "bad.png"), "dark"))
-    made = MultiTaskClassifier(CLIPModel.from_pretrained(clip.name_or_path), processor, tasks)
+    made = MultiTaskClassifier(load_clip(clip.name_or_path), processor, tasks)
     with pytest.raises(ValueError, match=r"bad\.png of task 'warm' cannot be read"):
         made.compute_prototypes()
     made.compute_prototypes(3, unreadable="skip")
     assert same(made.prototypes, classifier.prototypes)
     del tasks[0].train[:-1]
-    with pytest.raises(ValueError, match="No training image of task 'warm' can be read"):
+    with pytest.raises(ValueError, match="No image of task 'warm' can be read"):
         made.compute_prototypes(unreadable="skip")
 
 

@@ -1,12 +1,15 @@
 import json
+import shutil
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import CLIPModel
+from safetensors.torch import load_file, save_file
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, TaskGrouping, use_routes
 from mmap_peft.data.pictograms import draw
+
+from ..conftest import load_clip
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.5)
@@ -46,12 +49,51 @@ def test_a_folder_gives_the_classifier_back_to_the_bit(classifier, folder):
     assert again.routes == classifier.routes
     assert again.grouping.to_dict() == classifier.grouping.to_dict()
     assert {path.name for path in folder.iterdir()} == {
-        "README.md", "tasks.json", "grouping.png", "group_0", "group_1", "print", "clipart", "photo"
+        "README.md", "tasks.json", "config.json", "affinity.safetensors", "grouping.png",
+        "group_0", "group_1", "print", "clipart", "photo",
     }  # fmt: skip
 
 
+def test_a_folder_of_an_early_version_has_the_matrices_in_tasks_json(classifier, folder):
+    assert "snapshots" not in json.loads((folder / "tasks.json").read_text())["grouping"]
+    describe(folder, grouping=classifier.grouping.to_dict())
+    assert MultiTaskClassifier.from_pretrained(folder).grouping.to_dict() == classifier.grouping.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "named"),
+    [
+        ({"similarity": torch.ones(2, 2)}, "similarity has no row and column for each task"),
+        ({"reliability": torch.full((3,), 1e300, dtype=torch.float64)}, "reliability holds numbers larger than"),
+        ({"groups": torch.ones(3)}, "'groups' is none of similarity"),
+        ({"together": torch.full((3, 3), torch.nan)}, "not finite"),
+    ],
+)
+def test_matrices_that_cannot_be_are_refused_and_nothing_changes(tensors, named, classifier, folder):
+    save_file(tensors, folder / "affinity.safetensors")
+    before = classifier.grouping
+    with pytest.raises(ValueError, match=r"affinity\.safetensors is damaged"):
+        classifier.load_adapters(folder)
+    with pytest.raises(ValueError, match=rf"affinity\.safetensors.*{named}"):
+        classifier.load_adapters(folder, verify=False)
+    assert classifier.grouping is before
+
+
+def test_the_config_of_a_clip_in_the_same_folder_stays(clip_folder, processor, tasks, tmp_path):
+    shutil.copytree(clip_folder, tmp_path / "both")
+    config = (tmp_path / "both" / "config.json").read_bytes()
+    clip = load_clip(tmp_path / "both")
+    made = MultiTaskClassifier(clip, processor, tasks, CONFIG)
+    for _ in range(2):
+        made.save_pretrained(tmp_path / "both")
+        assert (tmp_path / "both" / "config.json").read_bytes() == config
+    assert torch.equal(
+        probabilities(MultiTaskClassifier.from_pretrained(tmp_path / "both")), probabilities(made.eval())
+    )
+
+
 def test_each_folder_is_a_peft_adapter_of_its_own(classifier, folder, clip_folder):
-    clip = CLIPModel.from_pretrained(clip_folder)
+    clip = load_clip(clip_folder)
     model = PeftModel.from_pretrained(clip, str(folder), subfolder="print").eval()
     pixels = {"pixel_values": torch.randn(2, 3, 48, 48)}
     with use_routes(classifier.model, ("print",)):
@@ -75,10 +117,8 @@ def test_a_damaged_adapter_is_refused_and_nothing_changes(damage, classifier, fo
     elif damage == "missing":
         path.unlink()
     else:
-        from safetensors.torch import load_file, save_file
-
         save_file({name: tensor[:1].clone() for name, tensor in load_file(path).items()}, path)
-    fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip.name_or_path), processor, tasks, CONFIG).eval()
+    fresh = MultiTaskClassifier(load_clip(clip.name_or_path), processor, tasks, CONFIG).eval()
     before, adapters = probabilities(fresh), fresh.adapters
     with pytest.raises(ValueError, match=r"photo.adapter_model\.safetensors is (missing|damaged).*nothing was loaded"):
         fresh.load_adapters(folder)
@@ -89,7 +129,7 @@ def test_a_damaged_adapter_is_refused_and_nothing_changes(damage, classifier, fo
 
 
 def test_other_tasks_are_refused(folder, clip_folder, processor, tasks):
-    fresh = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks[:2], CONFIG)
+    fresh = MultiTaskClassifier(load_clip(clip_folder), processor, tasks[:2], CONFIG)
     with pytest.raises(ValueError, match=r"is of the tasks .* but the classifier has"):
         fresh.load_adapters(folder)
 
@@ -134,7 +174,7 @@ def test_a_base_that_is_not_here_is_asked_for(base, classifier, folder, clip_fol
     describe(folder, base_model=base)
     with pytest.raises(ValueError, match=r"load that base and write from_pretrained\(\.\.\., model=base\)"):
         MultiTaskClassifier.from_pretrained(folder)
-    again = MultiTaskClassifier.from_pretrained(folder, model=CLIPModel.from_pretrained(clip_folder))
+    again = MultiTaskClassifier.from_pretrained(folder, model=load_clip(clip_folder))
     assert torch.equal(probabilities(again), probabilities(classifier))
 
 

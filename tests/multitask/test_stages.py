@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from transformers import CLIPModel, TrainerCallback
+from transformers import TrainerCallback
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, TaskGrouping, lora_config
 from mmap_peft.multitask.images import collate
 from mmap_peft.multitask.task_trainer import TaskTrainer
+
+from ..conftest import load_clip
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
@@ -130,7 +132,7 @@ def test_an_optimizer_of_other_parameters_is_refused(classifier, arguments):
 
 
 def test_a_method_without_a_first_stage_takes_an_optimizer(clip_folder, processor, tasks, arguments):
-    classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, lora_config(r=2))
+    classifier = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, lora_config(r=2))
     before = values(classifier)
     MultiTaskTrainer(model=classifier, args=arguments(**SHORT), optimizers=(sgd(classifier), None)).train()
     assert not all(torch.equal(one, other) for one, other in zip(values(classifier), before))

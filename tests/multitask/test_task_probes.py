@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.nn import functional as F
-from transformers import CLIPModel, TrainerCallback
+from transformers import TrainerCallback
 
 from mmap_peft import CoOpConfig, MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, Task, TaskGrouping, VPTConfig
 from mmap_peft.data.pictograms import draw
@@ -14,7 +14,7 @@ from mmap_peft.methods.text_probe import TextProbe
 from mmap_peft.multitask.consistency import Consistency
 from mmap_peft.multitask.task_trainer import TaskTrainer
 
-from ..conftest import make_task
+from ..conftest import load_clip, make_task
 
 
 CONFIGS = {
@@ -35,7 +35,7 @@ def config(request):
 @pytest.fixture
 def make(clip_folder, processor, tasks):
     def classifier(config=CONFIGS["mmap"], grouped=True, disturbed=False, probe=True):
-        made = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, config(probe))
+        made = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, config(probe))
         if grouped:
             made.set_grouping(TaskGrouping.by_mode("given", list(made.tasks), GROUPS))
         if disturbed:
@@ -170,7 +170,7 @@ def test_classes_that_are_not_trained(clip_folder, processor):
     found = []
     for probe in (False, True):
         config = CONFIGS["mmap"](probe)
-        made = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, [task], config)
+        made = MultiTaskClassifier(load_clip(clip_folder), processor, [task], config)
         made.set_grouping(TaskGrouping.by_mode("all", ["print"]))
         consistency = Consistency(25.0, 10.0, 1.0, made.frozen_text_features(["print"]))
         labels = torch.tensor([0, 1, 1, 0])
@@ -197,7 +197,7 @@ def test_a_folder_gives_them_back_and_plain_peft_loads_the_prompts(config, make,
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=FutureWarning)
-        model = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), tmp_path / "print").eval()
+        model = PeftModel.from_pretrained(load_clip(clip_folder), tmp_path / "print").eval()
     with torch.no_grad():
         found = model.get_base_model().get_image_features(PIXELS).pooler_output
         expected = classifier.image_features(PIXELS, [("print",)], torch.zeros(4).long())

@@ -5,12 +5,11 @@ import logging
 
 import pytest
 import torch
-from transformers import CLIPModel
 
 from mmap_peft import LinearProbeConfig, MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, TaskGrouping, lora_config
 from mmap_peft.data.pictograms import draw
 
-from ..conftest import make_task
+from ..conftest import load_clip, make_task
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
@@ -52,7 +51,7 @@ def train(arguments):
 @pytest.fixture
 def make(clip_folder, processor, tasks):
     def classifier(config=CONFIG):
-        return MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, config)
+        return MultiTaskClassifier(load_clip(clip_folder), processor, tasks, config)
 
     return classifier
 

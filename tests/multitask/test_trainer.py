@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPModel, EarlyStoppingCallback, HfArgumentParser, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, HfArgumentParser, TrainerCallback, TrainingArguments
 
 from mmap_peft import (
     CoOpConfig,
@@ -20,7 +20,7 @@ from mmap_peft import (
 from mmap_peft.multitask.affinity import AFFINITIES, affinity_matrix
 from mmap_peft.multitask.grouping_stage import SharedAdapterTrainer
 
-from ..conftest import make_task
+from ..conftest import load_clip, make_task
 
 
 CONFIG = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
@@ -32,7 +32,7 @@ def make(clip_folder, processor, tasks, arguments):
 
     def trainer(own_tasks=None, **fields):
         more = {name: fields.pop(name) for name in ("callbacks",) if name in fields}
-        clip = CLIPModel.from_pretrained(clip_folder)
+        clip = load_clip(clip_folder)
         classifier = MultiTaskClassifier(clip, processor, own_tasks or tasks, CONFIG)
         return MultiTaskTrainer(model=classifier, args=arguments(**fields), **more)
 
@@ -69,7 +69,7 @@ class Count(TrainerCallback):
         self.steps += 1
 
 
-def test_training_groups_tasks_and_lowers_the_loss(make):
+def test_training_groups_tasks_and_lowers_the_loss(make, pictures):
     counter = Count()
     trainer = make(max_steps=40, learning_rate=0.1, callbacks=[counter])
     before = trainer.evaluate(trainer.train_dataset)["eval_loss"]
@@ -91,7 +91,7 @@ def test_training_groups_tasks_and_lowers_the_loss(make):
 def test_only_prompts_are_trained(make, clip_folder):
     trainer = make(max_steps=2)
     trainer.train()
-    before = CLIPModel.from_pretrained(clip_folder).state_dict()
+    before = load_clip(clip_folder).state_dict()
     after = trainer.model.clip.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
@@ -128,7 +128,7 @@ def test_the_trainer_equals_a_loop_written_by_hand(make):
     start = prompts(trainer)
     trainer.train()
     found = prompts(trainer)
-    model, batches = trainer.model, list(trainer.get_train_dataloader())[:3]
+    model, batches = trainer.model, [trainer.model_inputs(batch) for batch in trainer.get_train_dataloader()][:3]
     for (adapter, name), value in start.items():
         model.adapter_parameters(adapter)[name].data.copy_(value)
     model.train()

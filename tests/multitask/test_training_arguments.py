@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CLIPModel, EarlyStoppingCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer
+
+from ..conftest import load_clip
 
 
 NAMES = {field.name for field in fields(TrainingArguments)}
@@ -182,7 +184,7 @@ ELSEWHERE = {
     "torch_compile_mode": "handed to torch.compile",
     "fp16": "needs a GPU",
     "tf32": "needs a GPU",
-    "resume_from_checkpoint": "read by scripts; examples/train_officehome.py hands it to train()",
+    "resume_from_checkpoint": "read by scripts; mmap_peft/commands/training.py hands it to train()",
     "ignore_data_skip": "test_resuming_takes_these_arguments",
     "restore_callback_states_from_checkpoint": "test_resuming_takes_these_arguments",
     "dataloader_num_workers": "test_trainer.py",
@@ -240,7 +242,7 @@ def accuracy_in_one_batch(trainer):
 @pytest.fixture
 def make(clip_folder, processor, tasks, arguments):
     def trainer(callbacks=None, **fields):
-        classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip_folder), processor, tasks, CONFIG)
+        classifier = MultiTaskClassifier(load_clip(clip_folder), processor, tasks, CONFIG)
         settings = {"sharing": "all", "max_steps": 2, "save_strategy": "no", **fields}
         made = MultiTaskTrainer(model=classifier, args=arguments(**settings), callbacks=callbacks)
         made.before = [parameter.detach().clone() for parameter in classifier.tasks_by_parameter()]

@@ -16,7 +16,14 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import CLIPModel
 
-from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments, load_processor
+from mmap_peft import (
+    MmAPConfig,
+    MultiTaskClassifier,
+    MultiTaskTrainer,
+    MultiTaskTrainingArguments,
+    TipAdapterConfig,
+    load_processor,
+)
 from tests.conftest import make_task
 
 
@@ -32,9 +39,13 @@ def count_as_gpus() -> None:
     PartialState.__init__ = init
 
 
-def make_trainer(clip: str, output: str, accumulation: int, **fields) -> MultiTaskTrainer:
+def mmap(**fields) -> MmAPConfig:
+    return MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1, **fields)
+
+
+def make_trainer(clip: str, output: str, accumulation: int, config=None, **fields) -> MultiTaskTrainer:
     tasks = [make_task("print", 3), make_task("clipart", 5), make_task("photo", 4)]
-    config = MmAPConfig(num_prompts=4, source_shape=(2, 4), init_std=0.1)
+    config = config or mmap()
     classifier = MultiTaskClassifier(CLIPModel.from_pretrained(clip), load_processor(clip), tasks, config)
     args = MultiTaskTrainingArguments(
         output_dir=output,
@@ -55,19 +66,18 @@ def make_trainer(clip: str, output: str, accumulation: int, **fields) -> MultiTa
 
 def remember_images(trainer: MultiTaskTrainer) -> list[str]:
     """The SHA-256 of each image that training steps will see in this process."""
-    augmented, seen = trainer.augmented, []
+    model_inputs, seen = trainer.model_inputs, []
 
     def remember(batch):
-        batch = augmented(batch)
+        batch = model_inputs(batch)
         seen.extend(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch["pixel_values"])
         return batch
 
-    trainer.augmented = remember
+    trainer.model_inputs = remember
     return seen
 
 
-if __name__ == "__main__":
-    clip, output, accumulation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+def main(clip: str, output: Path, accumulation: int) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         count_as_gpus()
     trainer = make_trainer(clip, str(output), accumulation)
@@ -84,10 +94,15 @@ if __name__ == "__main__":
     if trainer.is_world_process_zero():
         regularized.model.save_pretrained(output / "regularized")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
-        aggregated = make_trainer(clip, str(output / "aggregated"), accumulation, aggregator="PCGrad", sharing="all")
-        aggregated.train()
-        if trainer.is_world_process_zero():
-            aggregated.model.save_pretrained(output / "aggregated")
+        for name, fields in {
+            "aggregated": {"aggregator": "PCGrad", "sharing": "all"},
+            "two stages": {"config": mmap(probe=True), "probe_after": 0.6, "sharing": "none"},
+            "caches": {"config": TipAdapterConfig(train_keys=True), "learning_rate": 1e-2},
+        }.items():
+            another = make_trainer(clip, str(output / name), accumulation, **fields)
+            another.train()
+            if trainer.is_world_process_zero():
+                another.model.save_pretrained(output / name)
     augmented = make_trainer(clip, str(output / "augmented"), accumulation, augment="crop+flip+jitter", sharing="all")
     images = remember_images(augmented)
     augmented.train()
@@ -104,3 +119,7 @@ if __name__ == "__main__":
             "sharded": isinstance(weight, DTensor) and weight.to_local().numel() < weight.numel(),
         }
         (output / "launch.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import CLIPModel
 
 from mmap_peft import MMRLTokensConfig
 from mmap_peft.prompts.base import TowerShape
 
+from ..conftest import load_clip
 from ..tuner.reference import _layer
 
 
@@ -28,9 +28,9 @@ def with_tokens(layers, hidden, tokens, first, causal):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_features_equal_the_authors_insertion(first, clip_folder, inputs):
-    plain = CLIPModel.from_pretrained(clip_folder).eval()
+    plain = load_clip(clip_folder)
     config = MMRLTokensConfig(num_prompts=3, token_size=8, first_layer=first, init_std=0.5)
-    model = get_peft_model(CLIPModel.from_pretrained(clip_folder), config).eval()
+    model = get_peft_model(load_clip(clip_folder), config).eval()
     generator = model.get_base_model().mmap.mmap_generators["default"]
     ids, pixels = inputs["input_ids"], inputs["pixel_values"]
     with torch.no_grad():

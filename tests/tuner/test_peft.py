@@ -32,6 +32,8 @@ from mmap_peft import (
     use_routes,
 )
 
+from ..conftest import load_clip
+
 
 MMAP = {"num_prompts": 4, "source_shape": (2, 4), "init_std": 0.5}
 CONFIGS = {  # every prompt method, in each of its shapes
@@ -103,11 +105,11 @@ def count(model):
 
 
 def loaded_by_peft(folder, clip_folder):
-    return PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), folder)
+    return PeftModel.from_pretrained(load_clip(clip_folder), folder)
 
 
 def loaded_without_a_second_copy(folder, clip_folder):
-    return PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), folder, low_cpu_mem_usage=True)
+    return PeftModel.from_pretrained(load_clip(clip_folder), folder, low_cpu_mem_usage=True)
 
 
 def loaded_natively(folder, clip_folder):
@@ -115,7 +117,7 @@ def loaded_natively(folder, clip_folder):
 
 
 def loaded_into_a_clip(folder, clip_folder):
-    clip = CLIPModel.from_pretrained(clip_folder)
+    clip = load_clip(clip_folder)
     clip.load_adapter(folder)
     return clip
 
@@ -151,7 +153,7 @@ def test_a_config_survives_its_file(make, tmp_path):
 
 def test_a_second_adapter_is_loaded_beside_the_first(three, clip_folder, inputs, tmp_path):
     three.save_pretrained(tmp_path)
-    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), str(tmp_path / "x"), adapter_name="x")
+    model = PeftModel.from_pretrained(load_clip(clip_folder), str(tmp_path / "x"), adapter_name="x")
     model.load_adapter(str(tmp_path / "y"), adapter_name="y")
     assert model.active_adapter == "x"
     model.set_adapter("y")
@@ -166,7 +168,7 @@ def test_selected_adapters_are_saved_alone(three, tmp_path):
 
 @pytest.mark.parametrize("trainable", [True, False])
 def test_is_trainable(trainable, saved, clip_folder):
-    clip = CLIPModel.from_pretrained(clip_folder)
+    clip = load_clip(clip_folder)
     model = PeftModel.from_pretrained(clip, saved, is_trainable=trainable)
     assert len(trained(model)) == (count(model) if trainable else 0)
 
@@ -177,7 +179,7 @@ def test_inference_mode_trains_nothing(clip, make):
 
 def test_state_dict_of_one_adapter(three, clip_folder, make, inputs):
     state = get_peft_model_state_dict(three, adapter_name="z")
-    other = get_peft_model(CLIPModel.from_pretrained(clip_folder), make(), adapter_name="z")
+    other = get_peft_model(load_clip(clip_folder), make(), adapter_name="z")
     assert not set_peft_model_state_dict(other, state, adapter_name="z").unexpected_keys
     assert torch.equal(logits(other, inputs), routed(three, inputs, "z"))
     with pytest.raises(KeyError):
@@ -187,7 +189,7 @@ def test_state_dict_of_one_adapter(three, clip_folder, make, inputs):
 def test_state_dict_of_the_whole_model(three, make, clip_folder, inputs):
     file = io.BytesIO()
     torch.save(three.state_dict(), file)
-    other = get_peft_model(CLIPModel.from_pretrained(clip_folder), make(), adapter_name="x")
+    other = get_peft_model(load_clip(clip_folder), make(), adapter_name="x")
     other.add_adapter("y", make())
     other.add_adapter("z", make())
     file.seek(0)
@@ -202,9 +204,9 @@ def test_modules_to_save_train_travel_and_stay(clip, make, clip_folder, inputs, 
     with torch.no_grad():
         model.get_base_model().visual_projection.weight.add_(1)
     model.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), str(tmp_path))
+    again = PeftModel.from_pretrained(load_clip(clip_folder), str(tmp_path))
     assert torch.equal(logits(again, inputs), logits(model, inputs))
-    base = CLIPModel.from_pretrained(clip_folder)
+    base = load_clip(clip_folder)
     with torch.no_grad():
         base.visual_projection.weight.add_(1)
     assert torch.equal(logits(again.unload(), inputs), logits(base, inputs))  # PEFT leaves them in the base
@@ -267,7 +269,7 @@ def test_an_inactive_adapter_is_deleted(three, inputs):
 def test_the_last_adapter_is_deleted(model, clip_folder, inputs):
     model.delete_adapter("default")
     assert model.active_adapters == []
-    assert torch.equal(logits(model.base_model, inputs), logits(CLIPModel.from_pretrained(clip_folder), inputs))
+    assert torch.equal(logits(model.base_model, inputs), logits(load_clip(clip_folder), inputs))
 
 
 def test_a_deleted_name_can_be_used_again(three, make, inputs):
@@ -277,7 +279,7 @@ def test_a_deleted_name_can_be_used_again(three, make, inputs):
 
 
 def test_disabling_gives_the_base_to_the_bit(model, clip_folder, inputs):
-    base = CLIPModel.from_pretrained(clip_folder)
+    base = load_clip(clip_folder)
     prompted = logits(model, inputs)
     with model.disable_adapter():
         assert torch.equal(logits(model, inputs), logits(base, inputs))
@@ -288,7 +290,7 @@ def test_disabling_gives_the_base_to_the_bit(model, clip_folder, inputs):
 
 def test_unloading_gives_the_base_to_the_bit_and_it_can_be_wrapped_again(model, make, clip_folder, inputs):
     model(**inputs, output_hidden_states=True)
-    base, untouched = model.unload(), CLIPModel.from_pretrained(clip_folder)
+    base, untouched = model.unload(), load_clip(clip_folder)
     assert torch.equal(logits(base, inputs), logits(untouched, inputs))
     assert base.state_dict().keys() == untouched.state_dict().keys()
     assert not any("forward" in vars(module) for module in base.modules())

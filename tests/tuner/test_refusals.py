@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import BertConfig, BertModel, CLIPModel
+from transformers import BertConfig, BertModel
 
 from mmap_peft import IVLPConfig, MaPLeConfig, MmAPConfig
+
+from ..conftest import load_clip
 
 
 CONFIG = {"num_prompts": 4, "source_shape": (2, 4), "init_std": 0.5}
@@ -77,5 +79,5 @@ def test_other_models(inputs):
 def test_settings_that_do_not_fit_leave_the_base_untouched(fields, sentence, clip, clip_folder, inputs):
     with pytest.raises(ValueError, match=sentence):
         get_peft_model(clip, MmAPConfig(**{**CONFIG, **fields}))
-    assert torch.equal(logits(clip, inputs), logits(CLIPModel.from_pretrained(clip_folder), inputs))
+    assert torch.equal(logits(clip, inputs), logits(load_clip(clip_folder), inputs))
     assert not hasattr(clip, "mmap")

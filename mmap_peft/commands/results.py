@@ -1,11 +1,12 @@
-"""The results that the examples write and print: accuracies before and after training, as JSON and as a table."""
+"""Accuracies before and after training, as JSON and as a table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from mmap_peft import MultiTaskClassifier
-from mmap_peft.multitask.record import versions
+from ..multitask.classifier import MultiTaskClassifier
+from ..multitask.record import versions
 
 
 def results(
@@ -37,15 +38,25 @@ def results(
     }
 
 
-def table(results: dict[str, Any]) -> str:
+def results_table(results: dict[str, Any]) -> str:
     """Results as a Markdown table, followed by the groups and the number of parameters."""
-    lines = ["| task | zero-shot | trained | gain |", "|---|---:|---:|---:|"]
+    rows = []
     for name, accuracy in results["accuracy"].items():
+        if len(results["accuracy"]) == 3 and rows:  # mean and worst of one task
+            break
         before, after = 100 * accuracy["zero_shot"], 100 * accuracy["trained"]
-        lines.append(f"| {name} | {before:.1f} % | {after:.1f} % | {after - before:+.1f} |")
+        rows.append([name, f"{before:.1f} %", f"{after:.1f} %", f"{after - before:+.1f}"])
     groups = "; ".join(", ".join(group) for group in results["groups"] or [])
-    lines.append(
-        f"\nGroups: {groups}. Trained: {results['trainable_parameters']:,} parameters, "
-        f"{100 * results['share_of_base']:.2f} % of the base."
+    trained = (
+        f"Trained: {results['trainable_parameters']:,} parameters, {100 * results['share_of_base']:.2f} % of the base."
     )
-    return "\n".join([*lines, *results["remarks"]])
+    lines = [*table(["task", "zero-shot", "trained", "gain"], rows), ""]
+    return "\n".join([*lines, f"Groups: {groups}. {trained}" if groups else trained, *results["remarks"]])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> list[str]:
+    """The lines of a Markdown table, of which the first `texts` columns are text and the others numbers."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    rule = "|" + "".join("---|" if number < texts else "---:|" for number in range(len(head)))
+    first, *others = (f"| {' | '.join(row)} |" for row in cells)
+    return [first, rule, *others]

@@ -1,0 +1,99 @@
+"""Trains a classifier of tasks and compares it with the plain CLIP; what `mmap-peft train` and the examples share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from datasets import Dataset
+from transformers import set_seed
+
+from ..data.pictograms import pictogram_domains, small_clip
+from ..data.splits import Split, has_split, make_tasks, read_lists, split_at_random, split_of_folders
+from ..hub.repository import hub_id
+from ..multitask.arguments import MultiTaskTrainingArguments
+from ..multitask.classifier import MultiTaskClassifier
+from ..multitask.files import write_json
+from ..multitask.task import Task
+from ..multitask.trainer import MultiTaskTrainer
+from ..prompts.mmap import MmAPConfig
+from .reading import SPLIT_FILE, read_clip
+from .results import results, results_table
+
+
+@dataclass
+class TrainingData:
+    """Which CLIP is trained, and which images train. The examples add the name of their data set."""
+
+    model: str = field(
+        default="openai/clip-vit-base-patch16", metadata={"help": "CLIP's name on the Hub, or a folder"}
+    )
+    fraction: Optional[float] = field(default=None, metadata={"help": "share of each class's images that train"})
+    shots: Optional[int] = field(default=None, metadata={"help": "number of images of each class that train, instead"})
+    split_dir: Optional[str] = field(default=None, metadata={"help": "folder of published lists of the images"})
+    num_prompts: int = field(default=4, metadata={"help": "prompts of an adapter in each layer"})
+    demo: bool = field(default=False, metadata={"help": "train on pictograms and a small CLIP of this package"})
+
+    def use_demo(self) -> dict[str, Dataset]:
+        """Take the small CLIP, and return the images of Pictograms; `data` is its name then."""
+        self.model, self.data = str(small_clip()), "Pictograms"
+        return pictogram_domains()
+
+    def split(self, domains: Mapping[str, Dataset], fraction: float, seed: int) -> Split:
+        """Which images train and which evaluate: what lists, folders or arguments say, else a `fraction` trains."""
+        chosen = self.fraction is not None or self.shots is not None
+        if self.split_dir and self.shots:
+            raise ValueError("Published lists say which images train; write --fraction with --split_dir, not --shots.")
+        if self.split_dir:
+            return read_lists(self.split_dir, self.fraction if chosen else fraction)
+        if has_split(domains) and not chosen:
+            return split_of_folders(domains)
+        return split_at_random(domains, self.fraction if chosen else fraction, self.shots, seed)
+
+
+def make_named_tasks(domains: Mapping[str, Dataset], split: Split, template: Any, data: str) -> list[Task]:
+    """The tasks of a split, whose cards name the data set `data` by its name on the Hub or its folder's name."""
+    return make_tasks(domains, split, template, dataset=hub_id(data) or Path(data).name)
+
+
+def train_and_compare(
+    tasks: Sequence[Task], split: Split, data: TrainingData, args: MultiTaskTrainingArguments, **record: Any
+) -> dict[str, Any]:
+    """Evaluate the plain CLIP, train, evaluate, and write everything to `args.output_dir`.
+
+    Args:
+        tasks, split: what is trained.
+        data, args: the settings.
+        record: fields of `MultiTaskClassifier.record`, such as `command`.
+
+    Returns:
+        What `results.json` holds. The first process also prints it as a table.
+    """
+    start = time.perf_counter()
+    set_seed(args.seed)
+    clip, processor = read_clip(data.model)
+    config = MmAPConfig(num_prompts=data.num_prompts)
+    classifier = MultiTaskClassifier(clip, processor, tasks, config, seed=args.seed)
+    trainer = MultiTaskTrainer(model=classifier, args=args)
+
+    with classifier.zero_shot():
+        before = trainer.evaluate(metric_key_prefix="zero_shot")
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    after = trainer.evaluate()
+    classifier.compute_prototypes(unreadable=args.unreadable)  # for images without a task
+
+    seconds = round(time.perf_counter() - start, 1)
+    summary = results(classifier, before, after, seed=args.seed, seconds=seconds, split=split.digest)
+    if trainer.is_world_process_zero():
+        output = Path(args.output_dir)
+        for name, value in record.items():
+            setattr(classifier.record, name, value)
+        classifier.save_pretrained(output)
+        split.save(output / SPLIT_FILE)
+        trainer.save_state()
+        write_json(summary, output / "results.json")
+        print(results_table(summary), f"{seconds} s. Written to {output}.", sep="\n")
+    return summary
