@@ -51,7 +51,7 @@ class CachingTrainer(AugmentingTrainer):
                 raise ValueError(f"Invalid value 'always' for `cache_features`: expected 'auto', since {reason}.")
             self._features, self._features_of = None, ()
             return None
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             dtype = autocast_dtype(self.args.device)
             state = layer, dtype, Fingerprint(constant_parameters(self.model.clip, layer))
             if state != self._features_of:
@@ -180,7 +180,7 @@ class CachingTrainer(AugmentingTrainer):
         cache, count = self._opened[name], len(inputs["labels"])
         if missing is not None:
             pixels = self.model_inputs(missing)["pixel_values"]
-            with self.model.evaluating(), self.compute_loss_context_manager():
+            with self.model.evaluating(), self.accelerator.autocast():
                 fresh = cache.compute(self.model.clip, pixels, keys, count)
             if states is not None:
                 others = [number for number in range(count) if number not in set(known)]
