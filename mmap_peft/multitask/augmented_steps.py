@@ -81,7 +81,9 @@ class AugmentingTrainer(ClassifierTrainer):
     def _as_pictures(self, images: Any) -> Any:
         """Images as `Pictures`, if they can be bytes and nobody expects `pixel_values`."""
         shape = images.preprocessing.shape if isinstance(images, TaskImages) else None
-        plain = self.data_collator is not collate or self.args.accelerator_config.dispatch_batches
+        args = self.args
+        plain = self.data_collator is not collate or args.accelerator_config.dispatch_batches
+        plain = plain or "inputs" in args.include_for_metrics
         return images if plain or shape is None or len(shape) != 3 else Pictures(images)
 
     @contextmanager

@@ -166,15 +166,14 @@ class TaskGrouping:
                 each task) or `"keep"`.
             seed, disable_tqdm: seed of the bootstrap, and whether it shows no progress bar.
 
-        Raises:
-            ValueError: there are no snapshots.
+        No snapshots raise a `ValueError`.
         """
         if not snapshots:
             raise ValueError(
                 "There are no snapshots of gradients to group the tasks by, since stage 1 ended before the first; let "
                 "it take more steps, or write grouping='all', say."
             )
-        matrices = np.array([affinity_matrix(each, affinity) for each in snapshots], dtype=np.float64)
+        matrices = np.array([affinity_matrix(each, affinity) for each in snapshots], np.float64)
         steps = [each.step for each in snapshots]
         grouping = cls.from_similarity(tasks, matrices, threshold, max_groups, steps, seconds)
 
@@ -184,8 +183,8 @@ class TaskGrouping:
 
         found = grouping.group_numbers
         grouping.affinity, grouping.reliability = affinity, reliability(snapshots, affinity)
-        repeated = co_membership(snapshots, affinity, partition, found, DRAWS, seed, disable_tqdm)
-        grouping.together, grouping.stability = repeated
+        draws = DRAWS, seed, disable_tqdm
+        grouping.together, grouping.stability = co_membership(snapshots, affinity, partition, found, *draws)
         grouping.separation = separation(matrices.mean(axis=0), found, grouping.reliability)
         if not grouping.is_stable and unstable != "keep":
             grouping.groups, grouping.gap = cls.by_mode(unstable, tasks).groups, None

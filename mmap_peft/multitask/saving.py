@@ -142,7 +142,7 @@ def write_card(classifier: Any, folder: Path, repo_id: str | None = None, subfol
 
 def _size(classifier: Any, adapter: str) -> int:
     """The number of parameters of an adapter."""
-    return sum(tensor.numel() for tensor in classifier.adapter_state(adapter).values())
+    return sum(parameter.numel() for parameter in classifier.adapter_parameters(adapter).values())
 
 
 def _has_affinity(classifier: Any) -> bool:

@@ -233,8 +233,7 @@ class TaskTrainer(CachingTrainer, RegularizedTrainer, TrainerCallback):
         self.check_images()
         self.model.adapter_set.check_routes(self.model.routes if self.keeps_adapters else {})
         self._check_optimizer()
-        output = Path(self.args.output_dir)
-        self.remove_leftovers(output)
+        self.remove_leftovers(output := Path(self.args.output_dir))
         checkpoint = self.find_checkpoint(resume_from_checkpoint, [output])
         if checkpoint:
             self.check_order(checkpoint)

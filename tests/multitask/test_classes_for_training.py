@@ -13,7 +13,7 @@ from mmap_peft.multitask.consistency import Consistency
 from mmap_peft.multitask.images import TaskImages, collate
 from mmap_peft.multitask.task_gradients import task_gradients
 
-from ..conftest import make_task
+from ..conftest import load_clip, make_task
 from .test_other_classes import METHODS, make
 
 
@@ -112,8 +112,7 @@ def test_the_loss_and_its_gradients_are_those_of_these_classes_alone(method, pai
 @pytest.mark.parametrize("method", ["mmap", "ivlp", "lora", "linear probe"])
 def test_evaluation_is_over_all_classes(method, pair, clip_folder, processor):
     classifier, _ = pair(method)
-    base = type(classifier.clip).from_pretrained(clip_folder)
-    whole = make(base, processor, method, [Task("print", NAMES), Task("all", NAMES)])
+    whole = make(load_clip(clip_folder), processor, method, [Task("print", NAMES), Task("all", NAMES)])
     given = batch(classifier)
     with torch.no_grad():
         found, expected = classifier.eval()(**given), whole.eval()(**given)

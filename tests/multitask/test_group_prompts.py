@@ -32,7 +32,7 @@ def values(classifier, adapter):
     return torch.cat([parameter.detach().flatten() for parameter in classifier.adapter_parameters(adapter).values()])
 
 
-def test_every_task_uses_the_prompts_of_all_of_its_group_and_its_own(classifier, tmp_path):
+def test_every_task_uses_the_prompts_of_all_of_its_group_and_its_own(classifier, clip_folder, tmp_path):
     learned = values(classifier, "global")
     classifier.set_grouping(grouping(), seed=3, keep_global=True)
     assert classifier.routes == {
@@ -45,7 +45,7 @@ def test_every_task_uses_the_prompts_of_all_of_its_group_and_its_own(classifier,
     assert not torch.equal(values(classifier, "group_0"), learned)  # twice the same prompts would say nothing new
     assert len(classifier.training_adapters) == 6
     classifier.save_pretrained(tmp_path / "saved")
-    again = MultiTaskClassifier.from_pretrained(tmp_path / "saved", processor=classifier.processor)
+    again = MultiTaskClassifier.from_pretrained(tmp_path / "saved", load_clip(clip_folder), classifier.processor)
     assert again.routes == classifier.routes
     image = make_task("print", 3).eval[0]["image"]
     for task in classifier.tasks:
