@@ -23,7 +23,8 @@ class AugmentingTrainer(ClassifierTrainer):
     there. Augments those of training steps, as `args.augment` says.
 
     Images whose processor does not separate resizing and normalization are transferred as floats, as are those of a
-    user's own `data_collator`, which may expect `pixel_values`, and with `dispatch_batches`, which splits batches.
+    user's own `data_collator`, which may expect `pixel_values`, with `dispatch_batches`, which splits batches, and
+    with `include_for_metrics=["inputs"]`, which hands them to metrics.
 
     Everything else reads images from `train_dataset` and `eval_dataset`, which are never augmented: evaluation,
     gradients that compare tasks, prototypes.
@@ -81,10 +82,10 @@ class AugmentingTrainer(ClassifierTrainer):
     def _as_pictures(self, images: Any) -> Any:
         """Images as `Pictures`, if they can be bytes and nobody expects `pixel_values`."""
         shape = images.preprocessing.shape if isinstance(images, TaskImages) else None
-        args = self.args
-        plain = self.data_collator is not collate or args.accelerator_config.dispatch_batches
-        plain = plain or "inputs" in args.include_for_metrics
-        return images if plain or shape is None or len(shape) != 3 else Pictures(images)
+        if shape is None or len(shape) != 3 or self.data_collator is not collate:
+            return images
+        needs_floats = self.args.accelerator_config.dispatch_batches or "inputs" in self.args.include_for_metrics
+        return images if needs_floats else Pictures(images)
 
     @contextmanager
     def _reading(self, pictures: Any, **attributes: Any) -> Iterator[None]:

@@ -88,6 +88,7 @@ def test_named_evaluation_images_are_bytes_too(make, tasks, processor):
         ({"collator": lambda items: collate(items), "augment": "flip"}, "pictures"),
         ({"image_processor": Siglip2ImageProcessorPil()}, "pixel_values"),
         ({"accelerator_config": {"dispatch_batches": True}}, "pixel_values"),
+        ({"include_for_metrics": ["inputs"]}, "pixel_values"),
     ],
 )
 def test_what_travels(fields, key, make):
