@@ -26,10 +26,14 @@ class PooledModule(nn.Module):
 
     weights_from_texts: ClassVar[bool] = True  # whether `class_weights` are a function of text features alone
     adds_logits: ClassVar[bool] = False  # whether `added_logits` returns any
-    is_empty: bool = False  # whether it has a cache of training images, which is still empty
 
     def __init__(self, config: PooledConfig, text_features: torch.Tensor) -> None:
         super().__init__()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has a cache of training images, which is still empty."""
+        return False
 
     def image_features(self, features: torch.Tensor) -> torch.Tensor:
         """Changed image features, (images, dim), of those of the CLIP, which are not of unit length."""
