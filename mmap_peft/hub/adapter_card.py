@@ -88,7 +88,7 @@ def replace_empty_cards() -> None:
         name = base.__dict__.get("name_or_path") or config.base_model_name_or_path
         return adapter_card(config, name, type(base).__name__, size, None, places).save(path)
 
-    create_or_update_model_card.writes_adapter_cards = True
+    create_or_update_model_card.__dict__["writes_adapter_cards"] = True
     PeftModel.create_or_update_model_card = create_or_update_model_card
 
 
