@@ -25,7 +25,7 @@ site: $(VENV)/installed
 
 # The wheel is built from the source distribution, as pip would build it.
 wheel: $(VENV)/installed
-	rm -rf out/dist
+	rm -rf out/dist && mkdir -p out
 	$(RUN)/python -m build --no-isolation --outdir out/dist . > out/build.log 2>&1 || (cat out/build.log; false)
 	$(RUN)/twine check --strict out/dist/*
 

@@ -21,7 +21,7 @@ def main(folder: str) -> None:
     package, wheel = Path(mmap_peft.__file__).resolve(), distribution("mmap_peft")
     assert package.is_relative_to(Path(folder).resolve()), f"{package} is not in {folder}"
     assert wheel.version == mmap_peft.__version__
-    assert {path.parts[0] for path in wheel.files or () if path.suffix == ".py"} == {"mmap_peft"}
+    assert {path.parts[0] for path in wheel.files or () if path.suffix == ".py"} == {"mmap_peft", "mmap_peft_cli.py"}
     assert (package.parent / "py.typed").exists()
     for name in mmap_peft.__all__:
         getattr(mmap_peft, name)
