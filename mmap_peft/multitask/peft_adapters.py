@@ -262,6 +262,6 @@ def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed
         )
         given = ", ".join(f"{name}={shortened(value)}" for name, value in changed if value not in (None, False))
         raise ValueError(
-            f"{type(config).__name__} does not fit the {type(clip).__name__}: {reason[:150] or type(error).__name__}. "
+            f"{type(config).__name__} does not fit the {type(clip).__name__}: {reason[:150].rstrip('.') or type(error).__name__}. "
             f"Change one of its settings, {given[:200]}."
         ) from error

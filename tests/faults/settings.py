@@ -101,6 +101,8 @@ OTHERS = [
     *(object(), nn.Linear(2, 2), torch.zeros(2), int, lambda: 1, "gaussian", "pissa", "olora", "loftq", "eva"),
 ]
 POOL = [NUMBERS, FLOATS, WORDS, PATTERNS, LISTS, OTHERS]
+# Of methods whose defaults do not fit a tiny CLIP.
+FITTING: dict[Any, dict[str, int]] = {PromptSRCConfig: {"depth": 2}, MMRLTokensConfig: {"first_layer": 1}}
 shared = SimpleNamespace()
 
 
@@ -145,13 +147,13 @@ def draw(rng: random.Random) -> tuple[Any, dict[str, Any]]:
 
 def trial(rng: random.Random, folder: Path) -> None:
     make, values = draw(rng)
-    names = list(values)
+    names, fitting = list(values), FITTING.get(make, {})
     if rng.random() < 0.2:
-        config = make()  # changed after it was made
+        config = make(**fitting)  # changed after it was made
         for name, value in values.items():
             setattr(config, name, value)
     else:
-        config = one_sentence(lambda: make(**values), *names)
+        config = one_sentence(lambda: make(**{**fitting, **values}), *names)
         if config is None:
             return
     clip = tiny_clip()

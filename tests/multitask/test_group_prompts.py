@@ -5,7 +5,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPModel
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, Task, TaskGrouping
 from mmap_peft.data.pictograms import small_clip
@@ -93,9 +92,9 @@ def test_a_task_joins_the_group_whose_prompts_know_its_names(processor, argument
         return Task(plain.name, names, train=plain.train, eval=plain.eval)
 
     tasks = [task(style, names) for names in (own, other) for style in ("print", "clipart")]
-    classifier = MultiTaskClassifier(CLIPModel.from_pretrained(small_clip()), processor, tasks, MmAPConfig())
+    classifier = MultiTaskClassifier(load_clip(small_clip()), processor, tasks, MmAPConfig(), seed=1)
     names = list(classifier.tasks)
-    classifier.set_grouping(TaskGrouping(names, [names[:2], names[2:]]))
+    classifier.set_grouping(TaskGrouping(names, [names[:2], names[2:]]), seed=1)
     classifier.train_adapters(["group_0", "group_1"])  # so that the groups learn the names, and not the tasks
     settings = {"max_steps": 40, "save_strategy": "no", "learning_rate": 0.1, "per_device_train_batch_size": 16}
     MultiTaskTrainer(model=classifier, args=arguments(**settings)).train()

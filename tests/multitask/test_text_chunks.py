@@ -79,7 +79,7 @@ def test_chunks_change_nothing_but_rounding(method, autocast, clip, processor):
         for one, other, same in zip((found[0], *found[1]), (expected[0], *expected[1]), (again[0], *again[1])):
             assert torch.equal(one, same)
             assert torch.equal(one, other) or size < 12
-            assert (one - other).norm() <= (0.1 if autocast else 1e-4) * other.norm() + 1e-7
+            assert (one - other).norm() <= (0.2 if autocast else 1e-4) * other.norm() + 1e-7
 
 
 def test_a_chunk_is_encoded_with_the_prompts_of_its_tasks_only(clip, processor, monkeypatch):
