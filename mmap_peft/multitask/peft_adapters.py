@@ -261,7 +261,8 @@ def _fitted(kind: type[PeftSet], clip: PreTrainedModel, config: PeftConfig, seed
             (each.name, getattr(config, each.name)) for each in dataclasses.fields(config) if each.name not in _OF_PEFT
         )
         given = ", ".join(f"{name}={shortened(value)}" for name, value in changed if value not in (None, False))
+        reason = reason[:150].rstrip(".") or type(error).__name__
         raise ValueError(
-            f"{type(config).__name__} does not fit the {type(clip).__name__}: {reason[:150].rstrip('.') or type(error).__name__}. "
-            f"Change one of its settings, {given[:200]}."
+            f"{type(config).__name__} does not fit the {type(clip).__name__}: {reason}. Change one of its settings, "
+            f"{given[:200]}."
         ) from error
