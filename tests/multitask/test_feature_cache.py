@@ -87,7 +87,7 @@ METHODS = {
     "vpt": (VPTConfig(num_prompts=2, first_layer=1), 1, {CHECKPOINTING: True, "max_steps": 5}),
     "coop": (CoOpConfig(num_prompts=2), 2, {}),
     "probe": (LinearProbeConfig(), 2, {"bf16": True}),
-    "clip_adapter": (CLIPAdapterConfig(), 2, {"dataloader_num_workers": 1, "max_steps": 5}),
+    "clip_adapter": (CLIPAdapterConfig(), 2, {"max_steps": 5}),
     "lora": (lora_config(**LAST_LORA), 1, {}),
     "augmented": (LATE, 1, {"augment": "crop+flip", "augment_views": 2}),
 }
