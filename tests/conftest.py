@@ -51,9 +51,13 @@ def pictures(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _temporary_folder(tmp_path_factory) -> None:
-    """Features that a run keeps for the next one are not kept for that of another test run."""
-    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
+def _temporary_folder(tmp_path_factory):
+    """Features that a run keeps for the next one are not kept for that of another test run. The path is short, since
+    workers of a `DataLoader` have a socket in it, whose path may have at most 107 bytes."""
+    tmp_path_factory.getbasetemp()  # not inside of it
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        yield
 
 
 TEXT_WIDTH, VISION_WIDTH, TEXT_LAYERS, VISION_LAYERS = 32, 48, 3, 2

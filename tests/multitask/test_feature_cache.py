@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Where features are kept; empty at first."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "features"))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "features"))
-    (tmp_path / "features").mkdir()
-    return root_folder()
+def folder(monkeypatch):
+    """Where features are kept; empty at first. Its path is short, as in `conftest.py`."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
+        monkeypatch.setenv("TMPDIR", own)
+        monkeypatch.setattr("tempfile.tempdir", own)
+        yield root_folder()
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ METHODS = {
     "vpt": (VPTConfig(num_prompts=2, first_layer=1), 1, {CHECKPOINTING: True, "max_steps": 5}),
     "coop": (CoOpConfig(num_prompts=2), 2, {}),
     "probe": (LinearProbeConfig(), 2, {"bf16": True}),
-    "clip_adapter": (CLIPAdapterConfig(), 2, {"max_steps": 5}),
+    "clip_adapter": (CLIPAdapterConfig(), 2, {"dataloader_num_workers": 1, "max_steps": 5}),
     "lora": (lora_config(**LAST_LORA), 1, {}),
     "augmented": (LATE, 1, {"augment": "crop+flip", "augment_views": 2}),
 }
