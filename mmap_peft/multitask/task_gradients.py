@@ -71,7 +71,7 @@ def _sums(
     sums = [torch.zeros_like(leaf, dtype=torch.float32) for leaf in leaves]
     losses = torch.zeros(len(classifier.tasks), dtype=torch.float64)
     for batch in batches:
-        batch = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
+        batch = {name: part.to(classifier.device) if hasattr(part, "to") else part for name, part in batch.items()}
         output = classifier(**batch, text_features=texts, given=given, trained_only=True)
         labels = batch["labels"]
         images = (labels != IGNORE_INDEX).sum()

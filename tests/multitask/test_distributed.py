@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
@@ -122,6 +123,16 @@ def test_two_processes_compute_the_same_prototypes(name, output):
 @pytest.mark.parametrize("name", ["multi_cpu", "two_nodes", "fsdp2"])
 def test_other_trainings_give_the_same_as_in_one_process(name, training, adapters, output):
     assert_same_prompts(output("single") / training, output(name) / training, adapters)
+
+
+@pytest.mark.parametrize("name", ["single", "multi_cpu", "two_nodes", "fsdp2"])
+def test_features_that_processes_keep_together_change_no_bit(name, output):
+    computed, kept = (
+        load_file(output(name) / each / "global" / "adapter_model.safetensors") for each in ("computed", "kept")
+    )
+    assert computed and all(torch.equal(kept[key], tensor) for key, tensor in computed.items())
+    writers = {path.name.partition("-")[0] for path in (output(name) / "tmp").glob("mmap_peft-features-*/*/*.rows")}
+    assert len(writers) == {"single": 1, "fsdp2": 0}.get(name, 2)
 
 
 @pytest.mark.parametrize("name", SEVERAL)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from accelerate.state import PartialState
@@ -80,6 +81,8 @@ def remember_images(trainer: MultiTaskTrainer) -> list[str]:
 def main(clip: str, output: Path, accumulation: int) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         count_as_gpus()
+    tempfile.tempdir = str(output / "tmp")  # where features are kept, by all processes of this launch
+    os.makedirs(tempfile.tempdir, exist_ok=True)
     trainer = make_trainer(clip, str(output), accumulation)
     with trainer.model.zero_shot():
         trainer.evaluate()
@@ -97,6 +100,8 @@ def main(clip: str, output: Path, accumulation: int) -> None:
         for name, fields in {
             "aggregated": {"aggregator": "PCGrad", "sharing": "all"},
             "two stages": {"config": mmap(probe=True), "probe_after": 0.6, "sharing": "none"},
+            "computed": {"config": mmap(first_layer=1), "sharing": "all", "cache_features": "never"},
+            "kept": {"config": mmap(first_layer=1), "sharing": "all"},
             "caches": {"config": TipAdapterConfig(train_keys=True), "learning_rate": 1e-2},
         }.items():
             another = make_trainer(clip, str(output / name), accumulation, **fields)
