@@ -123,15 +123,11 @@ class CachedImages(Dataset):
         states = None if key is None else self.cache.get(key)
         if states is None:
             return {**self.images[place], "key": key}
-        task_id, number = self._task_and_number(int(row))
+        task_id, number = self._plain.task_and_number(row)
         return {"labels": int(self._plain.data[task_id].labels[number]), "task_ids": task_id, "states": states}
 
-    def _task_and_number(self, row: int) -> tuple[int, int]:
-        task_id = int(np.searchsorted(self._plain.starts, row, side="right")) - 1
-        return task_id, int(row - self._plain.starts[task_id])
-
     def _key(self, row: int, place: Any) -> bytes | None:
-        task_id, number = self._task_and_number(row)
+        task_id, number = self._plain.task_and_number(row)
         rows = self._plain.data[task_id]
         if not rows.stored:
             return None

@@ -79,6 +79,11 @@ class TaskImages(Dataset):
         pixels = self.preprocessing(image) if resized is None else self.preprocessing.normalise(resized)
         return {**item, "pixel_values": pixels}
 
+    def task_and_number(self, index: int) -> tuple[int, int]:
+        """The number of an image's task, and the number of the image in it."""
+        task_id = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return task_id, int(index - self.starts[task_id])
+
     def as_bytes(self, index: int) -> dict[str, Any]:
         """An item before it is normalized, with `"pictures"`, (3, H, W) of uint8, in place of `"pixel_values"`, if the
         image processor can run in two steps."""
@@ -92,8 +97,8 @@ class TaskImages(Dataset):
         self, index: int, resize: Callable[[Image.Image], np.ndarray | None], cache: ImageCache
     ) -> tuple[np.ndarray | None, Image.Image | None, dict[str, Any]]:
         """What `resize` makes of an image, or the cache has kept of it; the image, if it was read; labels and task."""
-        task_id = int(np.searchsorted(self.starts, index, side="right")) - 1
-        rows, number = self.data[task_id], int(index - self.starts[task_id])
+        task_id, number = self.task_and_number(index)
+        rows = self.data[task_id]
         resized = cache.get(index) if rows.stored else None
         if resized is not None:
             return resized, None, {"labels": int(rows.labels[number]), "task_ids": task_id}
