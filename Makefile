@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test faults format clean site wheel wheel-check release-check test-lowest
+.PHONY: demo test faults format clean site wheel wheel-check release-check test-lowest tour
 
 demo: $(VENV)/installed
 	$(RUN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -18,6 +18,10 @@ test: $(VENV)/installed
 # Seeded faults, at full length; see tests/faults.
 faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN)/python -m tests.faults
+
+# Runs the notebook and writes its output anew.
+tour: $(VENV)/installed
+	$(RUN)/python -m tests.tour
 
 # The documentation, in out/site; a link or an anchor that leads nowhere is an error.
 site: $(VENV)/installed

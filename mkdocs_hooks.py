@@ -18,7 +18,7 @@ LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 
 def on_files(files, config):
     results = [path for path in (ROOT / "benchmark" / "results").rglob("*") if path.suffix in (".md", ".png")]
-    for path in [*(ROOT / name for name in PAGES), *results]:
+    for path in [*(ROOT / name for name in PAGES), *results, ROOT / "examples" / "tour.ipynb"]:
         name = path.relative_to(ROOT).as_posix()
         file = File(PAGES.get(name, name), None, config.site_dir, config.use_directory_urls)
         file.abs_src_path = str(path)

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 
-COMMANDS = ("train", "predict", "evaluate", "report", "info", "export", "card", "push")
+COMMANDS = ("train", "predict", "evaluate", "report", "app", "info", "export", "card", "push")
 PACKAGE = "mmap_peft"
 PLAIN = (ValueError, OSError, ImportError, NotImplementedError)  # their messages say enough
 

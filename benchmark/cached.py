@@ -29,7 +29,8 @@ from .timing import Runs, measure_runs, ratio
 
 
 LAYERS = (0, 3, 6, 9)  # the first of 12 that gets prompts
-KEPT = ", kept"  # suffix of the names of runs whose image features are read from files
+# suffixes of the names of runs whose image features are read from files, or written to them
+KEPT, FIRST = ", kept", ", first"
 RUNS = {
     "floor": "the image tower alone, forward and backward to the pixels",
     "layer k": "forward and backward of `MultiTaskClassifier` with MmAP from layer k on, as `step` of speed.md",
@@ -37,6 +38,7 @@ RUNS = {
     "probe": "forward and backward with linear probes",
     "practice": "the common practice of speed.md with prompts in all layers",
     f"...{KEPT}": "the same with what enters the first layer that adapters change read from files, checksums included",
+    f"...{FIRST}": "the same as these files are written, in the first epoch",
 }
 
 
@@ -101,19 +103,23 @@ def _runs(clip: CLIPModel, processor: Any, batch: int, tasks: int, classes: int,
         steps = setting(MmAPConfig(first_layer=layer))
         runs[f"layer {layer}"] = steps.step
         if layer:
-            runs[f"layer {layer}{KEPT}"] = _with_kept(steps)
+            runs |= _with_kept(f"layer {layer}", steps)
         else:
             runs = {"floor": steps.floor, **({"practice": steps.practice(False)} if with_practice else {}), **runs}
     coop, probe = setting(CoOpConfig()), setting(LinearProbeConfig())
     kept = KeptStates(coop.classifier, coop.images["pixel_values"])
     runs["coop images"] = functools.partial(_image_features, coop, lambda: coop.images["pixel_values"])
     runs[f"coop images{KEPT}"] = functools.partial(_image_features, coop, kept)
-    return {**runs, "probe": probe.step, f"probe{KEPT}": _with_kept(probe)}
+    return {**runs, "probe": probe.step, **_with_kept("probe", probe)}
 
 
-def _with_kept(setting: Setting) -> Any:
+def _with_kept(name: str, setting: Setting) -> Runs:
     kept = KeptStates(setting.classifier, setting.images["pixel_values"])
-    return lambda: setting.step(lambda **images: setting.classifier(**{**images, "pixel_values": kept()}))
+
+    def step(states: Any) -> None:
+        setting.step(lambda **images: setting.classifier(**{**images, "pixel_values": states()}))
+
+    return {f"{name}{KEPT}": lambda: step(kept), f"{name}{FIRST}": lambda: step(kept.compute)}
 
 
 @torch.no_grad()

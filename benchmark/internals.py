@@ -69,8 +69,17 @@ class KeptStates:
         files = RowFiles(name, one.numel() * one.itemsize, 4e9)
         weakref.finalize(self, shutil.rmtree, files.folder, ignore_errors=True)
         self.cache = FeatureCache(name, layer, files, tuple(one.shape), one.dtype, one.dtype)
-        self.keys, self.device = [number.to_bytes(16, "little") for number in range(len(pixels))], pixels.device
-        self.cache.compute(clip, pixels, self.keys, len(pixels))
+        self.clip, self.pixels, self.written = clip, pixels, 0
+        self.compute()
+
+    def compute(self) -> ImageStates:
+        """Compute the states and write them to the files under new keys, as in the first epoch."""
+        count = len(self.pixels)
+        self.keys = [(self.written + number).to_bytes(16, "little") for number in range(count)]
+        self.written += count
+        return ImageStates(self.cache.layer, self.cache.compute(self.clip, self.pixels, self.keys, count))
 
     def __call__(self) -> ImageStates:
-        return ImageStates(self.cache.layer, torch.stack([self.cache.get(key) for key in self.keys]).to(self.device))
+        return ImageStates(
+            self.cache.layer, torch.stack([self.cache.get(key) for key in self.keys]).to(self.pixels.device)
+        )

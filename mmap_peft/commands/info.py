@@ -66,21 +66,32 @@ def info(classifier: MultiTaskClassifier) -> dict[str, Any]:
     }
 
 
-def _text(found: dict[str, Any]) -> str:
-    def percent(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.1f} %"
-
-    tasks = [
+def task_table(found: dict[str, Any]) -> list[str]:
+    """The lines of a table of the tasks and their accuracies, from what `info` returns."""
+    rows = [
         [name, str(len(task["classes"])), percent(task["zero_shot"]), percent(task["accuracy"])]
         + [" + ".join(task["adapters"]), "yes" if task["prototypes"] else "no"]
         for name, task in found["tasks"].items()
     ]
+    return table(["task", "classes", "zero-shot", "trained", "adapters", "prototypes"], rows)
+
+
+def trained_parameters(found: dict[str, Any]) -> str:
+    """The number of trained parameters and their share of the base, from what `info` returns."""
+    return f"{found['parameters']:,}, {100 * found['parameters'] / found['base_parameters']:.3g} % of the base"
+
+
+def percent(share: float | None) -> str:
+    """A share in percent; `""` for `None`."""
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def _text(found: dict[str, Any]) -> str:
     adapters = [[name, f"{size:,}"] for name, size in found["adapters"].items()]
     about = {
         "method": found["method"],
         "base": found["base"],
-        "trained parameters": f"{found['parameters']:,}, {100 * found['parameters'] / found['base_parameters']:.3g} %"
-        " of the base",
+        "trained parameters": trained_parameters(found),
         "groups": "; ".join(", ".join(group) for group in found["groups"] or []),
         "settings": ", ".join(f"{name}={value}" for name, value in found["settings"].items()),
         "command": found["command"],
@@ -88,7 +99,7 @@ def _text(found: dict[str, Any]) -> str:
         "versions": ", ".join(f"{name} {value}" for name, value in found["versions"].items()),
     }
     parts = [
-        table(["task", "classes", "zero-shot", "trained", "adapters", "prototypes"], tasks),
+        task_table(found),
         table(["adapter", "parameters"], adapters),
         table(["", ""], [[name, value] for name, value in about.items() if value], texts=2),
         found["remarks"],

@@ -1,0 +1,180 @@
+"""Try a model on a page in the browser: drop a picture, see its classes.
+
+    mmap-peft app out/photos
+    mmap-peft app me/clip-mmap-office --examples pictures --port 8000
+
+The page shows the probabilities with and without training side by side, the accuracies and the
+groups. Only this computer reaches it, unless --host or --share says otherwise; ctrl-c ends it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+from annotated_types import Ge, Le
+
+from ..checking import checked
+from ..hub.repository import shown_base
+from ..multitask.classifier import MultiTaskClassifier
+from ..multitask.decoding import decode
+from .info import info, percent, task_table, trained_parameters
+from .parsing import CommandParser
+from .predict import find_files
+from .reading import MODEL_HELP, read_model
+from .report_pictures import heat_map
+
+
+if TYPE_CHECKING:
+    import gradio
+
+
+Port = Annotated[int, Ge(1), Le(65535), "an integer from 1 to 65535"]
+ANY = ("any", "")  # as shown, and its value
+SHOWN = 5  # classes of an answer
+LARGEST = "20mb"  # picture
+KEPT = 3600  # seconds for which uploaded pictures stay on disk
+
+
+Shares = dict[str, float]
+
+
+@dataclass
+class AppArguments:
+    """The arguments of the command."""
+
+    examples: Optional[list[str]] = field(
+        default=None, metadata={"help": "pictures to click on: files, folders or patterns", "nargs": "+"}
+    )
+    port: Optional[int] = field(default=None, metadata={"help": "port; without, the first free one from 7860 on"})
+    host: str = field(default="127.0.0.1", metadata={"help": "address to listen on; 0.0.0.0: on all of this computer"})
+    browser: bool = field(default=False, metadata={"help": "open the page in a browser"})
+    share: bool = field(default=False, metadata={"help": "a public address for a week, by way of Gradio's servers"})
+
+
+def main(argv: Sequence[str]) -> None:
+    own, place, _ = CommandParser("mmap-peft app", [AppArguments], __doc__, {"model": MODEL_HELP}).parse(argv)
+    check_gradio()
+    port = checked(own.port, Optional[Port], "port")
+    examples = find_files(own.examples or ())
+    page = make_page(read_model(place.model), os.path.basename(os.path.abspath(place.model)), examples)
+    try:
+        page.launch(
+            server_name=own.host, server_port=port, inbrowser=own.browser, share=own.share, max_file_size=LARGEST
+        )
+    except OSError as error:
+        if "empty port" not in str(error):
+            raise
+        raise OSError(f"Port {port or '7860 and the next hundred'} is in use; write another --port.") from error
+
+
+def check_gradio() -> None:
+    """Raise an `ImportError` if Gradio is not installed."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ImportError("The page needs the package gradio, which is missing; write pip install mmap_peft[app].")
+
+
+def make_page(classifier: MultiTaskClassifier, title: str, examples: Sequence[str] = ()) -> gradio.Blocks:
+    """A page on which to try a classifier. `make_page(...).launch()` serves it.
+
+    Args:
+        classifier (`MultiTaskClassifier`): the classifier.
+        title (`str`): the page's heading.
+        examples (`Sequence[str]`): picture files to click on.
+
+    Raises:
+        ImportError: Gradio is not installed.
+    """
+    check_gradio()
+    import gradio  # here, since importing it takes seconds
+
+    def answer(picture: str | None, task: str, others: str) -> tuple[Any, Any, str]:
+        try:
+            return classify(classifier, picture, task, others)
+        except ValueError as error:
+            raise gradio.Error(str(error)) from error
+
+    found, names = info(classifier), choices(classifier)
+    about = f"{found['method']} on {shown_base(found['base']) or 'a CLIP'}, parameters: {trained_parameters(found)}"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        gradio.Markdown(f"# {title}\n{about}")
+        with gradio.Row():
+            with gradio.Column():
+                picture = gradio.Image(label="Picture", height=320)
+                picture.preprocess = _file  # Gradio opens the file itself, and says "Error" if it is no picture
+                task = gradio.Dropdown(names, value=names[0][1], label="Task")
+                others = gradio.Textbox(label="Other classes", placeholder="cat, dog, ... instead of the task's")
+            with gradio.Column():
+                with gradio.Row():
+                    trained = gradio.Label(label="Trained", num_top_classes=SHOWN)
+                    plain = gradio.Label(label="Zero-shot", num_top_classes=SHOWN)
+                tasks = gradio.Markdown()
+        if examples:
+            gradio.Examples(list(examples), picture)
+        with gradio.Tab("Accuracies"):
+            gradio.Markdown("\n".join(task_table(found)))
+        if found["groups"]:
+            with gradio.Tab("Groups"):
+                groups = [f"* {', '.join(group)}" for group in found["groups"]]
+                gradio.Markdown("\n".join([*groups, "", *found["remarks"]]))
+                if classifier.grouping.similarity is not None:
+                    gradio.HTML(f'<img src="{heat_map(classifier.grouping)}" alt="Affinity of the tasks">')
+        # One answer at a time, which is Gradio's default: zero_shot() disables LoRA for all threads.
+        asked = [picture.change, task.change, others.submit]
+        gradio.on(asked, answer, [picture, task, others], [trained, plain, tasks], concurrency_limit=1)
+    return page
+
+
+def _file(dropped: Any) -> str | None:
+    return None if dropped is None else dropped.path
+
+
+def choices(classifier: MultiTaskClassifier) -> list[tuple[str, str]]:
+    """What can be chosen as the task of a picture, as shown and as `classify` takes it: `ANY` first, if there are
+    prototypes of all tasks."""
+    tasks, prototypes = classifier.tasks, classifier.prototypes
+    found = prototypes is not None and tasks.keys() <= prototypes.features.keys()
+    return [*([ANY] if found else []), *((name, name) for name in tasks)]
+
+
+def classify(
+    classifier: MultiTaskClassifier, picture: str | None, task: str, others: str = ""
+) -> tuple[Shares | None, Shares | None, str]:
+    """Classify a picture with and without what was trained.
+
+    Args:
+        classifier (`MultiTaskClassifier`): the classifier.
+        picture (`str`, *optional*): the file.
+        task (`str`): the name of its task; `""`: it is found by prototypes.
+        others (`str`): classes to choose among instead of the task's, separated by commas.
+
+    Returns:
+        The probabilities of the classes, trained and zero-shot, and a line about the task that was found. Without a
+        picture `None`, `None` and `""`.
+
+    Raises:
+        ValueError: the file is no picture, or `MultiTaskClassifier.predict` refuses the other classes.
+    """
+    if picture is None:
+        return None, None, ""
+    try:
+        image = decode(picture)
+    except ValueError as error:
+        raise ValueError(f"The picture cannot be read: {error}.") from error
+    names = [name for name in map(str.strip, others.split(",")) if name] or None
+
+    def predict() -> tuple[Any, Shares]:
+        found = classifier.predict([image], task or None, class_names=names)
+        classes = getattr(found, "class_names", None) or names or classifier.tasks[task].class_names
+        return found, dict(zip(classes, found.probabilities[0].tolist()))
+
+    found, trained = predict()
+    with classifier.zero_shot():
+        plain = predict()[1]
+    if task:
+        return trained, plain, ""
+    likely = sorted(zip(found.task_probabilities[0].tolist(), classifier.tasks), reverse=True)[:SHOWN]
+    return trained, plain, "Task: " + ", ".join(f"{name} {percent(share)}" for share, name in likely if share >= 0.01)
