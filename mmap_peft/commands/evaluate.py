@@ -16,11 +16,10 @@ from typing import Any, Optional
 
 import numpy as np
 
-from ..checking import Count, checked
 from ..multitask.classifier import MultiTaskClassifier
 from ..multitask.files import write_json
 from ..multitask.images import IGNORE_INDEX
-from .measuring import Found, give_images, measure
+from .measuring import Found, MeasuringArguments, give_images, measure
 from .parsing import CommandParser
 from .reading import DATA_HELP, MODEL_HELP, read_data, read_model, read_split
 from .results import table
@@ -36,17 +35,12 @@ class EvaluateArguments:
     all_images: bool = field(default=False, metadata={"help": "use all images, those that trained as well"})
     zero_shot: bool = field(default=False, metadata={"help": "measure the plain CLIP as well"})
     output: Optional[str] = field(default=None, metadata={"help": "JSON file of the accuracies to write"})
-    batch_size: int = field(default=64, metadata={"help": "images that are computed at a time"})
-    unreadable: str = field(
-        default="refuse",
-        metadata={"help": "what to do with files that are no images", "choices": ["refuse", "skip"]},
-    )
 
 
 def main(argv: Sequence[str]) -> None:
     places = {"model": MODEL_HELP, "data": DATA_HELP}
-    own, place, _ = CommandParser("mmap-peft evaluate", [EvaluateArguments], __doc__, places).parse(argv)
-    checked(own.batch_size, Count, "batch_size")
+    types = [EvaluateArguments, MeasuringArguments]
+    own, how, place, _ = CommandParser("mmap-peft evaluate", types, __doc__, places).parse(argv)
     classifier, domains = read_model(place.model), read_data(place.data)
     if own.all_images:
         domains = {
@@ -55,10 +49,10 @@ def main(argv: Sequence[str]) -> None:
     which = give_images(classifier, domains, None if own.all_images else read_split(place.model), own.task)
     which = "all images, as --all_images says" if own.all_images else which
     print(f"Evaluates {which}.", file=sys.stderr)
-    found = {"accuracy": measure(classifier, own.batch_size, own.unreadable)}
+    found = {"accuracy": measure(classifier, how)}
     if own.zero_shot:
         with classifier.zero_shot():
-            found = {"zero-shot": measure(classifier, own.batch_size, own.unreadable, "Plain CLIP"), **found}
+            found = {"zero-shot": measure(classifier, how, "Plain CLIP"), **found}
     print(*_table(classifier, found), sep="\n")
     if own.output:
         metrics: dict[str, Any] = {name: each.accuracies(classifier.tasks) for name, each in found.items()}

@@ -35,9 +35,7 @@ def main(argv: Sequence[str]) -> None:
 def info(classifier: MultiTaskClassifier) -> dict[str, Any]:
     """What is known of a model, as JSON values."""
     record, grouping, config = classifier.record, classifier.grouping, classifier.adapter_config
-    sizes = {
-        name: sum(tensor.numel() for tensor in classifier.adapter_state(name).values()) for name in classifier.adapters
-    }
+    sizes = {name: classifier.adapter_size(name) for name in classifier.adapters}
     tasks = {
         name: {
             "classes": task.class_names,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, concatenate_datasets
 from transformers import EvalPrediction
 
+from ..checking import Count, checked
 from ..data.folders import short, spelling
 from ..data.splits import Split, has_split, rows_of_split, split_of_folders
 from ..multitask.class_names import clean_name
@@ -17,6 +18,20 @@ from ..multitask.classifier import MultiTaskClassifier
 from ..multitask.images import IGNORE_INDEX, TaskImages
 from ..multitask.metrics import accuracies, predicted_classes
 from ..multitask.task import Task
+
+
+@dataclass
+class MeasuringArguments:
+    """Arguments of the commands that measure accuracies."""
+
+    batch_size: int = field(default=64, metadata={"help": "images that are computed at a time"})
+    unreadable: str = field(
+        default="refuse",
+        metadata={"help": "what to do with files that are no images", "choices": ["refuse", "skip"]},
+    )
+
+    def __post_init__(self) -> None:
+        checked(self.batch_size, Count, "batch_size")
 
 
 @dataclass
@@ -105,14 +120,14 @@ def _task_of(classifier: MultiTaskClassifier, domain: str, domains: int) -> Task
 
 
 @torch.no_grad()
-def measure(classifier: MultiTaskClassifier, batch_size: int, unreadable: str, title: str = "Images") -> Found:
-    """Predict the evaluation images of a classifier's tasks. Arguments are as for `TaskImages`."""
+def measure(classifier: MultiTaskClassifier, how: MeasuringArguments, title: str = "Images") -> Found:
+    """Predict the evaluation images of a classifier's tasks, with a progress bar that has a `title`."""
     images = TaskImages(
-        list(classifier.tasks.values()), "eval", classifier.processor.image_processor, unreadable, None, 0
+        list(classifier.tasks.values()), "eval", classifier.processor.image_processor, how.unreadable, None, 0
     )
     parts = []
     with classifier.evaluating():
-        for batch in images.batches(range(len(images)), batch_size, title):
+        for batch in images.batches(range(len(images)), how.batch_size, title):
             task_ids = batch["task_ids"].to(classifier.device)
             logits = classifier(batch["pixel_values"].to(classifier.device), task_ids).logits
             predicted = predicted_classes(logits, (batch["labels"].to(logits.device), task_ids), classifier.tasks)

@@ -18,14 +18,14 @@ from typing import Any, Optional
 import jinja2
 import numpy as np
 
-from ..checking import Amount, Count, checked
+from ..checking import Amount, checked
 from ..hub.repository import shown_base
 from ..multitask.classifier import MultiTaskClassifier
 from ..multitask.files import read_json
 from ..multitask.images import IGNORE_INDEX
 from ..multitask.task import Task
 from .info import info
-from .measuring import Found, give_images, measure
+from .measuring import Found, MeasuringArguments, give_images, measure
 from .parsing import CommandParser
 from .reading import DATA_HELP, MODEL_HELP, read_data, read_model, read_split
 from .report_pictures import confusion_matrix, heat_map, thumbnail, training_curves
@@ -44,16 +44,11 @@ class ReportArguments:
         default=None, metadata={"help": "the page to write; without, report.html in the model's folder"}
     )
     mistakes: int = field(default=24, metadata={"help": "largest number of pictures of mistakes of a task"})
-    batch_size: int = field(default=64, metadata={"help": "images that are computed at a time"})
-    unreadable: str = field(
-        default="refuse",
-        metadata={"help": "what to do with files that are no images", "choices": ["refuse", "skip"]},
-    )
 
 
 def main(argv: Sequence[str]) -> None:
-    own, place, _ = CommandParser("mmap-peft report", [ReportArguments], __doc__, {"model": MODEL_HELP}).parse(argv)
-    checked(own.batch_size, Count, "batch_size")
+    types = [ReportArguments, MeasuringArguments]
+    own, how, place, _ = CommandParser("mmap-peft report", types, __doc__, {"model": MODEL_HELP}).parse(argv)
     checked(own.mistakes, Amount, "mistakes")
     classifier, folder = read_model(place.model), Path(place.model)
     values: dict[str, Any] = {"name": os.path.basename(os.path.abspath(place.model)), "which": None, "parts": []}
@@ -61,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     if own.data is not None:
         domains = read_data(own.data)
         values["which"] = give_images(classifier, domains, read_split(place.model), own.task)
-        found = measure(classifier, own.batch_size, own.unreadable)
+        found = measure(classifier, how)
         values["parts"] = _of_tasks(classifier, found, own.mistakes)
     if classifier.grouping is not None and classifier.grouping.similarity is not None:
         values["heat_map"] = heat_map(classifier.grouping)

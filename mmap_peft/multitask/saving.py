@@ -133,16 +133,11 @@ def write_card(classifier: Any, folder: Path, repo_id: str | None = None, subfol
     model_card(classifier, repo_id, subfolder).save(folder / CARD_FILE)
     clip, tasks = classifier.clip, len(classifier.tasks)
     for adapter in classifier.adapters:
-        config, size = classifier.adapter_set.config_of(adapter), _size(classifier, adapter)
+        config, size = classifier.adapter_set.config_of(adapter), classifier.adapter_size(adapter)
         place = "/".join(filter(None, [subfolder, adapter]))
         card = adapter_card(config, clip.name_or_path, type(clip).__name__, size, repo_id, [place], tasks)
         card.save(folder / adapter / CARD_FILE)
     return names
-
-
-def _size(classifier: Any, adapter: str) -> int:
-    """The number of parameters of an adapter."""
-    return sum(parameter.numel() for parameter in classifier.adapter_parameters(adapter).values())
 
 
 def _has_affinity(classifier: Any) -> bool:
@@ -182,7 +177,7 @@ def model_card(classifier: Any, repo_id: str | None = None, subfolder: str | Non
     description = {
         **_describe(classifier),
         "base_class": type(classifier.clip).__name__,
-        "adapter_parameters": sum(_size(classifier, adapter) for adapter in classifier.adapters),
+        "adapter_parameters": sum(classifier.adapter_size(adapter) for adapter in classifier.adapters),
         "base_parameters": classifier.base_size,
         "has_heat_map": _has_affinity(classifier),
         "grouping_remarks": [] if classifier.grouping is None else classifier.grouping.remarks,

@@ -67,6 +67,10 @@ class TaskAdapters(nn.Module):
         """The parameters of one adapter, by name."""
         return self.adapter_set.parameters_of(adapter)
 
+    def adapter_size(self, adapter: str) -> int:
+        """Number of an adapter's parameters."""
+        return sum(parameter.numel() for parameter in self.adapter_parameters(adapter).values())
+
     def adapter_state(self, adapter: str) -> dict[str, torch.Tensor]:
         """The tensors of an adapter's file, by their names there."""
         return self.adapter_set.state_of(adapter)
