@@ -141,7 +141,7 @@ def test_shipped_experiments(path):
 
 
 def test_the_studies_have_every_experiment_and_two_of_them_every_method():
-    names = ("pictograms", "reviewers", "ablations", "first_layer", "planted", "ladder")
+    names = ("pictograms", "reviewers", "ablations", "first_layer", "cache_dtype", "planted", "ladder")
     large, reviewers, *others = (Study.read(ROOT / "studies" / f"{name}.yaml") for name in names)
     experiments = [one for study in (large, reviewers, *others) for one in study.experiments]
     assert sorted({one.name for one in experiments}) == [path.stem for path in SHIPPED]
