@@ -109,6 +109,15 @@ def test_losses_and_weights_are_those_without_it_in_the_first_run_and_in_the_nex
     assert rows(folder) == kept
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_training_is_the_same_up_to_rounding(make, folder):
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 3}
+    plain, kept = (trained(make(cache_features=how, **compiled)) for how in ("never", "always"))
+    assert rows(folder)
+    for one, other in zip(kept, plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 def test_images_that_are_kept_are_not_decoded(make, monkeypatch):
     whole = {"max_steps": 8}  # two epochs: accelerate reads one batch ahead, which would never be computed
     expected = trained(make(**whole))
