@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import weakref
@@ -65,19 +66,25 @@ class KeptStates:
             raise ValueError("Adapters change the first layer, so nothing can be kept; write first_layer=1 or more.")
         with torch.no_grad():
             one = image_states(clip, pixels[:1], layer)[0]
-        name = f"benchmark-{os.getpid()}-{id(self)}"
-        files = RowFiles(name, one.numel() * one.itemsize, 4e9)
-        weakref.finalize(self, shutil.rmtree, files.folder, ignore_errors=True)
-        self.cache = FeatureCache(name, layer, files, tuple(one.shape), one.dtype, one.dtype)
+        name, size = f"benchmark-{os.getpid()}-{id(self)}", one.numel() * one.itemsize
+        self._new_files = functools.partial(RowFiles, name, size, max(4e9, 4 * size * len(pixels)))
+        self.cache = FeatureCache(name, layer, self._new_files(), tuple(one.shape), one.dtype, one.dtype)
+        weakref.finalize(self, shutil.rmtree, self.cache.files.folder, ignore_errors=True)
         self.clip, self.pixels, self.written = clip, pixels, 0
         self.compute()
 
     def compute(self) -> ImageStates:
         """Compute the states and write them to the files under new keys, as in the first epoch."""
-        count = len(self.pixels)
+        count, files = len(self.pixels), self.cache.files
+        if files.free_bytes < 2 * count * files.row_bytes:
+            shutil.rmtree(files.folder)
+            self.cache.files = self._new_files()
         self.keys = [(self.written + number).to_bytes(16, "little") for number in range(count)]
         self.written += count
-        return ImageStates(self.cache.layer, self.cache.compute(self.clip, self.pixels, self.keys, count))
+        states = self.cache.compute(self.clip, self.pixels, self.keys, count)
+        if not all(key in self.cache.files for key in self.keys):
+            raise OSError("There is no space for kept features; free some on the disk of TMPDIR.")
+        return ImageStates(self.cache.layer, states)
 
     def __call__(self) -> ImageStates:
         return ImageStates(

@@ -4,13 +4,16 @@
     mmap-peft app me/clip-mmap-office --examples pictures --port 8000
 
 The page shows the probabilities with and without training side by side, the accuracies and the
-groups. Only this computer reaches it, unless --host or --share says otherwise; ctrl-c ends it.
+groups. Only this computer reaches it, unless --host or --share says otherwise. Ctrl-c ends it.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import socket
+import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -18,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 from annotated_types import Ge, Le
 
 from ..checking import checked
+from ..data.folders import short
+from ..hub.markdown import MarkdownText
 from ..hub.repository import shown_base
 from ..multitask.classifier import MultiTaskClassifier
 from ..multitask.decoding import decode
@@ -35,8 +40,10 @@ if TYPE_CHECKING:
 Port = Annotated[int, Ge(1), Le(65535), "an integer from 1 to 65535"]
 ANY = ("any", "")  # as shown, and its value
 SHOWN = 5  # classes of an answer
-LARGEST = "20mb"  # picture
+LARGEST = "20mb"  # size of a picture that can be uploaded
 KEPT = 3600  # seconds for which uploaded pictures stay on disk
+MOST_EXAMPLES = 100
+MOST_CLASSES = 1000  # other classes of one question
 
 
 Shares = dict[str, float]
@@ -47,28 +54,38 @@ class AppArguments:
     """The arguments of the command."""
 
     examples: Optional[list[str]] = field(
-        default=None, metadata={"help": "pictures to click on: files, folders or patterns", "nargs": "+"}
+        default=None, metadata={"help": "pictures to click on, at most 100: files, folders or patterns", "nargs": "+"}
     )
     port: Optional[int] = field(default=None, metadata={"help": "port; without, the first free one from 7860 on"})
-    host: str = field(default="127.0.0.1", metadata={"help": "address to listen on; 0.0.0.0: on all of this computer"})
+    host: str = field(default="127.0.0.1", metadata={"help": "address; 0.0.0.0 lets other computers reach the page"})
     browser: bool = field(default=False, metadata={"help": "open the page in a browser"})
-    share: bool = field(default=False, metadata={"help": "a public address for a week, by way of Gradio's servers"})
+    share: bool = field(default=False, metadata={"help": "a public address for up to a week, by Gradio's servers"})
 
 
 def main(argv: Sequence[str]) -> None:
     own, place, _ = CommandParser("mmap-peft app", [AppArguments], __doc__, {"model": MODEL_HELP}).parse(argv)
     check_gradio()
-    port = checked(own.port, Optional[Port], "port")
-    examples = find_files(own.examples or ())
-    page = make_page(read_model(place.model), os.path.basename(os.path.abspath(place.model)), examples)
+    _check_address(own.host, checked(own.port, Optional[Port], "port"))
+    examples = find_files(own.examples or ())[:MOST_EXAMPLES]
+    for file in examples:
+        if not os.path.isfile(file):
+            raise ValueError(f"{short(file)} is no file; give pictures, folders of pictures or patterns.")
+    classifier, title = read_model(place.model), os.path.basename(os.path.abspath(place.model))
+    with tempfile.TemporaryDirectory(prefix="mmap_peft-app-") as folder:
+        os.environ.setdefault("GRADIO_TEMP_DIR", folder)  # its own is one for all users, who can read it
+        page = make_page(classifier, title, examples)
+        options = {"inbrowser": own.browser, "share": own.share, "max_file_size": LARGEST}
+        page.launch(server_name=own.host, server_port=own.port, **options)
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raise an `OSError` if a page cannot have this address: Gradio would try for minutes."""
     try:
-        page.launch(
-            server_name=own.host, server_port=port, inbrowser=own.browser, share=own.share, max_file_size=LARGEST
-        )
+        socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        if "empty port" not in str(error):
-            raise
-        raise OSError(f"Port {port or '7860 and the next hundred'} is in use; write another --port.") from error
+        where = host if port is None else f"{host}, port {port}"
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # without the address
+        raise OSError(f"The page cannot listen on {where} ({reason}); write another --host or --port.") from error
 
 
 def check_gradio() -> None:
@@ -91,16 +108,20 @@ def make_page(classifier: MultiTaskClassifier, title: str, examples: Sequence[st
     check_gradio()
     import gradio  # here, since importing it takes seconds
 
+    turn = threading.Lock()  # zero_shot() disables LoRA for all threads
+
     def answer(picture: str | None, task: str, others: str) -> tuple[Any, Any, str]:
         try:
-            return classify(classifier, picture, task, others)
+            with turn:
+                return classify(classifier, picture, task, others)
         except ValueError as error:
             raise gradio.Error(str(error)) from error
 
     found, names = info(classifier), choices(classifier)
-    about = f"{found['method']} on {shown_base(found['base']) or 'a CLIP'}, parameters: {trained_parameters(found)}"
-    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
-        gradio.Markdown(f"# {title}\n{about}")
+    base = shown_base(found["base"]) or "a CLIP"
+    about = f"{found['method']} on {_shown(base)}, parameters: {trained_parameters(found)}"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(60, KEPT)) as page:
+        gradio.Markdown(f"# {_shown(title)}\n{about}")
         with gradio.Row():
             with gradio.Column():
                 picture = gradio.Image(label="Picture", height=320)
@@ -115,17 +136,22 @@ def make_page(classifier: MultiTaskClassifier, title: str, examples: Sequence[st
         if examples:
             gradio.Examples(list(examples), picture)
         with gradio.Tab("Accuracies"):
-            gradio.Markdown("\n".join(task_table(found)))
+            head, rows = task_table(found)
+            gradio.Dataframe(rows, headers=head, interactive=False)
         if found["groups"]:
             with gradio.Tab("Groups"):
-                groups = [f"* {', '.join(group)}" for group in found["groups"]]
+                groups = [f"* {_shown(', '.join(group))}" for group in found["groups"]]
                 gradio.Markdown("\n".join([*groups, "", *found["remarks"]]))
                 if classifier.grouping.similarity is not None:
                     gradio.HTML(f'<img src="{heat_map(classifier.grouping)}" alt="Affinity of the tasks">')
-        # One answer at a time, which is Gradio's default: zero_shot() disables LoRA for all threads.
         asked = [picture.change, task.change, others.submit]
-        gradio.on(asked, answer, [picture, task, others], [trained, plain, tasks], concurrency_limit=1)
+        gradio.on(asked, answer, [picture, task, others], [trained, plain, tasks])
     return page
+
+
+def _shown(name: str) -> str:
+    """A name as Markdown shows it as it is: a model of the Hub may come from anybody."""
+    return MarkdownText(name).__html__()
 
 
 def _file(dropped: Any) -> str | None:
@@ -149,7 +175,7 @@ def classify(
         classifier (`MultiTaskClassifier`): the classifier.
         picture (`str`, *optional*): the file.
         task (`str`): the name of its task; `""`: it is found by prototypes.
-        others (`str`): classes to choose among instead of the task's, separated by commas.
+        others (`str`): classes to choose among instead of the task's, separated by commas; `""`: none.
 
     Returns:
         The probabilities of the classes, trained and zero-shot, and a line about the task that was found. Without a
@@ -164,7 +190,9 @@ def classify(
         image = decode(picture)
     except ValueError as error:
         raise ValueError(f"The picture cannot be read: {error}.") from error
-    names = [name for name in map(str.strip, others.split(",")) if name] or None
+    names = [name for name in map(str.strip, (others or "").split(",")) if name] or None
+    if names and not 2 <= len(names) <= MOST_CLASSES:
+        raise ValueError(f"Write 2 to {MOST_CLASSES} other classes, separated by commas.")
 
     def predict() -> tuple[Any, Shares]:
         found = classifier.predict([image], task or None, class_names=names)
@@ -176,5 +204,6 @@ def classify(
         plain = predict()[1]
     if task:
         return trained, plain, ""
-    likely = sorted(zip(found.task_probabilities[0].tolist(), classifier.tasks), reverse=True)[:SHOWN]
-    return trained, plain, "Task: " + ", ".join(f"{name} {percent(share)}" for share, name in likely if share >= 0.01)
+    best, *likely = sorted(zip(found.task_probabilities[0].tolist(), classifier.tasks), reverse=True)[:SHOWN]
+    shown = [best, *(each for each in likely if each[0] >= 0.01)]
+    return trained, plain, "Task: " + ", ".join(f"{_shown(name)} {percent(share)}" for share, name in shown)

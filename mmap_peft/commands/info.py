@@ -64,14 +64,14 @@ def info(classifier: MultiTaskClassifier) -> dict[str, Any]:
     }
 
 
-def task_table(found: dict[str, Any]) -> list[str]:
-    """The lines of a table of the tasks and their accuracies, from what `info` returns."""
+def task_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table of the tasks and their accuracies, from what `info` returns."""
     rows = [
         [name, str(len(task["classes"])), percent(task["zero_shot"]), percent(task["accuracy"])]
         + [" + ".join(task["adapters"]), "yes" if task["prototypes"] else "no"]
         for name, task in found["tasks"].items()
     ]
-    return table(["task", "classes", "zero-shot", "trained", "adapters", "prototypes"], rows)
+    return ["task", "classes", "zero-shot", "trained", "adapters", "prototypes"], rows
 
 
 def trained_parameters(found: dict[str, Any]) -> str:
@@ -97,7 +97,7 @@ def _text(found: dict[str, Any]) -> str:
         "versions": ", ".join(f"{name} {value}" for name, value in found["versions"].items()),
     }
     parts = [
-        task_table(found),
+        table(*task_table(found)),
         table(["adapter", "parameters"], adapters),
         table(["", ""], [[name, value] for name, value in about.items() if value], texts=2),
         found["remarks"],

@@ -121,7 +121,16 @@ def _task_of(classifier: MultiTaskClassifier, domain: str, domains: int) -> Task
 
 @torch.no_grad()
 def measure(classifier: MultiTaskClassifier, how: MeasuringArguments, title: str = "Images") -> Found:
-    """Predict the evaluation images of a classifier's tasks, with a progress bar that has a `title`."""
+    """Predict the evaluation images of a classifier's tasks.
+
+    Args:
+        classifier (`MultiTaskClassifier`): a classifier whose tasks have evaluation images.
+        how (`MeasuringArguments`): the size of batches, and what to do with unreadable files.
+        title (`str`): of the progress bar.
+
+    Raises:
+        ValueError: no image can be read, or one cannot and `unreadable` is `"refuse"`.
+    """
     images = TaskImages(
         list(classifier.tasks.values()), "eval", classifier.processor.image_processor, how.unreadable, None, 0
     )

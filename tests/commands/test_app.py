@@ -1,6 +1,7 @@
 """The page of `mmap-peft app`: what it answers, and the page itself in a headless browser."""
 
 import contextlib
+import gc
 import importlib.util
 import re
 import shutil
@@ -8,12 +9,13 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, load_processor, lora_config
-from mmap_peft.commands.app import ANY, choices, classify
+from mmap_peft.commands.app import ANY, choices, classify, make_page
 from mmap_peft.data.pictograms import draw
 
 from ..conftest import load_clip, make_task
@@ -63,12 +65,44 @@ def test_a_classifier_without_prototypes_is_asked_with_a_task(config, clip_folde
     assert classifier.predict(sun, "print").probabilities.equal(before)  # zero-shot leaves nothing behind
 
 
-@pytest.mark.parametrize(
-    ("others", "sentence"), [("cat", "`class_names`"), ("cat, cat", "class_names"), ("x" * 500, "class_names")]
-)
-def test_classes_that_cannot_be_chosen_are_told(others, sentence, trained, sun):
-    with pytest.raises(ValueError, match=sentence):
+@pytest.mark.parametrize("others", ["cat", ",".join(map(str, range(1001))), "cat, cat", "x" * 500 + ", y"])
+def test_classes_that_cannot_be_chosen_are_told(others, trained, sun):
+    with pytest.raises(ValueError, match=r"Write 2 to 1000 other classes|class_names|write a shorter template"):
         classify(MultiTaskClassifier.from_pretrained(trained), sun, "print", others)
+
+
+@pytest.fixture
+def own_loop():
+    """Gradio leaves event loops, which are collected before the next test."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.usefixtures("own_loop")
+def test_visitors_do_not_disturb_each_other(clip_folder, sun):
+    """Adapters that are no prompts are disabled for all threads while one of them asks without."""
+    clip, processor = load_clip(clip_folder), load_processor(clip_folder)
+    classifier = MultiTaskClassifier(clip, processor, [make_task("print", 3)], lora_config(init_lora_weights=False))
+    (asked,) = make_page(classifier, "page").fns.values()
+    expected = asked.fn(sun, "print", "")
+    assert expected[0] != expected[1]
+    with ThreadPoolExecutor(4) as threads:
+        assert all(found == expected for found in threads.map(lambda _: asked.fn(sun, "print", ""), range(40)))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.usefixtures("own_loop")
+def test_names_of_a_foreign_model_are_shown_as_they_are(clip_folder, sun):
+    clip, processor = load_clip(clip_folder), load_processor(clip_folder)
+    task = make_task("print", 3, name="![x](http://h/x) <b>")
+    classifier = MultiTaskClassifier(clip, processor, [task], MmAPConfig())
+    components = make_page(classifier, "*a* & [b](http://c)").config["components"]
+    shown = [each["props"].get("value") for each in components if each["type"] == "markdown"]
+    assert r"# \*a\* \& \[b\](http<!-- -->://c)" in shown[0]
+    classifier.compute_prototypes()
+    found = classify(classifier, sun, "")[2]
+    assert found == r"Task: !\[x\](http<!-- -->://h/x) \<b\> 100.0 %"
 
 
 def test_without_gradio_a_sentence_says_what_to_install(trained, call, monkeypatch):
@@ -79,12 +113,22 @@ def test_without_gradio_a_sentence_says_what_to_install(trained, call, monkeypat
     assert told.endswith("needs the package gradio, which is missing; write pip install mmap_peft[app].\n")
 
 
-def test_a_port_in_use_is_told(trained):
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--port", "{taken}"], r"cannot listen on 127\.0\.0\.1, port \d+ \(Address already in use\); write another"),
+        (["--host", "no.such.invalid"], r"cannot listen on no\.such\.invalid \(.+\); write another --host"),
+        (["--host", "192.0.2.1"], r"cannot listen on 192\.0\.2\.1 \(Cannot assign requested address\); write"),
+        (["--port", "0"], "Invalid value 0 for `port`: expected an integer from 1 to 65535"),
+        (["--examples", "sun.jgp"], "'sun.jgp' is no file; give pictures, folders of pictures or patterns"),
+        (["--examples", "*.nothing"], "holds no image"),
+    ],
+)
+def test_mistakes_are_one_sentence(options, sentence, trained, call):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        found = subprocess.run([*APP, trained, "--port", port], capture_output=True, text=True)
-    assert found.returncode == 2
-    assert f"mmap-peft app: Port {port} is in use; write another --port.\n" in found.stderr
+        code, printed, told = call("app", trained, *(each.format(taken=taken.getsockname()[1]) for each in options))
+    assert (code, printed, len(told.splitlines())) == (2, "", 1)
+    assert re.search(sentence, told)
 
 
 def test_the_space_serves_the_model_that_its_variable_names(trained, monkeypatch):
@@ -136,7 +180,7 @@ def test_in_a_browser(trained, sun, tmp_path):
         page.screenshot(path=tmp_path / "page.png")
         page.get_by_label("Other classes").fill("cat")
         page.get_by_label("Other classes").press("Enter")
-        expect(page.get_by_text("two or more")).to_be_visible()
+        expect(page.get_by_text("Write 2 to 1000 other classes")).to_be_visible()
         page.locator("input[type=file]").first.set_input_files(tmp_path / "broken.png")
         expect(page.get_by_text("The picture cannot be read: it is no image").first).to_be_visible()
         browser.close()
