@@ -117,7 +117,7 @@ def plot_cached(
     percents.set(xlabel="layers before the first with prompts, %", ylabel="validation accuracy on Pictograms, %")
     for axes in (times, percents):
         axes.grid(color="0.92")
-    times.legend(fontsize=8)
+    times.legend(fontsize=8, loc="upper right")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

@@ -7,6 +7,7 @@ from statistics import fmean
 
 import pytest
 
+from benchmark.cached import cached_text
 from benchmark.clustering import clustering_text
 from benchmark.growth import growth_text
 from benchmark.loading import loading_text
@@ -80,11 +81,16 @@ def test_the_choices(tmp_path):
 
 def test_speed(page):
     folder = BENCHMARK / "results" / "speed"
-    for name, text in (("speed", speed_text), ("growth", growth_text), ("loading", loading_text)):
+    texts = {"speed": speed_text, "growth": growth_text, "loading": loading_text, "cached": cached_text}
+    for name, text in texts.items():
         assert text(json.loads((folder / f"{name}.json").read_text())) == (folder / f"{name}.md").read_text()
     training, prediction = (folder / "speed.md").read_text().split("## Prediction")
-    for part in (training, prediction):
-        ratios = part[part.index("| batch |") :].partition("\n\n")[0]
+    for part, head in (
+        (training, "batch"),
+        (prediction, "batch"),
+        ((folder / "cached.md").read_text(), "time / floor"),
+    ):
+        ratios = part[part.index(f"| {head} |") :].partition("\n\n")[0]
         assert ratios in page
 
 
