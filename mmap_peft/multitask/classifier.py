@@ -55,7 +55,7 @@ class MultiTaskClassifier(TaskCaches):
         text_chunk (`int`, *optional*): largest number of texts, of any tasks, that are encoded at a time, so that
             memory does not grow with the number of classes. Training then encodes texts again in the backward pass.
             Results are the same, but for rounding. `None`: as many as fit into a quarter of the device's
-            memory, see `texts_at_once`; under `torch.compile` and FSDP, all.
+            memory, see `texts_at_once`; under `torch.compile` and FSDP, all. FSDP takes no other value.
 
     Raises:
         ValueError: no task, two tasks of the same name, a text that is too long for the text tower, settings that do

@@ -19,8 +19,8 @@ def set_up(trainer: Trainer) -> None:
     all of them, and checkpoints are those of an unsharded run.
 
     Raises:
-        ValueError: processes that are not connected, version 1 of FSDP, stage 3 of ZeRO, or DeepSpeed together with an
-            aggregator.
+        ValueError: processes that are not connected, FSDP in version 1 or together with `text_chunk`, stage 3 of ZeRO,
+            or DeepSpeed together with an aggregator.
     """
     state, model, args = trainer.accelerator.state, trainer.model, trainer.args
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -34,6 +34,11 @@ def set_up(trainer: Trainer) -> None:
             raise ValueError(
                 "FSDP was asked for in version 1, which cannot leave the prompts whole; write fsdp_version: 2, or use "
                 "DDP, which is enough for prompts this small."
+            )
+        if model.text_chunk is not None:
+            raise ValueError(
+                f"text_chunk={model.text_chunk} was given together with FSDP, where processes with different numbers "
+                "of texts would wait for each other for ever; leave text_chunk out."
             )
         whole = [parameter for parameter in model.parameters() if parameter.requires_grad or not parameter.dim()]
         state.fsdp_plugin.ignored_modules = [nn.ParameterList(whole).to(args.device)]

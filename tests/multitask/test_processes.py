@@ -2,7 +2,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from torch import nn
 
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainer, MultiTaskTrainingArguments
 from mmap_peft.multitask.images import IGNORE_INDEX
@@ -48,13 +47,14 @@ def test_processes_that_know_nothing_of_each_other_are_refused(clip, processor, 
     ("fsdp", "state", "sentence"),
     [
         (True, {"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "write fsdp_version: 2, or use DDP"),
+        (True, {"fsdp_plugin": SimpleNamespace(fsdp_version=2)}, "text_chunk=8 was given together with FSDP"),
         (False, {"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "write zero_stage: 2, or shard"),
     ],
 )
-def test_what_takes_prompts_apart_is_refused(fsdp, state, sentence):
+def test_what_cannot_be_trained_together_is_refused(fsdp, state, sentence):
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(state=SimpleNamespace(**state)),
-        model=nn.Linear(2, 2),
+        model=SimpleNamespace(text_chunk=8),
         args=SimpleNamespace(world_size=1),
         is_fsdp_enabled=fsdp,
         is_deepspeed_enabled=not fsdp,
