@@ -77,7 +77,7 @@ def plot_growth(panels: dict[str, dict[str, Any]], title: str, path: str | os.Pa
         for axes in (times, memory):
             axes.grid(color="0.92")
             axes.label_outer()
-            axes.legend(fontsize=8, loc="lower left")
+            axes.legend(fontsize=8, loc="upper left")
     for (axes, *_), label in zip(rows, ("time / floor", "peak memory, GB")):
         axes.set(ylabel=label)
         axes.set_ylim(bottom=0)  # at the end, since a fixed limit stops the scale from growing
