@@ -72,7 +72,7 @@ def test_the_groups_on_the_page(tmp_path, page):
 
 
 def test_the_choices(tmp_path):
-    for name in ("pictograms", "ablations", "first_layer"):
+    for name in ("pictograms", "ablations", "first_layer", "cache_dtype"):
         study, results = committed(name, tmp_path)
         assert set(choose(study, results)) == {one.name for one in study.experiments if one.grid}
         for file in ("choices.json", "choices.md"):
