@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -71,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
         if not os.path.isfile(file):
             raise ValueError(f"{short(file)} is no file; give pictures, folders of pictures or patterns.")
     classifier, title = read_model(place.model), os.path.basename(os.path.abspath(place.model))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-c, so that the folder is removed
     with tempfile.TemporaryDirectory(prefix="mmap_peft-app-") as folder:
         os.environ.setdefault("GRADIO_TEMP_DIR", folder)  # its own is one for all users, who can read it
         page = make_page(classifier, title, examples)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,6 +185,8 @@ def test_in_a_browser(trained, sun, tmp_path):
         page.locator("input[type=file]").first.set_input_files(tmp_path / "broken.png")
         expect(page.get_by_text("The picture cannot be read: it is no image").first).to_be_visible()
         browser.close()
+        assert list(Path(tempfile.gettempdir()).glob("mmap_peft-app-*"))
+    assert not list(Path(tempfile.gettempdir()).glob("mmap_peft-app-*"))
 
 
 def zero_shot(classifier: MultiTaskClassifier, picture: str) -> str:
