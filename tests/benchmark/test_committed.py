@@ -34,7 +34,10 @@ def page():
     return (ROOT / "docs" / "results.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["pictograms", "planted", "stability", "ladder"])
+PROTOCOLS = ("base_to_new", "cross_dataset", "leave_one_domain_out", "forgetting")
+
+
+@pytest.mark.parametrize("name", ["pictograms", "planted", "stability", "ladder", *PROTOCOLS])
 def test_the_report(name, tmp_path, no_pictures):
     study, results = committed(name, tmp_path)
     text = write_report(apply_choices(study, results)[0], results)
@@ -45,6 +48,39 @@ def test_the_report(name, tmp_path, no_pictures):
 def test_the_methods_on_the_page(page):
     text = (BENCHMARK / "results" / "pictograms" / "report.md").read_text()
     assert text[text.index("| experiment | parameters") : text.index("\n\n## ")] in page
+
+
+COLUMNS = {  # of the table of protocols: study, and the tasks whose mean accuracy is shown; None: the protocol's mean
+    "base": ("base_to_new", lambda task: task.endswith("_base")),
+    "new": ("base_to_new", lambda task: task.endswith("_new")),
+    "harmonic mean": ("base_to_new", None),
+    "other classes": ("cross_dataset", lambda task: task.startswith("second_half_")),
+    "other looks": ("cross_dataset", lambda task: task.startswith("visual_")),
+    "left out": ("leave_one_domain_out", None),
+    "untrained": ("forgetting", lambda task: task.startswith("second_half_") and not task.endswith("_base")),
+    "untrained, base": ("forgetting", lambda task: task.endswith("_base")),
+}
+
+
+def protocol_lines():
+    """The table of protocols on the page of results."""
+    cells, experiments = {}, {}
+    for column, (study, chosen) in COLUMNS.items():
+        (rows,) = json.loads((BENCHMARK / "results" / study / "summary.json").read_text()).values()
+        for row in rows:
+            name, accuracies = row["experiment"], row["accuracy"].items()
+            found = [value for task, value in accuracies if chosen and chosen(task)]
+            experiments.setdefault(name, row["trainable_parameters"])
+            value = fmean(found) if found else row["mean"] if chosen is None else None
+            cells[name, column] = "" if value is None else f"{100 * value:.1f}"
+    yield f"| experiment | parameters | {' | '.join(COLUMNS)} |"
+    for name, size in experiments.items():
+        yield f"| {name} | {size:,} | {' | '.join(cells.get((name, column), '') for column in COLUMNS)} |"
+
+
+def test_the_protocols_on_the_page(page):
+    head, *rows = protocol_lines()
+    assert "\n".join([head, "|---|" + "---:|" * (len(COLUMNS) + 1), *rows]) in page
 
 
 def test_the_groups_on_the_page(tmp_path, page):
