@@ -40,7 +40,8 @@ PROTOCOLS = ("base_to_new", "cross_dataset", "leave_one_domain_out", "forgetting
 @pytest.mark.parametrize("name", ["pictograms", "planted", "stability", "ladder", *PROTOCOLS])
 def test_the_report(name, tmp_path, no_pictures):
     study, results = committed(name, tmp_path)
-    text = write_report(apply_choices(study, results)[0], results)
+    study, untuned = apply_choices(study, results)
+    text = write_report(study, results, untuned)
     assert text == (BENCHMARK / "results" / name / "report.md").read_text()
     assert "Incomplete" not in text
 
