@@ -137,18 +137,25 @@ def make_page(classifier: MultiTaskClassifier, title: str, examples: Sequence[st
                 tasks = gradio.Markdown()
         if examples:
             gradio.Examples(list(examples), picture)
-        with gradio.Tab("Accuracies"):
-            head, rows = task_table(found)
-            gradio.Dataframe(rows, headers=head, interactive=False)
-        if found["groups"]:
-            with gradio.Tab("Groups"):
-                groups = [f"* {_shown(', '.join(group))}" for group in found["groups"]]
-                gradio.Markdown("\n".join([*groups, "", *found["remarks"]]))
-                if classifier.grouping.similarity is not None:
-                    gradio.HTML(f'<img src="{heat_map(classifier.grouping)}" alt="Affinity of the tasks">')
+        _show_training(classifier, found)
         asked = [picture.change, task.change, others.submit]
         gradio.on(asked, answer, [picture, task, others], [trained, plain, tasks])
     return page
+
+
+def _show_training(classifier: MultiTaskClassifier, found: dict[str, Any]) -> None:
+    """Accuracies and groups, from what `info` found, as tabs of the page that is being made."""
+    import gradio
+
+    with gradio.Tab("Accuracies"):
+        head, rows = task_table(found)
+        gradio.Dataframe(rows, headers=head, interactive=False)
+    if found["groups"]:
+        with gradio.Tab("Groups"):
+            groups = [f"* {_shown(', '.join(group))}" for group in found["groups"]]
+            gradio.Markdown("\n".join([*groups, "", *found["remarks"]]))
+            if classifier.grouping.similarity is not None:
+                gradio.HTML(f'<img src="{heat_map(classifier.grouping)}" alt="Affinity of the tasks">')
 
 
 def _shown(name: str) -> str:

@@ -30,24 +30,7 @@ def set_up(trainer: Trainer) -> None:
             "use_cpu=True (--use_cpu) to let them train together on the CPU."
         )
     if trainer.is_fsdp_enabled:
-        if state.fsdp_plugin.fsdp_version != 2:
-            raise ValueError(
-                "FSDP was asked for in version 1, which cannot leave the prompts whole; write fsdp_version: 2, or use "
-                "DDP, which is enough for prompts this small."
-            )
-        if model.text_chunk is not None:
-            raise ValueError(
-                f"text_chunk={model.text_chunk} was given together with FSDP, where processes with different numbers "
-                "of texts would wait for each other for ever; leave text_chunk out."
-            )
-        whole = [parameter for parameter in model.parameters() if parameter.requires_grad or not parameter.dim()]
-        state.fsdp_plugin.ignored_modules = [nn.ParameterList(whole).to(args.device)]
-        first = not is_sharded(model)  # stage 2 has the model of stage 1
-        fsdp2_prepare_model(trainer.accelerator, model)
-        if first:
-            for name in ("plain_features", "frozen_text_features"):  # they gather the weights, too
-                register_fsdp_forward_method(model, name)
-        trainer.is_fsdp_enabled = False  # nothing that is trained or saved is sharded
+        _shard(trainer)
     elif trainer.is_deepspeed_enabled:
         if state.deepspeed_plugin.zero_stage == 3:
             raise ValueError(
@@ -62,6 +45,29 @@ def set_up(trainer: Trainer) -> None:
         for parameter in model.parameters():
             if not parameter.dim():
                 parameter.ds_optim_param = True  # "do not broadcast": DeepSpeed 0.19 cannot broadcast a scalar
+
+
+def _shard(trainer: Trainer) -> None:
+    """Let FSDP shard the frozen base of a trainer's model."""
+    model, plugin = trainer.model, trainer.accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            "FSDP was asked for in version 1, which cannot leave the prompts whole; write fsdp_version: 2, or use "
+            "DDP, which is enough for prompts this small."
+        )
+    if model.text_chunk is not None:
+        raise ValueError(
+            f"text_chunk={model.text_chunk} was given together with FSDP, where processes with different numbers "
+            "of texts would wait for each other for ever; leave text_chunk out."
+        )
+    whole = [parameter for parameter in model.parameters() if parameter.requires_grad or not parameter.dim()]
+    plugin.ignored_modules = [nn.ParameterList(whole).to(trainer.args.device)]
+    first = not is_sharded(model)  # stage 2 has the model of stage 1
+    fsdp2_prepare_model(trainer.accelerator, model)
+    if first:
+        for name in ("plain_features", "frozen_text_features"):  # they gather the weights, too
+            register_fsdp_forward_method(model, name)
+    trainer.is_fsdp_enabled = False  # nothing that is trained or saved is sharded
 
 
 def is_sharded(model: nn.Module) -> bool:
