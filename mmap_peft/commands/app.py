@@ -9,10 +9,12 @@ groups. Only this computer reaches it, unless --host or --share says otherwise. 
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -72,6 +74,8 @@ def main(argv: Sequence[str]) -> None:
         if not os.path.isfile(file):
             raise ValueError(f"{short(file)} is no file; give pictures, folders of pictures or patterns.")
     classifier, title = read_model(place.model), os.path.basename(os.path.abspath(place.model))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # the address is seen in a pipe or a log, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-c, so that the folder is removed
     with tempfile.TemporaryDirectory(prefix="mmap_peft-app-") as folder:
         os.environ.setdefault("GRADIO_TEMP_DIR", folder)  # its own is one for all users, who can read it
@@ -81,9 +85,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_address(host: str, port: int | None) -> None:
-    """Raise an `OSError` if a page cannot have this address: Gradio would try for minutes."""
+    """Raise an error if a page cannot have this address: Gradio would try for minutes."""
+    if ":" in host:
+        raise ValueError(f"{short(host)} is no name and no IPv4 address; write --host with one, such as 0.0.0.0.")
     try:
-        socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        socket.create_server((host, port or 0)).close()
     except OSError as error:
         where = host if port is None else f"{host}, port {port}"
         reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # without the address
@@ -117,7 +123,7 @@ def make_page(classifier: MultiTaskClassifier, title: str, examples: Sequence[st
             with turn:
                 return classify(classifier, picture, task, others)
         except ValueError as error:
-            raise gradio.Error(str(error)) from error
+            raise gradio.Error(html.escape(str(error))) from error  # which may name what a visitor wrote
 
     found, names = info(classifier), choices(classifier)
     base = shown_base(found["base"]) or "a CLIP"

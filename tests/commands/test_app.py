@@ -22,7 +22,7 @@ from mmap_peft.data.pictograms import draw
 from ..conftest import load_clip, make_task
 
 
-APP = (sys.executable, "-u", "-m", "mmap_peft", "app")
+APP = (sys.executable, "-m", "mmap_peft", "app")
 SPACE = Path(__file__).parents[2] / "examples" / "space"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -120,6 +120,7 @@ def test_without_gradio_a_sentence_says_what_to_install(trained, call, monkeypat
         (["--port", "{taken}"], r"cannot listen on 127\.0\.0\.1, port \d+ \(Address already in use\); write another"),
         (["--host", "no.such.invalid"], r"cannot listen on no\.such\.invalid \(.+\); write another --host"),
         (["--host", "192.0.2.1"], r"cannot listen on 192\.0\.2\.1 \(Cannot assign requested address\); write"),
+        (["--host", "::1"], "'::1' is no name and no IPv4 address; write --host with one, such as 0.0.0.0"),
         (["--port", "0"], "Invalid value 0 for `port`: expected an integer from 1 to 65535"),
         (["--examples", "sun.jgp"], "'sun.jgp' is no file; give pictures, folders of pictures or patterns"),
         (["--examples", "*.nothing"], "holds no image"),
@@ -134,7 +135,7 @@ def test_mistakes_are_one_sentence(options, sentence, trained, call):
 
 def test_the_space_serves_the_model_that_its_variable_names(trained, monkeypatch):
     monkeypatch.setenv("MODEL", trained)
-    with serving(sys.executable, SPACE / "app.py") as address, urllib.request.urlopen(address) as page:
+    with serving(sys.executable, "-u", SPACE / "app.py") as address, urllib.request.urlopen(address) as page:
         assert trained in page.read().decode()
 
 
