@@ -87,6 +87,5 @@ class KeptStates:
         return ImageStates(self.cache.layer, states)
 
     def __call__(self) -> ImageStates:
-        return ImageStates(
-            self.cache.layer, torch.stack([self.cache.get(key) for key in self.keys]).to(self.pixels.device)
-        )
+        states = torch.stack([self.cache.get(key) for key in self.keys])
+        return ImageStates(self.cache.layer, states.to(self.pixels.device))

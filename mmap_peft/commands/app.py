@@ -31,7 +31,7 @@ from ..multitask.classifier import MultiTaskClassifier
 from ..multitask.decoding import decode
 from .info import info, percent, task_table, trained_parameters
 from .parsing import CommandParser
-from .predict import find_files
+from .predict import class_names_of, find_files, finds_tasks
 from .reading import MODEL_HELP, read_model
 from .report_pictures import heat_map
 
@@ -176,9 +176,7 @@ def _file(dropped: Any) -> str | None:
 def choices(classifier: MultiTaskClassifier) -> list[tuple[str, str]]:
     """What can be chosen as the task of a picture, as shown and as `classify` takes it: `ANY` first, if there are
     prototypes of all tasks."""
-    tasks, prototypes = classifier.tasks, classifier.prototypes
-    found = prototypes is not None and tasks.keys() <= prototypes.features.keys()
-    return [*([ANY] if found else []), *((name, name) for name in tasks)]
+    return [*([ANY] if finds_tasks(classifier) else []), *((name, name) for name in classifier.tasks)]
 
 
 def classify(
@@ -211,7 +209,7 @@ def classify(
 
     def predict() -> tuple[Any, Shares]:
         found = classifier.predict([image], task or None, class_names=names)
-        classes = getattr(found, "class_names", None) or names or classifier.tasks[task].class_names
+        classes = class_names_of(found, classifier, task, names)
         return found, dict(zip(classes, found.probabilities[0].tolist()))
 
     found, trained = predict()

@@ -97,6 +97,20 @@ def find_files(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(files))
 
 
+def finds_tasks(classifier: MultiTaskClassifier) -> bool:
+    """Whether there are prototypes of all tasks, which find the task of an image."""
+    prototypes = classifier.prototypes
+    return prototypes is not None and classifier.tasks.keys() <= prototypes.features.keys()
+
+
+def class_names_of(
+    found: Any, classifier: MultiTaskClassifier, task: str | None, given: list[str] | None
+) -> list[str]:
+    """The class names of the columns of `found.probabilities`; `found` is what `classifier.predict` returned for a
+    task and the classes that were given."""
+    return getattr(found, "class_names", None) or given or classifier.tasks[task].class_names
+
+
 def _task(classifier: MultiTaskClassifier, task: str | None) -> str | None:
     """The task of the images, or `None` if the prototypes find it."""
     names = list(classifier.tasks)
@@ -104,7 +118,7 @@ def _task(classifier: MultiTaskClassifier, task: str | None) -> str | None:
         classifier.check_task(task)
     elif len(names) == 1:
         return names[0]
-    elif classifier.prototypes is None or set(names) - set(classifier.prototypes.features):
+    elif not finds_tasks(classifier):
         raise ValueError(
             f"The model has no prototypes, which find an image's task; write --task with one of {', '.join(names)}."
         )
@@ -126,7 +140,7 @@ def _predictions(
         if not images:
             continue
         found = classifier.predict(images, task, class_names=own.class_names)
-        classes = getattr(found, "class_names", None) or own.class_names or classifier.tasks[task].class_names
+        classes = class_names_of(found, classifier, task, own.class_names)
         best = found.probabilities.topk(min(own.top, len(classes)))
         for row, name in enumerate(names):
             chosen = zip(best.indices[row].tolist(), best.values[row].tolist())
