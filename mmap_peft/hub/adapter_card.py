@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from markupsafe import Markup
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
-from ..methods.pooled import PooledConfig
+from ..methods.pooled import PooledConfig, keeps_images
 from ..tuner.checked import CheckedTuner
 from ..version import __version__
 from .markdown import escaped, link, literal, settings
@@ -30,6 +30,7 @@ def adapter_card(
     repo_id: str | None = None,
     places: Sequence[str] = ("",),
     tasks: int = 0,
+    chosen: Mapping[str, float] | None = None,
 ) -> ModelCard:
     """A card that says which method and base an adapter is of, and how PEFT loads it.
 
@@ -40,6 +41,7 @@ def adapter_card(
         repo_id, places (*optional*): where the adapters will be, for the code example: the repository, and their
             folders in it.
         tasks (`int`): number of the tasks of the classifier that it belongs to; 0: it belongs to none.
+        chosen (`Mapping[str, float]`, *optional*): settings in place of those of the config.
     """
     base_id, known = hub_id(base_model), getattr(config, "method", None)  # PEFT's own configs have none
     name = shown_base(base_model) or base_class
@@ -52,10 +54,11 @@ def adapter_card(
     values = {
         "method": getattr(known, "name", type(config).__name__.removesuffix("Config")),
         "source": getattr(known, "source", None),
-        "settings": settings(config),
+        "settings": settings(config, chosen),
         "parameters": parameters,
         "tasks": tasks,
         "of_peft": not isinstance(config, PooledConfig),
+        "keeps_images": keeps_images(config),
         "base_name": name,
         "base": link(base_id, name),
         "base_class": base_class,

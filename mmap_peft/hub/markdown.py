@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -23,10 +24,11 @@ class MarkdownText(str):
         return re.sub(r"(://|(?<=www)\.|@)", r"<!-- -->\1", text, flags=re.IGNORECASE)
 
 
-def settings(config: PeftConfig) -> list[tuple[str, str]]:
-    """The settings of a method, without those of every `PeftConfig` and those that are unset or off."""
+def settings(config: PeftConfig, chosen: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
+    """The settings of a method, without those of every `PeftConfig` and those that are unset or off. Those that were
+    `chosen` later take the place of the config's."""
     names = {setting.name for setting in fields(config)} - {setting.name for setting in fields(PeftConfig)}
-    values = {name: getattr(config, name) for name in sorted(names)}
+    values = {name: getattr(config, name) for name in sorted(names)} | dict(chosen or {})
     unset = (None, False, ENCODER_LAYERS, [], {}, "", "none")
     return [(name, str(value)) for name, value in values.items() if value not in unset and not is_dataclass(value)]
 

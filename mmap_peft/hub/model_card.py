@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markupsafe import Markup
 from peft import PeftConfig
 
+from ..methods.pooled import keeps_images
 from ..prompts.base import PromptConfig
 from ..registration import known_methods
 from .markdown import escaped, link, literal, one_line, settings
@@ -23,7 +24,8 @@ def model_card(
     Args:
         description (`dict`): the content of `tasks.json`; and `base_class`, the name of the base's class, which is
             shown if the base has no name, `adapter_parameters` and `base_parameters`, the numbers of parameters of all
-            adapters together and of the base, `has_heat_map`, and `grouping_remarks`, sentences about the groups.
+            adapters together and of the base, `has_heat_map`, `grouping_remarks`, sentences about the groups, and
+            `chosen_settings` of each adapter, by its name, in place of those of the config.
         config (`PeftConfig`): the method and its settings.
         repo_id, subfolder (`str`, *optional*): where the classifier will be, for the code example that loads it.
     """
@@ -49,7 +51,8 @@ def model_card(
         "base": link(base_id, base),
         "base_is_local": base_id is None,
         "prompted": prompted,
-        "settings": settings(config),
+        "settings": settings(config, _joined(description["chosen_settings"])),
+        "keeps_images": keeps_images(config),
         "is_mmap": config.peft_type == "MMAP",
         "source": known_method and known_method.source,
         "class_lists": _class_lists(tasks),
@@ -114,6 +117,20 @@ def _class_lists(tasks: list[dict[str, Any]]) -> list[tuple]:
         key = tuple(task["class_names"]), templates, tuple(task["classes_for_training"] or ())
         names.setdefault(key, []).append(task["name"])
     return [(alike, *classes_and_templates) for classes_and_templates, alike in names.items()]
+
+
+def _joined(settings: dict[str, dict[str, float]]) -> dict[str, str]:
+    """Settings of adapters, by their names, as one text for each setting: those that differ with their adapters."""
+    found: dict[str, dict[float, list[str]]] = {}
+    for adapter, chosen in settings.items():
+        for name, value in chosen.items():
+            found.setdefault(name, {}).setdefault(value, []).append(adapter)
+    return {
+        name: ", ".join(
+            str(value) if len(adapters) == 1 else f"{value} ({', '.join(of)})" for value, of in adapters.items()
+        )
+        for name, adapters in found.items()
+    }
 
 
 def _dataset_id(source: str | None) -> str | None:

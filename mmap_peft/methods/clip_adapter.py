@@ -28,22 +28,23 @@ class CLIPAdapter(PooledModule):
         self.text = None if config.text_ratio is None else _network(dim, config.reduction).to(device)
 
     def image_features(self, features: torch.Tensor) -> torch.Tensor:
-        return _mixed(self.image, self.ratio, features.float())
+        return _mixed(self.image, self.ratio, features)
 
     def class_weights(self, text_features: TextFeatures) -> Weights:
         features = text_features()
         if self.text is None or self.text_ratio is None:
             return features, None
-        return F.normalize(_mixed(self.text, self.text_ratio, features.float()), dim=-1), None
+        return F.normalize(_mixed(self.text, self.text_ratio, features), dim=-1), None
 
 
-def _network(dim: int, reduction: int) -> nn.Module:
+def _network(dim: int, reduction: int) -> nn.Sequential:
     width = max(dim // reduction, 1)
     return nn.Sequential(nn.Linear(dim, width, bias=False), nn.ReLU(), nn.Linear(width, dim, bias=False), nn.ReLU())
 
 
-def _mixed(network: nn.Module, ratio: float, features: torch.Tensor) -> torch.Tensor:
-    return ratio * network(features) + (1 - ratio) * features
+def _mixed(network: nn.Sequential, ratio: float, features: torch.Tensor) -> torch.Tensor:
+    changed = network(features.to(network[0].weight.dtype))  # not float32 if the whole classifier was cast
+    return ratio * changed.float() + (1 - ratio) * features.float()
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from peft import PeftConfig
 from torch import nn
 
 from ..prompts.method import MethodConfig
@@ -26,9 +27,14 @@ class PooledModule(nn.Module):
 
     weights_from_texts: ClassVar[bool] = True  # whether `class_weights` are a function of text features alone
     adds_logits: ClassVar[bool] = False  # whether `added_logits` returns any
+    keeps_images: ClassVar[bool] = False  # whether it holds the features of the training images
 
     def __init__(self, config: PooledConfig, text_features: torch.Tensor) -> None:
         super().__init__()
+
+    def chosen_settings(self) -> dict[str, float]:
+        """Settings in place of those of the config, by name."""
+        return {}
 
     @property
     def is_empty(self) -> bool:
@@ -76,3 +82,8 @@ class PooledConfig(MethodConfig):
 
     module_class: ClassVar[type[PooledModule]]
     tuner_class = PooledTuner
+
+
+def keeps_images(config: PeftConfig | None) -> bool:
+    """Whether the adapters of a method hold the features of the training images."""
+    return isinstance(config, PooledConfig) and config.module_class.keeps_images

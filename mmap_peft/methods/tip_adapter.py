@@ -22,13 +22,16 @@ class TipAdapter(PooledModule):
     """A task's cache: `keys`, (classes, shots, dim), where shots are the images of the class with most of them and
     places without an image are zeros, `alpha` and `beta`. `keys` are a parameter with `train_keys`."""
 
-    adds_logits = True
+    adds_logits = keeps_images = True
 
     def __init__(self, config: TipAdapterConfig, text_features: torch.Tensor) -> None:
         super().__init__(config, text_features)
         keys = text_features.new_zeros(len(text_features), 0, text_features.shape[1], dtype=torch.float32)
         self.keys = nn.Parameter(keys) if config.train_keys else nn.Buffer(keys)
         self.alpha, self.beta = (nn.Buffer(keys.new_tensor(value)) for value in (config.alpha, config.beta))
+
+    def chosen_settings(self) -> dict[str, float]:
+        return {"alpha": round(self.alpha.item(), 6), "beta": round(self.beta.item(), 6)}
 
     @property
     def is_empty(self) -> bool:
@@ -39,7 +42,7 @@ class TipAdapter(PooledModule):
 
     def cosines(self, features: torch.Tensor) -> torch.Tensor:
         """Of unit image features with the keys, (images, classes, shots)."""
-        return (features.float() @ self.keys.flatten(0, 1).T).unflatten(1, self.keys.shape[:2])
+        return (features.float() @ self.keys.float().flatten(0, 1).T).unflatten(1, self.keys.shape[:2])
 
     def sums(self, cosines: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
         """The sum over the images of each class of exp(-beta (1 - cosine)), (images, classes)."""
@@ -96,7 +99,8 @@ class TipAdapterConfig(PooledConfig):
     prepared once, as for evaluation.
 
     Among other classes than the task's own, by their names, all are told apart by their texts alone: a class with
-    images would always win over one without. The task's own classes, or some of them, keep their images.
+    images would always win over one without. The task's own classes, or some of them, keep their images; so among
+    them, a class without training images, such as one that is not in `classes_for_training`, hardly ever wins.
 
     Source: Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022, section
     3, and the authors' code for the settings.

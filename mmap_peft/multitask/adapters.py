@@ -74,6 +74,10 @@ class AdapterSet(nn.Module):
         """The settings of one adapter, as PEFT completed them when it put the adapter into the model."""
         return self.config
 
+    def chosen_settings(self, adapter: str) -> dict[str, float]:
+        """Settings of one adapter that were chosen after it was made, in place of those of its config."""
+        return {}
+
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
         """The parameters of one adapter, by name."""
         return {}
@@ -93,9 +97,12 @@ class AdapterSet(nn.Module):
         for name, parameter in self.parameters_of(adapter).items():
             parameter.copy_(tensors[name])
 
-    def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
+    def enter(
+        self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor], seed: int | None = None
+    ) -> None:
         """Prepare for a new task, given the name of its own adapter, its number of classes, and a function that
-        computes their unit text features by the plain base, (classes, dim)."""
+        computes their unit text features by the plain base, (classes, dim). `seed` is of initial values that are made
+        here; `None`: that of the other adapters."""
 
     def check_routes(self, routes: Mapping[str, Route]) -> None:
         """Raise a `ValueError` if tasks cannot be trained with these routes, by their names."""

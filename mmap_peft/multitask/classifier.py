@@ -101,13 +101,13 @@ class MultiTaskClassifier(TaskCaches):
                 parameter.requires_grad_(flag)
             raise
 
-    def _enter(self, task: Task, route: Route) -> None:
+    def _enter(self, task: Task, route: Route, seed: int | None = None) -> None:
         def text_features() -> torch.Tensor:
             with torch.no_grad(), self.evaluating():
                 return self._encode({task.name: (task, ())})[0]
 
         with torch.inference_mode(False):  # parameters that are made in inference mode cannot train
-            self.adapter_set.enter(task.adapter, len(task.class_names), text_features)
+            self.adapter_set.enter(task.adapter, len(task.class_names), text_features, seed)
         self.tasks = {**self.tasks, task.name: task}
         self.routes = {**self.routes, task.name: route}
 

@@ -6,11 +6,16 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.utils import logging
 
 from ..checking import Count, Seed, checked, shortened
+from ..registration import known_methods
 from ..tuner.attention import takes_prompts
 from ..tuner.container import plain_name
 from .task import Task
+
+
+logger = logging.get_logger(__name__)
 
 
 def check_task_object(task: Any, name: str = "task") -> None:
@@ -35,8 +40,17 @@ def check_contexts(task: Task, contexts: int | None) -> None:
         )
 
 
-def check_weight_decay(classifier: Any, optimizer: Any) -> None:
-    """Raise a `ValueError` if an optimizer would change the rows of probes for classes that are not trained."""
+def check_optimizer(classifier: Any, args: Any, optimizer: Any) -> None:
+    """Raise a `ValueError` if an optimizer would change the rows of probes for classes that are not trained, and warn
+    of the default learning rate where it is far too high for the method."""
+    default, config = type(args).learning_rate, classifier.adapter_config
+    known = known_methods().get(config.peft_type)
+    if known and {group.get("initial_lr") for group in optimizer.param_groups} == {default}:
+        if default >= 10 * known.learning_rate:
+            logger.warning_once(
+                f"learning_rate={default}, the default, is for MmAP and far too high for {type(config).__name__}; "
+                f"begin with starting_learning_rate(config), which is {known.learning_rate}."
+            )
     restricted = [task for task in classifier.tasks.values() if not task.trains_all_classes]
     parts = [classifier.adapter_set.class_parameters(task.adapter) for task in restricted]
     weights = {parameter for part in parts for parameter in part.values()}

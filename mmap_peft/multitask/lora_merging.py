@@ -97,6 +97,7 @@ def merge_lora(
             f"{len(scales)} weights were given for {len(parts)} classifiers; write one for each, or one for all."
         )
     rank = _rank(parts, rank)
+    _check_density(parts, density)
     state = _merged_state(base, parts, scales, density, rank)
     tasks, config = [task for part in parts for task in part.tasks], _plain(parts[0].config, rank)
     classifier = MultiTaskClassifier(base, processor, tasks, config, text_chunk=text_chunk)
@@ -169,6 +170,17 @@ def _rank(parts: list[_Part], rank: int | None) -> int:
     if rank is not None and rank > largest:
         raise ValueError(f"rank={rank} is larger than the smallest of the merged matrices; write {largest} or less.")
     return rank or min(largest, sum(max(len(a) for a, _ in each) for each in pairs))
+
+
+def _check_density(parts: list[_Part], density: float) -> None:
+    """Raise a `ValueError` if no element of an update would be kept."""
+    state = parts[0].state
+    smallest = min(len(state[_of_b(name)]) * a[0].numel() for name, a in state.items() if name != _of_b(name))
+    if not int(density * smallest):
+        raise ValueError(
+            f"density={density} keeps none of the {smallest} elements of the smallest update; write {1 / smallest:.2g} "
+            "or more."
+        )
 
 
 def _plain(config: LoraConfig, rank: int) -> LoraConfig:

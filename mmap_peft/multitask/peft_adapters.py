@@ -160,7 +160,9 @@ class PromptSet(PeftSet):
         with new_parameters(seed):
             self.model.add_adapter(bracketed(name), copy.deepcopy(self.config))
 
-    def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
+    def enter(
+        self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor], seed: int | None = None
+    ) -> None:
         self.task_probes.class_counts[adapter] = classes
         self._add_probes([adapter] if adapter in self.names else [])
 

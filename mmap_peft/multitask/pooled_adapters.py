@@ -19,7 +19,7 @@ class PooledSet(AdapterSet):
 
     Args:
         clip (`PreTrainedModel`), config (`PooledConfig`): as for `AdapterSet`.
-        seed (`int`): seed of initial values, which are the same for all tasks.
+        seed (`int`): seed of initial values, the same for all tasks that are not given another.
     """
 
     def __init__(self, clip: PreTrainedModel, config: PooledConfig, seed: int) -> None:
@@ -38,10 +38,15 @@ class PooledSet(AdapterSet):
         """The module of the task with this route; `None` for the plain base."""
         return self.parts[self._names.index(route[0])] if route else None
 
-    def enter(self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor]) -> None:
+    def chosen_settings(self, adapter: str) -> dict[str, float]:
+        return self.part((adapter,)).chosen_settings()
+
+    def enter(
+        self, adapter: str, classes: int, text_features: Callable[[], torch.Tensor], seed: int | None = None
+    ) -> None:
         """Add a module for a task."""
         features = text_features()
-        with new_parameters(self.seed):
+        with new_parameters(self.seed if seed is None else seed):
             self.parts.append(self.config.module_class(self.config, features))
         self._names.append(adapter)
 

@@ -14,6 +14,7 @@ from .averaging import AdapterAverage
 from .consistency import Consistency
 from .output import task_losses
 from .probe_stages import ProbeStages
+from .regularization_arguments import Regularization
 from .templates import TEMPLATES
 
 
@@ -35,11 +36,7 @@ class RegularizedTrainer(ProbeStages):
     def __init__(self, **kwargs: Any) -> None:
         model, args = kwargs["model"], kwargs["args"]
         self._regularization = regularization = args.regularization(model.adapter_config)
-        if any(regularization[:3]) and not model.uses_prompts:
-            raise ValueError(
-                f"The losses text_consistency, image_consistency and logit_consistency compare prompts with the CLIP "
-                f"without them, but {type(model.adapter_config).__name__} has no prompts; leave them out."
-            )
+        _check(regularization, model.adapter_config, args.probe_after)
         self._consistency: Consistency | None = None
         self.average = AdapterAverage(model, 0.0, 1.0)
         super().__init__(**kwargs)
@@ -111,3 +108,24 @@ class RegularizedTrainer(ProbeStages):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self.average.values = {}  # the adapters hold the average that was evaluated best
+
+
+def _check(regularization: Regularization, config: Any, probe_after: float | None) -> None:
+    """Raise a `ValueError` if a setting would have no effect on adapters with this config, or a wrong one."""
+    name, towers = type(config).__name__, getattr(config, "towers", None)
+    if any(regularization[:3]) and towers is None:
+        raise ValueError(
+            "The losses text_consistency, image_consistency and logit_consistency compare prompts with the CLIP "
+            f"without them, but {name} has no prompts; leave them out."
+        )
+    for loss, tower in ("text_consistency", "text"), ("image_consistency", "vision"):
+        if getattr(regularization, loss) and tower not in towers:
+            raise ValueError(
+                f"{loss} compares features of the {tower} tower, which {name} does not change; leave it out."
+            )
+    if regularization.average_mean and probe_after is not None:
+        raise ValueError(
+            f"probe_after={probe_after} trains probes for the prompts of the last step before, but with "
+            f"average_mean={regularization.average_mean} training results in other prompts; write average_mean=0.0, or "
+            "leave probe_after out."
+        )

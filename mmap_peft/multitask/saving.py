@@ -134,8 +134,9 @@ def write_card(classifier: Any, folder: Path, repo_id: str | None = None, subfol
     clip, tasks = classifier.clip, len(classifier.tasks)
     for adapter in classifier.adapters:
         config, size = classifier.adapter_set.config_of(adapter), classifier.adapter_size(adapter)
+        chosen = classifier.adapter_set.chosen_settings(adapter)
         place = "/".join(filter(None, [subfolder, adapter]))
-        card = adapter_card(config, clip.name_or_path, type(clip).__name__, size, repo_id, [place], tasks)
+        card = adapter_card(config, clip.name_or_path, type(clip).__name__, size, repo_id, [place], tasks, chosen)
         card.save(folder / adapter / CARD_FILE)
     return names
 
@@ -181,6 +182,7 @@ def model_card(classifier: Any, repo_id: str | None = None, subfolder: str | Non
         "base_parameters": classifier.base_size,
         "has_heat_map": _has_affinity(classifier),
         "grouping_remarks": [] if classifier.grouping is None else classifier.grouping.remarks,
+        "chosen_settings": {name: classifier.adapter_set.chosen_settings(name) for name in classifier.adapters},
     }
     return cards.model_card(description, classifier.adapter_config, repo_id, subfolder)
 

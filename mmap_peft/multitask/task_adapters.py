@@ -232,7 +232,7 @@ class TaskAdapters(nn.Module):
         self.check_new_task(task, route)
         if self.uses_prompts:
             self.adapter_set.add(task.adapter, seed)
-        self._enter(task, route)
+        self._enter(task, route, seed)
         self.grouping = self._grouping_with(task.name, shared)
         self.train_adapters([route[-1]])
         return nearest
@@ -284,7 +284,7 @@ class TaskAdapters(nn.Module):
             groups.append([task])
         return TaskGrouping([*self.grouping.tasks, task], groups, mode="given")
 
-    def _enter(self, task: Task, route: Route) -> None:
+    def _enter(self, task: Task, route: Route, seed: int | None = None) -> None:
         """Add a task that was checked."""
         raise NotImplementedError
 

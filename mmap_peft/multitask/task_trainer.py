@@ -21,7 +21,7 @@ from .cached_steps import CachingTrainer
 from .checkpoint_files import saved_state
 from .classifier import MultiTaskClassifier
 from .images import TaskImages, collate
-from .inputs import check_weight_decay
+from .inputs import check_optimizer
 from .metrics import accuracies, predicted_classes
 from .not_finite import NotFinite
 from .regularized_trainer import RegularizedTrainer
@@ -86,8 +86,7 @@ class TaskTrainer(CachingTrainer, RegularizedTrainer, TrainerCallback):
         self.sampler: TaskSampler | None = None
         self.add_callback(self)
         self._optimizer_given = self.optimizer is not None or self.lr_scheduler is not None
-        self._seconds_waiting = 0.0  # how long this training has waited for batches
-        self._not_finite = NotFinite()
+        self._seconds_waiting, self._not_finite = 0.0, NotFinite()  # for batches, in this training
         tasks = 1 if args.sharing == "none" else len(model.tasks)
         self._aggregator = None if args.aggregator is None else find_aggregator(args.aggregator, tasks)
         if self.is_fsdp_enabled:
@@ -101,7 +100,7 @@ class TaskTrainer(CachingTrainer, RegularizedTrainer, TrainerCallback):
     # ---- steps
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        check_weight_decay(self.model, kwargs["optimizer"])
+        check_optimizer(self.model, args, kwargs["optimizer"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # accelerate's data loaders do not set a sampler's epoch if batches are skipped on resuming.
@@ -241,6 +240,7 @@ class TaskTrainer(CachingTrainer, RegularizedTrainer, TrainerCallback):
             self.model.fill_empty_caches(self.train_dataset, self.args.per_device_eval_batch_size)
             if not self.model.training_adapters:
                 return TrainOutput(0, 0.0, {})
+            self._check_optimizer()  # filled caches are new parameters
         self._seconds_waiting, self._not_finite = 0.0, NotFinite()
         if self.is_deepspeed_enabled and checkpoint:
             self._load_from_checkpoint(checkpoint)  # the engine's checkpoint holds weights only
@@ -263,8 +263,8 @@ class TaskTrainer(CachingTrainer, RegularizedTrainer, TrainerCallback):
         elif not optimized <= training:
             raise ValueError(
                 "The optimizer that was given holds other parameters than those that train, since adapters were "
-                "replaced or set to train after it was made; make a new one, or give optimizer_cls_and_kwargs, from "
-                "which the trainer makes an optimizer of the parameters that train."
+                "replaced, filled or set to train after it was made; make a new one, or give optimizer_cls_and_kwargs, "
+                "from which the trainer makes an optimizer of the parameters that train."
             )
 
     def checkpoint_state(self) -> dict[str, Any]:

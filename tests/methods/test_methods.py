@@ -117,6 +117,16 @@ def base_tensors(classifier):
 # ---- the start
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_classifier_that_is_cast_as_a_whole_predicts_nearly_the_same(dtype, method, make):
+    pictures = [draw("print", "sun", 40), draw("photo", "cloud", 41)]
+    classifier = make(method)
+    disturb(classifier)
+    before = classifier.predict(pictures, ["print", "photo"]).probabilities
+    after = classifier.to(dtype).predict(pictures, ["print", "photo"]).probabilities
+    torch.testing.assert_close(after, before, atol=1e-5 if dtype == torch.float64 else 0.2, rtol=0)
+
+
 def test_it_starts_as_zero_shot(method, make, batch):
     if method in OTHER_START:
         pytest.skip("it starts with random networks, or with training images, as its paper does")
@@ -327,6 +337,15 @@ def test_one_more_task(method, make, batch):
     output = classifier.train()(batch["pixel_values"], torch.full((6,), 3), torch.zeros(6, dtype=torch.long))
     output.loss.backward()
     assert {a for a, _, p in parameters(classifier) if p.grad is not None} == {"sketch" if probe else "global"}
+
+
+def test_the_seed_of_one_more_task_decides_its_start(make):
+    starts = []
+    for fields in {}, {"seed": 0}, {"seed": 5}:
+        classifier = make("clip-adapter")
+        classifier.add_task(make_task("sketch", 4), **fields)
+        starts.append(classifier.adapter_parameters("sketch")["image.0.weight"])
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
 
 
 OTHERS = [PEFT_TYPE_TO_CONFIG_MAPPING[name] for name in OTHER_PEFT_TYPES if name in PEFT_TYPE_TO_CONFIG_MAPPING]

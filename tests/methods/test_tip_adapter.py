@@ -149,6 +149,21 @@ def test_a_trainer_fills_caches_once_and_trains_keys(make, arguments):
                 trainer.train()
 
 
+def test_an_optimizer_of_caches_that_were_empty_is_refused(make, arguments):
+    args = arguments(max_steps=1, save_strategy="no", learning_rate=1e-3)
+    for filled in (False, True):
+        classifier = make(filled=filled, train_keys=True)
+        optimizer = torch.optim.AdamW([p for p in classifier.parameters() if p.requires_grad], lr=1e-3)
+        trainer = MultiTaskTrainer(model=classifier, args=args, optimizers=(optimizer, None))
+        if filled:
+            before = classifier.adapter_state("photo")["keys"].clone()
+            trainer.train()
+            assert not torch.equal(classifier.adapter_state("photo")["keys"], before)
+        else:
+            with pytest.raises(ValueError, match="adapters were replaced, filled or set to train after it was made"):
+                trainer.train()
+
+
 def test_classes_that_are_not_trained_have_no_images(make):
     classifier, whole = make(restricted=True), make()
     found, expected = (each.adapter_state("print")["keys"].any(-1).sum(1).tolist() for each in (classifier, whole))
@@ -194,6 +209,10 @@ def test_a_folder_and_an_onnx_file_give_the_same_answers(train_keys, make, tmp_p
     classifier, picture = make(train_keys=train_keys), draw("photo", "star", 7)
     classifier.choose_cache_scales({"photo": images("photo", [1, 1, 1, 1], 10)}, [2.5], [4.0])
     classifier.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "| alpha | 1.17 (print), 2.5 (photo) |" in card and "| beta | 1.0 (print), 4.0 (photo) |" in card
+    assert "hold the features of the training images" in card and ("Nothing was trained." in card) != train_keys
+    assert "| alpha | 2.5 |" in (tmp_path / "saved" / "photo" / "README.md").read_text()
     again = MultiTaskClassifier.from_pretrained(tmp_path / "saved")
     fresh = make(filled=False, train_keys=train_keys)
     fresh.load_adapters(tmp_path / "saved")

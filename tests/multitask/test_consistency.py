@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mmap_peft import (
+    CoOpConfig,
     IVLPConfig,
     MmAPConfig,
     MMRLTokensConfig,
@@ -279,6 +280,18 @@ def test_methods_without_prompts_have_no_consistency(clip, processor, tasks, arg
     classifier = MultiTaskClassifier(clip, processor, tasks, lora_config(r=2))
     with pytest.raises(ValueError, match="LoraConfig has no prompts; leave them out"):
         MultiTaskTrainer(classifier, arguments(image_consistency=1.0))
+
+
+@pytest.mark.parametrize(
+    ("config", "loss", "tower"),
+    [(VPTConfig(), "text_consistency", "text"), (CoOpConfig(), "image_consistency", "vision")],
+)
+def test_a_loss_of_a_tower_without_prompts_is_refused(config, loss, tower, clip, processor, tasks, arguments):
+    classifier = MultiTaskClassifier(clip, processor, tasks, config)
+    sentence = f"{loss} compares features of the {tower} tower, which {type(config).__name__} does not change"
+    with pytest.raises(ValueError, match=sentence):
+        MultiTaskTrainer(classifier, arguments(**{loss: 1.0}))
+    MultiTaskTrainer(classifier, arguments(logit_consistency=1.0))
 
 
 def test_a_class_name_that_is_too_long_for_the_templates_stops_before_training(make, arguments):

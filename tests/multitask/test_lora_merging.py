@@ -194,6 +194,7 @@ def test_parts_that_do_not_fit_together(make):
         ({"density": 0}, "for `density`: expected a finite number above 0 and of at most 1"),
         ({"density": 1.5}, "for `density`"),
         ({"density": "0.2"}, "for `density`"),
+        ({"density": 1e-4}, r"density=0.0001 keeps none of the \d+ elements of the smallest update; write 0.0"),
         ({"weights": -1.0}, "for `weights`"),
         ({"weights": [1.0, float("nan")]}, r"for `weights"),
         ({"weights": [1.0, 1.0, 1.0]}, "3 weights were given for 2 classifiers; write one for each"),
