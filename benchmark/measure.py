@@ -33,7 +33,7 @@ from .machine import origin, peak_memory, reset_peak_memory, total_peak_memory
 from .means import protocol_mean
 from .planted_runs import PLANTED_RUNS
 from .predictions import accuracy_by_task, correct, predict
-from .protocols import AT_ONCE, Training, trainings
+from .protocols import AT_ONCE, Training, evaluated, read_targets, trainings, without_duplicates
 from .run import Run
 from .trainers import train
 
@@ -120,6 +120,8 @@ def measure(run: Run, predictions: str | os.PathLike | None = None) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         args = _arguments(run, folder)
         domains, split = run.data.read(run.fraction, run.shots, run.seed)
+        targets = read_targets(run)
+        split = without_duplicates(run, domains, split, targets)
         if run.evaluated_on == "validation":
             tasks, split = run.data.hold_out(split, domains, args.template, run.seed)
         else:
@@ -129,12 +131,12 @@ def measure(run: Run, predictions: str | os.PathLike | None = None) -> dict[str,
             found["seconds"] = {"total": time.perf_counter() - start}
             found["peak_bytes"] = {"total": total_peak_memory()}
         else:
-            for part in trainings(run, tasks):
+            for part in trainings(run, tasks, targets):
                 results.append(_measure_classifier(run, part, args))
                 gc.collect()  # frees this classifier's CLIP before the next one is loaded
             found = _summarise(run, results, time.perf_counter() - start)
             if run.evaluated_on == "test":
-                found |= _test_images(domains, split)
+                found |= _test_images(*evaluated(domains, split, targets))
                 if predictions is not None:
                     pq.write_table(pa.concat_tables(each.predictions for each in results), predictions)
     return {**found, "split": split.digest, "settings": run.settings, "seed": run.seed, **origin()}

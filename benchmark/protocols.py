@@ -14,11 +14,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
 
+from mmap_peft.data.duplicates import drop_duplicates
+from mmap_peft.data.splits import Split
 from mmap_peft.multitask.classifier import MultiTaskClassifier
 from mmap_peft.multitask.output import Prediction, RoutedPrediction
 from mmap_peft.multitask.task import Task
 
+from .data import DataSet
 from .means import BASE, HALVES, HARMONIC
 from .predictions import SCHEMA, image_names
 from .run import Run
@@ -44,7 +48,44 @@ class Training:
     evaluate: Callable[[MultiTaskClassifier], Tables] | None = None
 
 
-def trainings(run: Run, tasks: list[Task]) -> list[Training]:
+@dataclass(frozen=True)
+class Target:
+    """A data set that evaluates and does not train, with its images and their split."""
+
+    data: DataSet
+    domains: dict[str, Dataset]
+    split: Split
+
+
+def read_targets(run: Run) -> list[Target]:
+    """The targets of a run, with as many training images, which are not used, as its own data set."""
+    return [Target(data, *data.read(run.fraction, run.shots, run.seed)) for data in run.targets]
+
+
+def evaluated(
+    domains: dict[str, Dataset], split: Split, targets: Sequence[Target]
+) -> tuple[dict[str, Dataset], Split]:
+    """The domains of a run and its targets, and a split of them: what trains, and what is evaluated."""
+    if not targets:
+        return domains, split
+    others = {f"{each.data.label}: {name}": data for each in targets for name, data in each.domains.items()}
+    files = {f"{each.data.label}: {name}": list(part) for each in targets for name, part in each.split.eval.items()}
+    train, nothing = {**split.train, **{name: [] for name in files}}, {name: [] for name in split.train}
+    return {**domains, **others}, Split(train, {**nothing, **files}, split.source)
+
+
+def without_duplicates(run: Run, domains: dict[str, Dataset], split: Split, targets: Sequence[Target]) -> Split:
+    """The split without training images that are near-duplicates of the targets' test images, if the data set drops
+    duplicates; those of its own test images were dropped when it was read."""
+    if not targets or not run.data.drop_duplicates:
+        return split
+    clean = drop_duplicates(*evaluated(domains, split, targets))
+    dropped = split.source.get("duplicates", 0) + clean.source["duplicates"]
+    train = {name: clean.train[name] for name in split.train}
+    return replace(split, train=train, source={**split.source, "duplicates": dropped})
+
+
+def trainings(run: Run, tasks: list[Task], targets: Sequence[Target] | None = None) -> list[Training]:
     """The classifiers that the protocol of a run trains, each with its evaluation.
 
     * `"multi_task"`: all tasks train, together or each alone, and are evaluated.
@@ -55,16 +96,26 @@ def trainings(run: Run, tasks: list[Task]) -> list[Training]:
       paper, section 4.2).
     * `"forgetting"`: the same, and the plain base after the training, as `<task>_base`.
     * `"leave_one_domain_out"`: each task in turn does not train, and its test images are classified.
+
+    `targets` are read if they are not given.
+
+    Raises:
+        ValueError: the tasks do not fit the protocol.
     """
     if run.protocol in ("multi_task", HARMONIC):
-        halves = run.protocol == HARMONIC
-        tasks = [_base(task) for task in tasks] if halves else tasks
+        if halves := run.protocol == HARMONIC:
+            tasks = [_base(task) for task in tasks]
+            _check_classes(run, tasks[0].trained_classes, tasks[0].class_names)
         parts = [[task] for task in tasks] if run.experiment.tasks == "alone" else [tasks]
         return [
             Training(part, (lambda classifier, part=part: _base_to_new(run, classifier, part)) if halves else None)
             for part in parts
         ]
     if run.protocol == "leave_one_domain_out":
+        if len(tasks) < 2:
+            raise ValueError("leave_one_domain_out trains all tasks but one, but there is one task only; add others.")
+        for task in tasks:
+            _check_classes(run, (tasks[1] if task is tasks[0] else tasks[0]).class_names, task.class_names)
         return [
             Training(
                 [other for other in tasks if other is not task],
@@ -72,19 +123,52 @@ def trainings(run: Run, tasks: list[Task]) -> list[Training]:
             )
             for task in tasks
         ]
-    targets = {f"{data.label}_{task.adapter}": task for data in run.targets for task in test_tasks(run, data, tasks)}
-    return [Training(tasks, lambda classifier: _targets(run, classifier, targets))]
+    if run.experiment.tasks == "alone" and len(tasks) > 1:
+        raise ValueError(
+            f"Experiment {run.experiment.name!r} trains each of {len(tasks)} tasks alone, so {run.protocol} would not "
+            "know which of the classifiers to evaluate; write tasks: together."
+        )
+    others = _target_tasks(run, tasks, read_targets(run) if targets is None else targets)
+    return [Training(tasks, lambda classifier: _targets(run, classifier, others))]
 
 
-def test_tasks(run: Run, data: Any, like: Sequence[Task]) -> list[Task]:
-    """The tasks of a data set with the test images that a run has of it, and the template of the run's tasks."""
-    domains, split = data.read(run.fraction, run.shots, run.seed)
-    return data.make_tasks(split, domains, like[0].template)
+def _target_tasks(run: Run, tasks: list[Task], targets: Sequence[Target]) -> dict[str, Task]:
+    """The tasks of the targets, by their names in results."""
+    others: dict[str, Task] = {}
+    for target in targets:
+        for task in target.data.make_tasks(target.split, target.domains, tasks[0].template):
+            name = f"{target.data.label}_{task.adapter}"
+            if name in others or name.endswith(BASE):
+                raise ValueError(
+                    f"A task of target {target.data.label!r} would be called {name!r} in the results, as another one "
+                    "or what the plain base gives; give the target another label, or rename its domain."
+                )
+            _check_classes(run, tasks[0].class_names, task.class_names)
+            others[name] = task
+    return others
+
+
+def _check_classes(run: Run, trained: Sequence[str], evaluated: Sequence[str]) -> None:
+    """Raise a `ValueError` if a method with parameters for each class would have to tell classes that do not train."""
+    new = sorted(set(evaluated) - set(trained))
+    if new and (run.experiment.method == "linear_probe" or run.experiment.config.get("num_classes")):
+        raise ValueError(
+            f"Experiment {run.experiment.name!r} has parameters for each class by itself, but with {run.protocol} "
+            f"images of classes that do not train are evaluated, such as {new[0]!r}; leave it out."
+        )
 
 
 def _base(task: Task) -> Task:
     """The task with the first half of its classes to train."""
-    return replace(task, classes_for_training=task.class_names[: math.ceil(len(task.class_names) / 2)])
+    half = math.ceil(len(task.class_names) / 2)
+    counts = np.bincount(task.labels("eval"), minlength=len(task.class_names))
+    if len(task.class_names) < 4 or not (counts[:half].any() and counts[half:].any()):
+        raise ValueError(
+            f"Task {task.name!r} has {len(task.class_names)} classes, {np.count_nonzero(counts)} of them with test "
+            "images, but base_to_new needs two classes or more in each half, and test images of each half; leave the "
+            "task out."
+        )
+    return replace(task, classes_for_training=task.class_names[:half])
 
 
 def _base_to_new(run: Run, classifier: MultiTaskClassifier, tasks: list[Task]) -> Tables:
@@ -128,9 +212,11 @@ def _of_first_task(run: Run, classifier: MultiTaskClassifier, task: Task, name: 
 
 
 def _texts(classifier: MultiTaskClassifier, task: Task) -> dict[str, Any]:
-    """The arguments of `predict` for the classes of a task that the classifier does not have."""
-    own = next(iter(classifier.tasks.values())).template
-    return {"class_names": task.class_names, "templates": None if task.template == own else task.template}
+    """The arguments of `predict` for the classes of a task that the classifier does not have. Where prompts replace
+    words, the words stay those of the training, as in the code of the methods' authors."""
+    same = all(each.template == task.template for each in classifier.tasks.values())
+    replaced = classifier.texts.placeholders and any(classifier.current_routes.values())
+    return {"class_names": task.class_names, "templates": None if same or replaced else task.template}
 
 
 def _table(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmap_peft.data.lists import read_names
+
 from .data import DataSet
 from .experiment import Experiment
 from .planted import planted_groups
@@ -36,6 +38,7 @@ class Study:
         reference (`str`, *optional*): the experiment that the report compares with the others. By default the best.
         model (`str`): the CLIP: a name on the Hub, a folder, or `"small_clip"`.
         training (`dict`): training arguments of all experiments. They override those of the experiments.
+        tasks (`str`, *optional*): how the tasks of all experiments train, instead of what the experiments say.
 
     Raises:
         ValueError: a field has an invalid value, or two experiments or two data sets have the same name.
@@ -56,6 +59,7 @@ class Study:
     reference: str | None = None
     model: str = SMALL_CLIP
     training: dict[str, Any] = field(default_factory=dict)
+    tasks: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "Study")
@@ -76,10 +80,14 @@ class Study:
         if not self.fractions and not self.shots:
             raise ValueError(f"Study {self.name!r} does not say how many images train; write fractions or shots.")
         experiments = self.experiments
-        if self.training:
-            experiments = [replace(one, training={**one.training, **self.training}) for one in experiments]
+        if self.training or self.tasks:
+            experiments = [
+                replace(one, training={**one.training, **self.training}, tasks=self.tasks or one.tasks)
+                for one in experiments
+            ]
             object.__setattr__(self, "experiments", experiments)
-        names_by_part = {"experiments": [one.name for one in experiments], "data": [one.label for one in self.data]}
+        names_by_part = {"experiments": [one.name for one in experiments]}
+        names_by_part |= {part: [one.label for one in getattr(self, part)] for part in ("data", "targets")}
         for part, names in names_by_part.items():
             if len(set(names)) < len(names):
                 raise ValueError(f"Study {self.name!r} has {part} of the same name, {sorted(names)}; rename one.")
@@ -98,7 +106,7 @@ class Study:
             what = "needs targets, data sets" if PROTOCOLS[self.protocol] else "takes no targets; leave them out"
             raise ValueError(f"protocol {self.protocol!r} of study {self.name!r} {what}.")
         alone = [one.name for one in self.experiments if one.tasks == "alone"]
-        if alone and self.protocol not in ("multi_task", "base_to_new"):
+        if alone and self.protocol == "leave_one_domain_out":
             raise ValueError(
                 f"Experiment {alone[0]!r} trains each task alone, which protocol {self.protocol!r} of study "
                 f"{self.name!r} has no use for; leave it out."
@@ -126,11 +134,17 @@ class Study:
                 check_mapping(entry, f"An entry of {part} in {path}")
                 if str(entry.get("suite", "")).endswith(".yaml"):
                     entry["suite"] = str(path.parent / entry["suite"])
+                if isinstance(entry.get("duplicates"), str):
+                    entry["duplicates"] = str(path.parent / Path(entry["duplicates"]).expanduser())
                 values[part][number] = build(DataSet, entry, f"{part} in {path}")
         return build(cls, values, path)
 
     def prepare(self) -> None:
-        """Download the data sets of all suites, so that what cannot be read is known before the first run."""
+        """Read all lists of duplicates and download the data sets of all suites, so that what cannot be read is known
+        before the first run."""
+        for data in (*self.data, *self.targets):
+            if data.duplicates:
+                read_names(Path(data.duplicates))
         for data in (*self.data, *self.targets):
             if data.suite:
                 data.suite_images()

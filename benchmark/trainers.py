@@ -42,9 +42,9 @@ def make_trainer(
 
 
 def images_per_class(tasks: Sequence[Task]) -> int:
-    """Training images of a class, the mean of all classes of all tasks, rounded up."""
+    """Training images of a class that trains, the mean over these of all tasks, rounded up."""
     images = sum(len(task.labels("train")) for task in tasks)
-    return math.ceil(images / sum(len(task.class_names) for task in tasks))
+    return math.ceil(images / sum(len(task.trained_classes) for task in tasks))
 
 
 @dataclass

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmark.experiment import Experiment
+from benchmark.reading import build
+from benchmark.run import PROTOCOLS
 from benchmark.study import Study
 
 
@@ -50,7 +53,10 @@ VALUES = {
     "ivlp_20_epochs": (0.0025, 4, 20, 4),
     "maple": (0.0035, 4, 5, 2),
     "promptsrc_50_epochs": (0.0025, 4, 50, 4),
+    "promptsrc_50_epochs_late": (0.0025, 4, 50, 4),
     "promptsrc_20_epochs": (0.0025, 4, 20, 4),
+    "maple_cross_dataset": (0.0026, 4, 2, 2),
+    "promptsrc_cross_dataset": (0.0025, 4, 20, 4),
 }
 
 
@@ -64,12 +70,27 @@ def test_values_are_those_of_the_sources():
     assert found == VALUES
 
 
-@pytest.mark.parametrize(("name", "mean", "std"), [("promptsrc_50_epochs", 30, 30), ("promptsrc_20_epochs", 15, 1)])
-def test_the_losses_and_the_gaussian_of_promptsrc(name, mean, std, tmp_path):
-    study = Study.read(FOLDER / "office_home_16_shots.yaml")
-    [experiment] = [each for each in study.experiments if each.name == name]
+@pytest.mark.parametrize("data", ["office_home", "mini_domainnet", "suite_coop"])
+def test_each_data_set_has_a_recipe_of_each_protocol(data):
+    recipes = [Study.read(FOLDER / f"{name}.yaml") for name in STUDIES if name.startswith(data)]
+    found = {study.protocol for study in recipes}
+    assert found == set(PROTOCOLS) - ({"leave_one_domain_out"} if data == "suite_coop" else set())
+    assert {shots for study in recipes if study.protocol == "multi_task" for shots in study.shots} == {1, 2, 4, 8, 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std", "depth"),
+    [
+        ("promptsrc_50_epochs", 30, 30, 9),
+        ("promptsrc_50_epochs_late", 45, 5, 9),
+        ("promptsrc_20_epochs", 15, 1, 9),
+        ("promptsrc_cross_dataset", 6, 10, 3),
+    ],
+)
+def test_the_losses_and_the_gaussian_of_promptsrc(name, mean, std, depth, tmp_path):
+    experiment = build(Experiment, {"name": name, **FILES[name]}, name)
     args, config = experiment.arguments(output_dir=str(tmp_path), use_cpu=True), experiment.peft_config()
-    assert config.depth == 9 and config.num_prompts == 4
+    assert config.depth == depth and config.num_prompts == 4
     assert args.regularization(config)[:3] == (25, 10, 1)
     epochs = args.num_train_epochs
     assert (args.regularization(config).average_mean * epochs, args.average_std * epochs) == pytest.approx((mean, std))

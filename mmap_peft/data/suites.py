@@ -228,6 +228,9 @@ class Suite:
         unknown = sorted(set(paths) - {task.name for task in self.tasks})
         if unknown:
             raise ValueError(f"paths has {short(unknown[0])}, which is no task of suite {self.name!r}.")
+        for task in self.tasks:  # before any is downloaded
+            if task.path is None and task.name not in paths:
+                raise ValueError(f"Task {task.name!r} has no data set on the Hub; give its folder.")
         return {task.name: task.read(paths.get(task.name)) for task in self.tasks}
 
     def make_tasks(self, domains: Mapping[str, Dataset], split: Split) -> list[Task]:

@@ -35,22 +35,18 @@ def adapter_card(
     """A card that says which method and base an adapter is of, and how PEFT loads it.
 
     Args:
-        config (`PeftConfig`): the method and its settings.
+        config (`PeftConfig`), chosen (`Mapping[str, float]`, *optional*): the method and its settings, and those that
+            take the place of some.
         base_model (`str`, *optional*), base_class (`str`): name or folder of the base, and the name of its class.
         parameters (`int`): the adapter's number of parameters.
         repo_id, places (*optional*): where the adapters will be, for the code example: the repository, and their
             folders in it.
         tasks (`int`): number of the tasks of the classifier that it belongs to; 0: it belongs to none.
-        chosen (`Mapping[str, float]`, *optional*): settings in place of those of the config.
     """
     base_id, known = hub_id(base_model), getattr(config, "method", None)  # PEFT's own configs have none
     name = shown_base(base_model) or base_class
-    metadata = ModelCardData(
-        base_model=base_id,
-        base_model_relation="adapter" if base_id else None,
-        library_name="peft",
-        tags=["mmap_peft", "clip"],
-    )
+    relation, tags = "adapter" if base_id else None, ["mmap_peft", "clip"]
+    metadata = ModelCardData(base_model=base_id, base_model_relation=relation, library_name="peft", tags=tags)
     values = {
         "method": getattr(known, "name", type(config).__name__.removesuffix("Config")),
         "source": getattr(known, "source", None),

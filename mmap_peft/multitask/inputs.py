@@ -45,12 +45,12 @@ def check_optimizer(classifier: Any, args: Any, optimizer: Any) -> None:
     of the default learning rate where it is far too high for the method."""
     default, config = type(args).learning_rate, classifier.adapter_config
     known = known_methods().get(config.peft_type)
-    if known and {group.get("initial_lr") for group in optimizer.param_groups} == {default}:
-        if default >= 10 * known.learning_rate:
-            logger.warning_once(
-                f"learning_rate={default}, the default, is for MmAP and far too high for {type(config).__name__}; "
-                f"begin with starting_learning_rate(config), which is {known.learning_rate}."
-            )
+    used = {group.get("initial_lr") for group in optimizer.param_groups}
+    if known and used == {default} and default >= 10 * known.learning_rate:
+        logger.warning_once(
+            f"learning_rate={default}, the default, is for MmAP and far too high for {type(config).__name__}; begin "
+            f"with starting_learning_rate(config), which is {known.learning_rate}."
+        )
     restricted = [task for task in classifier.tasks.values() if not task.trains_all_classes]
     parts = [classifier.adapter_set.class_parameters(task.adapter) for task in restricted]
     weights = {parameter for part in parts for parameter in part.values()}

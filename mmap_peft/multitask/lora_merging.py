@@ -97,7 +97,6 @@ def merge_lora(
             f"{len(scales)} weights were given for {len(parts)} classifiers; write one for each, or one for all."
         )
     rank = _rank(parts, rank)
-    _check_density(parts, density)
     state = _merged_state(base, parts, scales, density, rank)
     tasks, config = [task for part in parts for task in part.tasks], _plain(parts[0].config, rank)
     classifier = MultiTaskClassifier(base, processor, tasks, config, text_chunk=text_chunk)
@@ -178,8 +177,8 @@ def _check_density(parts: list[_Part], density: float) -> None:
     smallest = min(len(state[_of_b(name)]) * a[0].numel() for name, a in state.items() if name != _of_b(name))
     if not int(density * smallest):
         raise ValueError(
-            f"density={density} keeps none of the {smallest} elements of the smallest update; write {1 / smallest:.2g} "
-            "or more."
+            f"density={density} keeps none of the {smallest} elements of the smallest update; write "
+            f"{1 / smallest:.2g} or more."
         )
 
 
@@ -198,6 +197,7 @@ def _merged_state(
     base: PreTrainedModel, parts: list[_Part], scales: list[float], density: float, rank: int
 ) -> dict[str, torch.Tensor]:
     """The tensors of the merged adapter, made by PEFT. The base is as it was afterwards."""
+    _check_density(parts, density)
     names = [GLOBAL, *(f"part_{number}" for number in range(1, len(parts)))]
     modules = parts[0].config.target_modules  # PEFT cannot join a list of names and an expression
     configs = [replace(part.config, target_modules=modules, init_lora_weights=True) for part in parts]

@@ -126,6 +126,6 @@ def _check(regularization: Regularization, config: Any, probe_after: float | Non
     if regularization.average_mean and probe_after is not None:
         raise ValueError(
             f"probe_after={probe_after} trains probes for the prompts of the last step before, but with "
-            f"average_mean={regularization.average_mean} training results in other prompts; write average_mean=0.0, or "
-            "leave probe_after out."
+            f"average_mean={regularization.average_mean} training results in other prompts; write average_mean=0.0, "
+            "or leave probe_after out."
         )

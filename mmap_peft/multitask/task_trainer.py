@@ -263,8 +263,8 @@ class TaskTrainer(CachingTrainer, RegularizedTrainer, TrainerCallback):
         elif not optimized <= training:
             raise ValueError(
                 "The optimizer that was given holds other parameters than those that train, since adapters were "
-                "replaced, filled or set to train after it was made; make a new one, or give optimizer_cls_and_kwargs, "
-                "from which the trainer makes an optimizer of the parameters that train."
+                "replaced, filled or set to train after it was made; make a new one, or give "
+                "optimizer_cls_and_kwargs, from which the trainer makes an optimizer of the parameters that train."
             )
 
     def checkpoint_state(self) -> dict[str, Any]:

@@ -49,9 +49,9 @@ class MMRLTokensConfig(PromptConfig):
     weight of 1 (0.01 to 7, by data set, in the authors' code).
 
     Left out are MMRL's representation features: the mean output of the tokens in the last layer of the vision tower,
-    with a projection of its own. So there is no cross entropy of these (weight 0.3), and that of `logits`, with a weight
-    of 0.7 in their code, has the weight 1, beside which their regularization weighs 0.7 times as much as there. Logits
-    are not added to those of these features for the classes of training. Accuracies of MMRL are not to be expected.
+    with a projection of its own. So there is no cross entropy of these (weight 0.3), and that of `logits` has a weight
+    of 1 instead of 0.7, beside which the regularization weighs 0.7 times as much as theirs. Logits are not added to
+    those of these features for the classes of training. Accuracies of MMRL are not to be expected.
 
     Args:
         num_prompts (`int`): number of tokens.

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmark.data import DataSet
+from benchmark.study import Study
 from mmap_peft.data.mini_domainnet import CLASS_NAMES, DOMAINS
 from mmap_peft.data.pictograms import draw
 
@@ -75,6 +76,15 @@ def test_duplicates_do_not_train_if_asked(tmp_path):
     data = DataSet("folder", str(tmp_path / "images"), drop_duplicates=True, duplicates=str(listed))
     assert data.settings == {**drops.settings, "duplicates": True}
     assert all("photo/sun/0.png" not in data.read(0.5, None, seed)[1].train["photo"] for seed in range(6))
+
+
+def test_a_list_of_duplicates_is_read_before_the_first_run_as_seen_from_the_study(study_file):
+    fields = {"name": "pictograms", "drop_duplicates": True, "duplicates": "../list.txt"}
+    path = study_file(data=[fields])
+    with pytest.raises(OSError, match=r"list\.txt"):
+        Study.read(path).prepare()
+    (path.parent.parent / "list.txt").write_text("print/sun/0.png\n")
+    Study.read(path).prepare()
 
 
 @pytest.mark.parametrize("fields", [{"drop_duplicates": "yes"}, {"drop_duplicates": 1}, {"duplicates": "list.txt"}])

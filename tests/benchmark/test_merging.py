@@ -81,6 +81,8 @@ def test_steps_for_each_shot(make_run):
     run = make_run("bitfit", styles=("print",), training=training, steps_per_shot=2)
     assert measure(run)["steps"] == 2 * IMAGES / 2
     assert measure(replace(run, fraction=None, shots=1))["steps"] == 2
+    half = replace(run, data=DataSet("pictograms", per_class=3, classes=[0, 4]), fraction=None, shots=2)
+    assert measure(replace(half, protocol="base_to_new"))["steps"] == 4  # of the classes that train
     limited = replace(run.experiment, training=SHORT)  # as by the `training` of a study
     assert measure(replace(run, experiment=limited))["steps"] == 2
 

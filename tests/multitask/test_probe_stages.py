@@ -138,5 +138,5 @@ def test_refusals(make, arguments, clip, processor, tasks):
         name = type(model.adapter_config).__name__
         with pytest.raises(ValueError, match=f"probes after prompts, but {name} has no probes"):
             MultiTaskTrainer(model=model, args=arguments(probe_after=0.5))
-    with pytest.raises(ValueError, match="training results in other prompts; write average_mean=0.0, or"):
+    with pytest.raises(ValueError, match=r"training results in other prompts; write average_mean=0\.0, or"):
         MultiTaskTrainer(model=make(), args=arguments(probe_after=0.5, average_mean=0.75))
