@@ -10,48 +10,16 @@ from typing import Any
 from peft import PeftConfig
 
 from mmap_peft.checking import Count, checked
-from mmap_peft.methods.bottleneck import BottleneckAdapterConfig
-from mmap_peft.methods.clip_adapter import CLIPAdapterConfig
-from mmap_peft.methods.clip_lora import clip_lora_config
-from mmap_peft.methods.linear_probe import LinearProbeConfig
-from mmap_peft.methods.parameters import BitFitConfig, FullFineTuningConfig
-from mmap_peft.methods.peft_configs import ia3_config, ln_tuning_config, lora_config
-from mmap_peft.methods.tip_adapter import TipAdapterConfig
+from mmap_peft.methods import by_name
 from mmap_peft.multitask.arguments import MultiTaskTrainingArguments
 from mmap_peft.multitask.lora_merging import Density, Weights
 from mmap_peft.multitask.wise_ft import Share
-from mmap_peft.prompts.coop import CoOpConfig
-from mmap_peft.prompts.ivlp import IVLPConfig
-from mmap_peft.prompts.maple import MaPLeConfig
 from mmap_peft.prompts.method import Rank
-from mmap_peft.prompts.mmap import MmAPConfig
-from mmap_peft.prompts.mmrl_tokens import MMRLTokensConfig
-from mmap_peft.prompts.promptsrc import PromptSRCConfig
-from mmap_peft.prompts.vpt import VPTConfig
 
 from .reading import check_mapping, check_name
 
 
-METHODS: dict[str, Callable[..., PeftConfig] | None] = {
-    "zero_shot": None,
-    "mmap": MmAPConfig,
-    "coop": CoOpConfig,
-    "vpt": VPTConfig,
-    "ivlp": IVLPConfig,
-    "maple": MaPLeConfig,
-    "promptsrc": PromptSRCConfig,
-    "mmrl_tokens": MMRLTokensConfig,
-    "linear_probe": LinearProbeConfig,
-    "clip_adapter": CLIPAdapterConfig,
-    "tip_adapter": TipAdapterConfig,
-    "full_fine_tuning": FullFineTuningConfig,
-    "bitfit": BitFitConfig,
-    "bottleneck_adapter": BottleneckAdapterConfig,
-    "lora": lora_config,
-    "clip_lora": clip_lora_config,
-    "ln_tuning": ln_tuning_config,
-    "ia3": ia3_config,
-}
+METHODS: dict[str, Callable[..., PeftConfig] | None] = {"zero_shot": None, **by_name.METHODS}
 # Training arguments that an experiment cannot set, since the benchmark evaluates once, after the last step.
 FIXED = {
     "eval_strategy": "no",

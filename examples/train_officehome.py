@@ -29,7 +29,8 @@ class OfficeHome(TrainingData):
 
 def main() -> None:
     parser = CommandParser("train_officehome.py", [OfficeHome, MultiTaskTrainingArguments], __doc__)
-    chosen, args, _ = parser.parse(sys.argv[1:])
+    chosen, args, given = parser.parse(sys.argv[1:])
+    chosen.choose_learning_rate(args, given)
     domains = chosen.use_demo() if chosen.demo else read_data(chosen.data)
     split = chosen.split(domains, fraction=0.3 if chosen.demo else 0.1, seed=args.seed)
     tasks = make_named_tasks(domains, split, args.template, chosen.data)

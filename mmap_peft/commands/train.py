@@ -40,7 +40,8 @@ SHOWN = {
     "seed": "seed of the split and of training",
     "num_train_epochs": "how often each image trains",
     "max_steps": "number of steps, instead of epochs",
-    "learning_rate": "learning rate at the start",
+    "learning_rate": "learning rate at the start, by default that of the method",
+    **dict.fromkeys(("method", "config"), ""),
     "num_prompts": "",
     "template": "text of a class, with {} for its name",
     "augment": "random changes of images that train, such as crop+flip",
@@ -83,6 +84,7 @@ def main(argv: Sequence[str]) -> None:
     tasks = make_named_tasks(domains, split, args.template, data)
     _check_evaluation(tasks)
     _adapt(tasks, args, given)
+    own.choose_learning_rate(args, given)
     _say(tasks, split, args)
     train_and_compare(tasks, split, own, args, license=own.license, command=command_line(data, own, args))
     if args.process_index == 0:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+import yaml
 from datasets import Dataset
+from peft import PeftConfig
 from transformers import set_seed
 
+from ..checking import checked
+from ..data.folders import short
 from ..data.pictograms import pictogram_domains, small_clip
 from ..data.splits import Split, has_split, make_tasks, read_lists, split_at_random, split_of_folders
 from ..hub.repository import hub_id
+from ..keywords import check_keywords
+from ..methods.by_name import METHODS
 from ..multitask.arguments import MultiTaskTrainingArguments
 from ..multitask.classifier import MultiTaskClassifier
 from ..multitask.files import write_json
 from ..multitask.task import Task
 from ..multitask.trainer import MultiTaskTrainer
-from ..prompts.mmap import MmAPConfig
+from ..registration import starting_learning_rate
 from .reading import SPLIT_FILE, read_clip
 from .results import results, results_table
 
@@ -34,13 +41,42 @@ class TrainingData:
     fraction: Optional[float] = field(default=None, metadata={"help": "share of each class's images that train"})
     shots: Optional[int] = field(default=None, metadata={"help": "number of images of each class that train, instead"})
     split_dir: Optional[str] = field(default=None, metadata={"help": "folder of published lists of the images"})
-    num_prompts: int = field(default=4, metadata={"help": "prompts of an adapter in each layer"})
+    method: str = field(default="mmap", metadata={"help": "what trains, such as lora or linear_probe"})
+    config: Optional[str] = field(default=None, metadata={"help": "settings of the method, such as '{probe: true}'"})
+    num_prompts: Optional[int] = field(default=None, metadata={"help": "prompts of an adapter in each layer"})
     demo: bool = field(default=False, metadata={"help": "train on pictograms and a small CLIP of this package"})
 
     def use_demo(self) -> dict[str, Dataset]:
         """Take the small CLIP, and return the images of Pictograms; `data` is its name then."""
         self.model, self.data = str(small_clip()), "Pictograms"
         return pictogram_domains()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.config, dict):  # of a YAML file
+            self.config = json.dumps(self.config)
+
+    def method_config(self) -> PeftConfig:
+        """The config of the method with the given settings. Raises a `ValueError` if there is no such method, or if it
+        refuses them."""
+        if self.method not in METHODS:
+            raise ValueError(f"{short(self.method)} is no method; write one of {', '.join(METHODS)}.")
+        expected = "expected settings such as '{probe: true}'"
+        try:
+            given = checked(yaml.safe_load(self.config or "{}"), dict[str, Any], "config", expected)
+        except yaml.YAMLError:
+            raise ValueError(f"Invalid value {short(self.config)} for `config`: {expected}.") from None
+        if self.num_prompts is not None:
+            given = {"num_prompts": self.num_prompts, **given}
+        make = METHODS[self.method]
+        try:
+            return check_keywords(type(make()))(make)(**given)
+        except TypeError as error:
+            raise ValueError(f"--method {self.method}: {error}") from None
+
+    def choose_learning_rate(self, args: MultiTaskTrainingArguments, given: Collection[str]) -> None:
+        """Set the learning rate to start with for the method if none is among the `given` arguments."""
+        if "learning_rate" not in given:
+            args.learning_rate = starting_learning_rate(self.method_config())
 
     def split(self, domains: Mapping[str, Dataset], fraction: float, seed: int) -> Split:
         """Which images train and which evaluate: what lists, folders or arguments say, else a `fraction` trains."""
@@ -75,8 +111,7 @@ def train_and_compare(
     start = time.perf_counter()
     set_seed(args.seed)
     clip, processor = read_clip(data.model)
-    config = MmAPConfig(num_prompts=data.num_prompts)
-    classifier = MultiTaskClassifier(clip, processor, tasks, config, seed=args.seed)
+    classifier = MultiTaskClassifier(clip, processor, tasks, data.method_config(), seed=args.seed)
     trainer = MultiTaskTrainer(model=classifier, args=args)
 
     with classifier.zero_shot():

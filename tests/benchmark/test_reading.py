@@ -167,3 +167,11 @@ def test_the_page_on_the_benchmark(tmp_path, monkeypatch):
         assert f"`{field}`" in page
     for field in (*vars(found.experiments[0]), *vars(found), *vars(found.data[0])):
         assert f"`{field}`" in page
+
+
+def test_the_study_of_variants_has_every_variant():
+    study = Study.read(ROOT / "studies" / "variants.yaml")
+    assert sorted(one.name for one in study.experiments) == [
+        path.stem for path in sorted((ROOT / "experiments" / "variants").glob("*.yaml"))
+    ]
+    assert {one.method for one in study.experiments} == {"mmap"}

@@ -16,10 +16,11 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageColumn
 from PIL import Image
 
-from mmap_peft import MultiTaskClassifier
+from mmap_peft import MultiTaskClassifier, MultiTaskTrainingArguments, starting_learning_rate
 from mmap_peft.commands import reading
 from mmap_peft.commands.parsing import CommandParser
 from mmap_peft.data.domains import read_folder
+from mmap_peft.methods.by_name import METHODS
 from mmap_peft_cli import COMMANDS
 
 from .conftest import QUIET, draw_folder
@@ -67,6 +68,18 @@ BAD = [  # arguments, and what the sentence says; {} is a trained model, [] its 
     (["train", "no/such"], "'no/such' is no folder here, and the Hub gives no data set of this name"),
     (["train", "./no such"], "'./no such' is no folder of images: neither a folder that exists nor a name"),
     (["train", "()"], "no image"),
+    (
+        ["train", "[]", "--method", "adapter"],
+        "'adapter' is no method; write one of mmap, coop, vpt,",
+    ),
+    (
+        ["train", "[]", "--method", "lora", "--num_prompts", "2"],
+        "--method lora: lora_config() got an unknown keyword 'num_prompts'; it takes",
+    ),
+    (["train", "[]", "--config", "{dept: 2}"], "did you mean 'depth'"),
+    (["train", "[]", "--config", "depth"], "expected settings such as '{probe: true}'"),
+    (["train", "[]", "--config", "{depth: "], "expected settings such as '{probe: true}'"),
+    (["train", "[]", "--config", "{depth: deep}"], "for `depth`"),
     (["train", "no.yaml"], "no.yaml: No such file or directory."),
     (["predict", "{}"], "FILES is missing; mmap-peft predict --help shows the arguments."),
     (["predict", "()", "x.png"], "holds no readable tasks.json"),
@@ -132,6 +145,23 @@ def test_training_says_what_it_did_and_the_command_of_the_card_trains_the_same(
     for name in ("print", "photo", "group_0"):
         file = Path(name, "adapter_model.safetensors")
         assert (tmp_path / "out" / file).read_bytes() == (trained / file).read_bytes()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_predicts(method, call, pictures, clip_folder, tmp_path):
+    settings = {"promptsrc": "{depth: 2}", "mmrl_tokens": "{first_layer: 1}", "mmap": "{probe: true}"}
+    words = ["--model", clip_folder, "--method", method, "--output_dir", tmp_path / "out", "--max_steps", 1]
+    words += ["--config", settings[method]] if method in settings else []
+    code, printed, told = call("train", pictures, *words, *QUIET)
+    assert code == 0, told
+    assert "Trained: " in printed
+    classifier = MultiTaskClassifier.from_pretrained(tmp_path / "out")
+    assert classifier.adapter_config.peft_type == METHODS[method]().peft_type
+    rate = classifier.record.settings.get("learning_rate", MultiTaskTrainingArguments.learning_rate)
+    assert rate == starting_learning_rate(classifier.adapter_config)
+    assert (f"--method {method}" in classifier.record.command) == (method != "mmap")
+    assert ("--config " in classifier.record.command) == (method in settings)
+    assert call("predict", tmp_path / "out", Path(pictures, "print"))[0] == 0
 
 
 def test_thirty_pictures_of_one_task_need_no_option(call, clip_folder, tmp_path, monkeypatch):
