@@ -37,7 +37,7 @@ def page():
 PROTOCOLS = ("base_to_new", "cross_dataset", "leave_one_domain_out", "forgetting")
 
 
-@pytest.mark.parametrize("name", ["pictograms", "planted", "stability", "ladder", *PROTOCOLS])
+@pytest.mark.parametrize("name", ["pictograms", "planted", "stability", "ladder", "few_shot", *PROTOCOLS])
 def test_the_report(name, tmp_path, no_pictures):
     study, results = committed(name, tmp_path)
     study, untuned = apply_choices(study, results)
@@ -46,9 +46,27 @@ def test_the_report(name, tmp_path, no_pictures):
     assert "Incomplete" not in text
 
 
-def test_the_methods_on_the_page(page):
-    text = (BENCHMARK / "results" / "pictograms" / "report.md").read_text()
-    assert text[text.index("| experiment | parameters") : text.index("\n\n## ")] in page
+@pytest.mark.parametrize("name", ["pictograms", "reviewers", "few_shot"])
+def test_the_methods_on_the_page(name, page):
+    text = (BENCHMARK / "results" / name / "report.md").read_text()
+    assert text[text.index("| experiment | parameters") :].partition("\n\n")[0] in page
+
+
+def test_the_winners_on_the_page(page):
+    """The most accurate method of both studies with up to so many parameters."""
+    rows = {}
+    for study in ("pictograms", "reviewers"):
+        summary = json.loads((BENCHMARK / "results" / study / "summary.json").read_text())
+        for place, some in summary.items():
+            rows.setdefault(place, []).extend(some)
+    lines = page[page.index("| parameters | at 10 %") :].partition("\n\n")[0].splitlines()[2:]
+    for line, bound in zip(lines, (0, 1_000, 4_000, 8_000, 20_000, 100_000, 10**9), strict=True):
+        best = [
+            max((row for row in some if row["trainable_parameters"] <= bound), key=lambda row: row["mean"])
+            for some in rows.values()
+        ]
+        cells = [cell for row in best for cell in (row["experiment"], f"{100 * row['mean']:.1f}")]
+        assert line.split(" | ")[1:] == [*cells[:-1], f"{cells[-1]} |"]
 
 
 COLUMNS = {  # of the table of protocols: study, and the tasks whose mean accuracy is shown; None: the protocol's mean
@@ -109,7 +127,7 @@ def test_the_groups_on_the_page(tmp_path, page):
 
 
 def test_the_choices(tmp_path):
-    for name in ("pictograms", "ablations", "first_layer", "cache_dtype"):
+    for name in ("pictograms", "reviewers", "ablations", "first_layer", "cache_dtype"):
         study, results = committed(name, tmp_path)
         assert set(choose(study, results)) == {one.name for one in study.experiments if one.grid}
         for file in ("choices.json", "choices.md"):

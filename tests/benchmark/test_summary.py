@@ -139,6 +139,11 @@ def test_a_gain_is_of_the_same_images(whole):
     rows[0].results[0]["split"] = "another"
     with pytest.raises(ValueError, match="for seed 0 are of different images"):
         gain(rows[1], rows[0])
+    rows[0].results[0] = {**rows[1].results[0], "test_images": "some"}
+    assert gain(rows[1], rows[0]) is not None  # results of earlier versions do not say which they were
+    rows[1].results[0]["test_images"] = "others"  # of the targets, say
+    with pytest.raises(ValueError, match="for seed 0 are of different images"):
+        gain(rows[1], rows[0])
     rows[0].results = {5: {}}
     assert gain(rows[1], rows[0]) is None
 
