@@ -50,8 +50,8 @@ class Experiment:
             groups, as the single-task baseline. `"merged"`: LoRA of each task alone, and then `merge_lora`.
         merging (`dict`): what follows the training: `alpha` of `wise_ft`, for full fine-tuning and BitFit, or
             arguments of `merge_lora`, for `tasks="merged"`.
-        steps_per_shot (`int`, *optional*): steps for each training image of a class, the mean of all classes, rounded
-            up; in place of `max_steps`, which overrides it.
+        steps_per_shot (`int`, *optional*): steps for each training image of a class, the mean of those that train,
+            rounded up; in place of `max_steps`, which overrides it.
         groups (`str`, *optional*): given groups of planted tasks: `"planted"`, the families, or `"random 1"` and so
             on, drawn at random, of the same sizes.
         routing (`bool`): also predict test images whose task is not given.

@@ -7,7 +7,7 @@ for each image as by `MultiTaskClassifier.predict` without a task.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -105,7 +105,7 @@ def trainings(run: Run, tasks: list[Task], targets: Sequence[Target] | None = No
     if run.protocol in ("multi_task", HARMONIC):
         if halves := run.protocol == HARMONIC:
             tasks = [_base(task) for task in tasks]
-            _check_classes(run, tasks[0].trained_classes, tasks[0].class_names)
+            _check_classes(run, tasks[0].trained_classes, tasks[:1])
         parts = [[task] for task in tasks] if run.experiment.tasks == "alone" else [tasks]
         return [
             Training(part, (lambda classifier, part=part: _base_to_new(run, classifier, part)) if halves else None)
@@ -114,8 +114,7 @@ def trainings(run: Run, tasks: list[Task], targets: Sequence[Target] | None = No
     if run.protocol == "leave_one_domain_out":
         if len(tasks) < 2:
             raise ValueError("leave_one_domain_out trains all tasks but one, but there is one task only; add others.")
-        for task in tasks:
-            _check_classes(run, (tasks[1] if task is tasks[0] else tasks[0]).class_names, task.class_names)
+        _check_classes(run, _of_all(tasks), tasks)
         return [
             Training(
                 [other for other in tasks if other is not task],
@@ -143,14 +142,19 @@ def _target_tasks(run: Run, tasks: list[Task], targets: Sequence[Target]) -> dic
                     f"A task of target {target.data.label!r} would be called {name!r} in the results, as another one "
                     "or what the plain base gives; give the target another label, or rename its domain."
                 )
-            _check_classes(run, tasks[0].class_names, task.class_names)
             others[name] = task
+    _check_classes(run, _of_all(tasks), others.values())
     return others
 
 
-def _check_classes(run: Run, trained: Sequence[str], evaluated: Sequence[str]) -> None:
+def _of_all(tasks: Sequence[Task]) -> set[str]:
+    """The classes that all tasks have: an image without a task may be given to any of them."""
+    return set.intersection(*(set(task.class_names) for task in tasks))
+
+
+def _check_classes(run: Run, trained: Iterable[str], tasks: Iterable[Task]) -> None:
     """Raise a `ValueError` if a method with parameters for each class would have to tell classes that do not train."""
-    new = sorted(set(evaluated) - set(trained))
+    new = sorted({name for task in tasks for name in task.class_names} - set(trained))
     if new and (run.experiment.method == "linear_probe" or run.experiment.config.get("num_classes")):
         raise ValueError(
             f"Experiment {run.experiment.name!r} has parameters for each class by itself, but with {run.protocol} "
@@ -213,10 +217,11 @@ def _of_first_task(run: Run, classifier: MultiTaskClassifier, task: Task, name: 
 
 def _texts(classifier: MultiTaskClassifier, task: Task) -> dict[str, Any]:
     """The arguments of `predict` for the classes of a task that the classifier does not have. Where prompts replace
-    words, the words stay those of the training, as in the code of the methods' authors."""
+    words, the words stay those of the training, as in the code of the methods' authors; a linear probe has none."""
     same = all(each.template == task.template for each in classifier.tasks.values())
     replaced = classifier.texts.placeholders and any(classifier.current_routes.values())
-    return {"class_names": task.class_names, "templates": None if same or replaced else task.template}
+    unused = not all(map(classifier.adapter_set.uses_texts, classifier.current_routes.values()))
+    return {"class_names": task.class_names, "templates": None if same or replaced or unused else task.template}
 
 
 def _table(

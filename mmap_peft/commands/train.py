@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.set_defaults(output_dir="out/DATA")
     own, args, place, given = parser.parse(argv)
+    own.choose_learning_rate(args, given)
     data = "Pictograms" if own.demo else place.data
     if not data:
         raise ValueError("DATA is missing; write the path of a folder of images, a name on the Hub, or --demo.")
@@ -84,7 +85,6 @@ def main(argv: Sequence[str]) -> None:
     tasks = make_named_tasks(domains, split, args.template, data)
     _check_evaluation(tasks)
     _adapt(tasks, args, given)
-    own.choose_learning_rate(args, given)
     _say(tasks, split, args)
     train_and_compare(tasks, split, own, args, license=own.license, command=command_line(data, own, args))
     if args.process_index == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -52,22 +53,20 @@ class TrainingData:
         return pictogram_domains()
 
     def __post_init__(self) -> None:
-        if isinstance(self.config, dict):  # of a YAML file
+        if self.config is not None and not isinstance(self.config, str):  # of a YAML file
             self.config = json.dumps(self.config)
 
     def method_config(self) -> PeftConfig:
         """The config of the method with the given settings. Raises a `ValueError` if there is no such method, or if it
         refuses them."""
-        if self.method not in METHODS:
-            raise ValueError(f"{short(self.method)} is no method; write one of {', '.join(METHODS)}.")
-        expected = "expected settings such as '{probe: true}'"
-        try:
-            given = checked(yaml.safe_load(self.config or "{}"), dict[str, Any], "config", expected)
-        except yaml.YAMLError:
-            raise ValueError(f"Invalid value {short(self.config)} for `config`: {expected}.") from None
+        if not isinstance(self.method, str) or self.method not in METHODS:
+            raise ValueError(f"{short(str(self.method))} is no method; write one of {', '.join(METHODS)}.")
+        make, given = METHODS[self.method], _read_settings(self.config or "{}")
         if self.num_prompts is not None:
-            given = {"num_prompts": self.num_prompts, **given}
-        make = METHODS[self.method]
+            if "num_prompts" in given or not hasattr(make(), "num_prompts"):
+                reason = "in --config as well" if "num_prompts" in given else f"no setting of {self.method}"
+                raise ValueError(f"--num_prompts {self.num_prompts} is {reason}; leave it out.")
+            given["num_prompts"] = self.num_prompts
         try:
             return check_keywords(type(make()))(make)(**given)
         except TypeError as error:
@@ -88,6 +87,23 @@ class TrainingData:
         if has_split(domains) and not chosen:
             return split_of_folders(domains)
         return split_at_random(domains, self.fraction if chosen else fraction, self.shots, seed)
+
+
+def _read_settings(text: str) -> dict[str, Any]:
+    """The settings in a text as JSON or YAML. Raises a `ValueError` if it holds none."""
+    expected = "expected settings such as '{probe: true}'"
+    try:
+        found = json.loads(text)
+    except ValueError:
+        try:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError:
+            found = text
+    for name, value in checked(found, dict[str, Any], "config", expected).items():
+        if isinstance(value, str):
+            with suppress(ValueError):  # YAML 1.1 takes 1e-3 for text
+                found[name] = float(value)
+    return found
 
 
 def make_named_tasks(domains: Mapping[str, Dataset], split: Split, template: Any, data: str) -> list[Task]:

@@ -46,10 +46,10 @@ def check_optimizer(classifier: Any, args: Any, optimizer: Any) -> None:
     default, config = type(args).learning_rate, classifier.adapter_config
     known = known_methods().get(config.peft_type)
     used = {group.get("initial_lr") for group in optimizer.param_groups}
-    if known and used == {default} and default >= 10 * known.learning_rate:
+    if known and used == {default} and default > 10 * known.learning_rate:
         logger.warning_once(
-            f"learning_rate={default}, the default, is for MmAP and far too high for {type(config).__name__}; begin "
-            f"with starting_learning_rate(config), which is {known.learning_rate}."
+            f"learning_rate={default}, which is also the default, is far more than usual for {type(config).__name__}; "
+            f"starting_learning_rate(config) is {known.learning_rate}."
         )
     restricted = [task for task in classifier.tasks.values() if not task.trains_all_classes]
     parts = [classifier.adapter_set.class_parameters(task.adapter) for task in restricted]

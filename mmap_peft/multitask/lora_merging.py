@@ -178,7 +178,7 @@ def _check_density(parts: list[_Part], density: float) -> None:
     if not int(density * smallest):
         raise ValueError(
             f"density={density} keeps none of the {smallest} elements of the smallest update; write "
-            f"{1 / smallest:.2g} or more."
+            f"{2 / smallest:.1g} or more."
         )
 
 

@@ -221,8 +221,8 @@ class Task:
         missing = [repr(self.class_names[number]) for number in self.trained_numbers if not counts[number]]
         if missing:
             logger.warning(
-                "Task %r has no training image of %s%s; what is learnt of the other classes alone, such as a linear "
-                "probe or the cache of a Tip-Adapter, hardly ever predicts them.",
+                "Task %r has no training image of %s%s; a linear probe or the cache of a Tip-Adapter will hardly ever "
+                "predict them, prompts can by their texts.",
                 self.name,
                 ", ".join(missing[:10]),
                 f" and {len(missing) - 10} more classes" if len(missing) > 10 else "",

@@ -86,7 +86,7 @@ class TaskTrainer(CachingTrainer, RegularizedTrainer, TrainerCallback):
         self.sampler: TaskSampler | None = None
         self.add_callback(self)
         self._optimizer_given = self.optimizer is not None or self.lr_scheduler is not None
-        self._seconds_waiting, self._not_finite = 0.0, NotFinite()  # for batches, in this training
+        self._seconds_waiting, self._not_finite = 0.0, NotFinite()  # waiting for batches
         tasks = 1 if args.sharing == "none" else len(model.tasks)
         self._aggregator = None if args.aggregator is None else find_aggregator(args.aggregator, tasks)
         if self.is_fsdp_enabled:

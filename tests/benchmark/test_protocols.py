@@ -11,11 +11,19 @@ from transformers import set_seed
 from benchmark.data import DataSet
 from benchmark.experiment import Experiment
 from benchmark.measure import measure
-from benchmark.protocols import Target, evaluated, read_targets, trainings, without_duplicates
+from benchmark.protocols import Target, _texts, evaluated, read_targets, trainings, without_duplicates
 from benchmark.run import PROTOCOLS, Run
 from benchmark.study import Study
 from benchmark.trainers import train
-from mmap_peft import CoOpConfig, MaPLeConfig, MmAPConfig, MultiTaskClassifier, Task, TaskGrouping
+from mmap_peft import (
+    CoOpConfig,
+    LinearProbeConfig,
+    MaPLeConfig,
+    MmAPConfig,
+    MultiTaskClassifier,
+    Task,
+    TaskGrouping,
+)
 from mmap_peft.data.duplicates import find_duplicates
 from mmap_peft.data.pictograms import CLASS_NAMES
 from mmap_peft.data.splits import Split
@@ -153,7 +161,7 @@ def test_parameters_of_each_class_are_refused_before_training_where_classes_are_
     tasks = tasks_of(run)
     if protocol == "leave_one_domain_out":
         assert len(trainings(run, tasks)) == 4  # they have the same classes
-        tasks[2] = Task("sketch", [*tasks[2].class_names[:4], "new"])
+        tasks[2] = Task("sketch", tasks[2].class_names[:4])  # images of others may be given to it
     elif protocol == "cross_dataset":
         assert trainings(replace(run, targets=(run.data,)), tasks)
     with pytest.raises(ValueError, match=f"'own' has parameters for each class by itself, but with {protocol} images"):
@@ -212,6 +220,15 @@ def test_a_target_with_templates_of_its_own(config, template, clip, processor):
             expected = classifier.predict(images, "print", class_names=classes, templates=templates)
         found = tables[name]["probability_predicted"]
         np.testing.assert_allclose(found, expected.probabilities.amax(1), atol=1e-5)
+
+
+def test_a_linear_probe_gets_no_templates(clip, processor):
+    tasks = tasks_of(run_of("cross_dataset", "mmap"))
+    probe = MultiTaskClassifier(clip, processor, tasks, LinearProbeConfig())
+    like = Task("like", tasks[0].class_names, template="{} texture.")
+    assert _texts(probe, like)["templates"] is None
+    with probe.zero_shot():
+        assert _texts(probe, like)["templates"] == "{} texture."
 
 
 def test_tasks_with_several_templates_are_no_reason_to_leave_out_that_of_a_target(clip, processor):

@@ -16,9 +16,10 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageColumn
 from PIL import Image
 
-from mmap_peft import MultiTaskClassifier, MultiTaskTrainingArguments, starting_learning_rate
+from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainingArguments, starting_learning_rate
 from mmap_peft.commands import reading
 from mmap_peft.commands.parsing import CommandParser
+from mmap_peft.commands.training import TrainingData
 from mmap_peft.data.domains import read_folder
 from mmap_peft.methods.by_name import METHODS
 from mmap_peft_cli import COMMANDS
@@ -74,9 +75,10 @@ BAD = [  # arguments, and what the sentence says; {} is a trained model, [] its 
     ),
     (
         ["train", "[]", "--method", "lora", "--num_prompts", "2"],
-        "--method lora: lora_config() got an unknown keyword 'num_prompts'; it takes",
+        "--num_prompts 2 is no setting of lora; leave it out",
     ),
     (["train", "[]", "--config", "{dept: 2}"], "did you mean 'depth'"),
+    (["train", "[]", "--config", "{num_prompts: 4}", "--num_prompts", "2"], "--num_prompts 2 is in --config as well"),
     (["train", "[]", "--config", "depth"], "expected settings such as '{probe: true}'"),
     (["train", "[]", "--config", "{depth: "], "expected settings such as '{probe: true}'"),
     (["train", "[]", "--config", "{depth: deep}"], "for `depth`"),
@@ -145,6 +147,26 @@ def test_training_says_what_it_did_and_the_command_of_the_card_trains_the_same(
     for name in ("print", "photo", "group_0"):
         file = Path(name, "adapter_model.safetensors")
         assert (tmp_path / "out" / file).read_bytes() == (trained / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("{probe: true, probe_scale: 1e-3}", {"probe": True, "probe_scale": 1e-3}),
+        ('{"init_std": 5e-05}', {"init_std": 5e-05}),
+        ({"probe": True, "init_std": 0.00005}, {"probe": True, "init_std": 5e-05}),  # of a YAML file
+        (None, {}),
+    ],
+)
+def test_settings_of_a_method_as_yaml_json_and_in_a_file(config, expected):
+    found = TrainingData(config=config).method_config()
+    assert found == MmAPConfig(**expected)
+    for wrong in ("3", "true", "[a]", "text"), (3, True, ["a"], "text"):
+        for each in wrong:
+            with pytest.raises(ValueError, match="for `config`: expected settings such as"):
+                TrainingData(config=each).method_config()
+    with pytest.raises(ValueError, match="is no method; write one of mmap"):
+        TrainingData(method=["lora"]).method_config()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,5 +1,7 @@
 """Merged LoRA adapters are TIES of their updates, as numpy computes it."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -205,6 +207,13 @@ def test_parts_that_do_not_fit_together(make):
 def test_settings_out_of_range(make, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         merge_lora([make(0), make(1)], **fields)
+
+
+def test_the_density_that_an_error_names_is_enough(make):
+    with pytest.raises(ValueError, match="keeps none") as error:
+        merge_lora([make(0), make(1)], density=1e-4)
+    found = re.search(r"write (\S+) or more", str(error.value)).group(1)
+    merge_lora([make(0), make(1)], density=float(found))
 
 
 @pytest.mark.parametrize("given", [[], iter(()), None, "folder"])
