@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-import yaml
 from datasets import Dataset
 from peft import PeftConfig
 from transformers import set_seed
@@ -43,7 +41,7 @@ class TrainingData:
     shots: Optional[int] = field(default=None, metadata={"help": "number of images of each class that train, instead"})
     split_dir: Optional[str] = field(default=None, metadata={"help": "folder of published lists of the images"})
     method: str = field(default="mmap", metadata={"help": "what trains, such as lora or linear_probe"})
-    config: Optional[str] = field(default=None, metadata={"help": "settings of the method, such as '{probe: true}'"})
+    config: Optional[str] = field(default=None, metadata={"help": """settings of the method, as JSON: '{"r": 4}'"""})
     num_prompts: Optional[int] = field(default=None, metadata={"help": "prompts of an adapter in each layer"})
     demo: bool = field(default=False, metadata={"help": "train on pictograms and a small CLIP of this package"})
 
@@ -90,20 +88,12 @@ class TrainingData:
 
 
 def _read_settings(text: str) -> dict[str, Any]:
-    """The settings in a text as JSON or YAML. Raises a `ValueError` if it holds none."""
-    expected = "expected settings such as '{probe: true}'"
+    """The settings in a text, which is a JSON object. Raises a `ValueError` if it is none."""
     try:
         found = json.loads(text)
     except ValueError:
-        try:
-            found = yaml.safe_load(text)
-        except yaml.YAMLError:
-            found = text
-    for name, value in checked(found, dict[str, Any], "config", expected).items():
-        if isinstance(value, str):
-            with suppress(ValueError):  # YAML 1.1 takes 1e-3 for text
-                found[name] = float(value)
-    return found
+        found = text
+    return checked(found, dict[str, Any], "config", """expected settings such as '{"probe": true}'""")
 
 
 def make_named_tasks(domains: Mapping[str, Dataset], split: Split, template: Any, data: str) -> list[Task]:

@@ -77,11 +77,14 @@ BAD = [  # arguments, and what the sentence says; {} is a trained model, [] its 
         ["train", "[]", "--method", "lora", "--num_prompts", "2"],
         "--num_prompts 2 is no setting of lora; leave it out",
     ),
-    (["train", "[]", "--config", "{dept: 2}"], "did you mean 'depth'"),
-    (["train", "[]", "--config", "{num_prompts: 4}", "--num_prompts", "2"], "--num_prompts 2 is in --config as well"),
-    (["train", "[]", "--config", "depth"], "expected settings such as '{probe: true}'"),
-    (["train", "[]", "--config", "{depth: "], "expected settings such as '{probe: true}'"),
-    (["train", "[]", "--config", "{depth: deep}"], "for `depth`"),
+    (["train", "[]", "--config", '{"dept": 2}'], "did you mean 'depth'"),
+    (
+        ["train", "[]", "--config", '{"num_prompts": 4}', "--num_prompts", "2"],
+        "--num_prompts 2 is in --config as well",
+    ),
+    (["train", "[]", "--config", "depth"], "for `config`: expected settings such as"),
+    (["train", "[]", "--config", "{depth: "], "for `config`: expected settings such as"),
+    (["train", "[]", "--config", '{"depth": "deep"}'], "for `depth`"),
     (["train", "no.yaml"], "no.yaml: No such file or directory."),
     (["predict", "{}"], "FILES is missing; mmap-peft predict --help shows the arguments."),
     (["predict", "()", "x.png"], "holds no readable tasks.json"),
@@ -152,13 +155,13 @@ def test_training_says_what_it_did_and_the_command_of_the_card_trains_the_same(
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ("{probe: true, probe_scale: 1e-3}", {"probe": True, "probe_scale": 1e-3}),
+        ('{"probe": true, "probe_scale": 1e-3}', {"probe": True, "probe_scale": 1e-3}),
         ('{"init_std": 5e-05}', {"init_std": 5e-05}),
         ({"probe": True, "init_std": 0.00005}, {"probe": True, "init_std": 5e-05}),  # of a YAML file
         (None, {}),
     ],
 )
-def test_settings_of_a_method_as_yaml_json_and_in_a_file(config, expected):
+def test_settings_of_a_method_as_json_and_in_a_file(config, expected):
     found = TrainingData(config=config).method_config()
     assert found == MmAPConfig(**expected)
     for wrong in ("3", "true", "[a]", "text"), (3, True, ["a"], "text"):
@@ -171,7 +174,7 @@ def test_settings_of_a_method_as_yaml_json_and_in_a_file(config, expected):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_predicts(method, call, pictures, clip_folder, tmp_path):
-    settings = {"promptsrc": "{depth: 2}", "mmrl_tokens": "{first_layer: 1}", "mmap": "{probe: true}"}
+    settings = {"promptsrc": '{"depth": 2}', "mmrl_tokens": '{"first_layer": 1}', "mmap": '{"probe": true}'}
     words = ["--model", clip_folder, "--method", method, "--output_dir", tmp_path / "out", "--max_steps", 1]
     words += ["--config", settings[method]] if method in settings else []
     code, printed, told = call("train", pictures, *words, *QUIET)
