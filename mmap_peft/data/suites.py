@@ -118,10 +118,15 @@ class SuiteTask:
     def _where(self) -> str:
         return f"The data set of task {self.name!r}"
 
-    def _load(self, split: str, path: str | os.PathLike | None) -> Dataset:
+    def _source(self, path: str | os.PathLike | None) -> str:
+        """What is read. Raises a `ValueError` if there is neither a path nor a data set on the Hub."""
         source = self.path if path is None else os.path.expanduser(path)
         if source is None:
             raise ValueError(f"Task {self.name!r} has no data set on the Hub; give its folder.")
+        return source
+
+    def _load(self, split: str, path: str | os.PathLike | None) -> Dataset:
+        source = self._source(path)
         try:
             if path is None:
                 data = load_dataset(source, self.config, split=split, revision=self.revision)
@@ -229,8 +234,7 @@ class Suite:
         if unknown:
             raise ValueError(f"paths has {short(unknown[0])}, which is no task of suite {self.name!r}.")
         for task in self.tasks:  # before any is downloaded
-            if task.path is None and task.name not in paths:
-                raise ValueError(f"Task {task.name!r} has no data set on the Hub; give its folder.")
+            task._source(paths.get(task.name))
         return {task.name: task.read(paths.get(task.name)) for task in self.tasks}
 
     def make_tasks(self, domains: Mapping[str, Dataset], split: Split) -> list[Task]:

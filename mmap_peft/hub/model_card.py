@@ -32,8 +32,8 @@ def model_card(
     tasks, training, base_model = (description[name] for name in ("tasks", "training", "base_model"))
     base_id, prompted = hub_id(base_model), isinstance(config, PromptConfig)
     known_method = known_methods().get(config.peft_type)
-    method = known_method.name if known_method else type(config).__name__.removesuffix("Config")
-    method = f"{type(config).__name__.removesuffix('Config')} prompts" if prompted else method
+    name = type(config).__name__.removesuffix("Config")
+    method = f"{name} prompts" if prompted else known_method.name if known_method else name
     base = shown_base(base_model) or description["base_class"]
     title = f"{method} of {len(tasks)} tasks for {base}"
     sources = dict.fromkeys(task["dataset"] for task in tasks if task["dataset"])

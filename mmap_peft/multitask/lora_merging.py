@@ -164,7 +164,7 @@ def _check(classifier: Any, number: int) -> None:
 
 def _rank(parts: list[_Part], rank: int | None) -> int:
     """The rank of the merged adapter."""
-    pairs = [[(a, part.state[_of_b(name)]) for name, a in part.state.items() if name != _of_b(name)] for part in parts]
+    pairs = [_pairs(part.state) for part in parts]
     largest = min(min(len(b), a[0].numel()) for a, b in pairs[0])
     if rank is not None and rank > largest:
         raise ValueError(f"rank={rank} is larger than the smallest of the merged matrices; write {largest} or less.")
@@ -173,8 +173,7 @@ def _rank(parts: list[_Part], rank: int | None) -> int:
 
 def _check_density(parts: list[_Part], density: float) -> None:
     """Raise a `ValueError` if no element of an update would be kept."""
-    state = parts[0].state
-    smallest = min(len(state[_of_b(name)]) * a[0].numel() for name, a in state.items() if name != _of_b(name))
+    smallest = min(len(b) * a[0].numel() for a, b in _pairs(parts[0].state))
     if not int(density * smallest):
         raise ValueError(
             f"density={density} keeps none of the {smallest} elements of the smallest update; write "
@@ -186,6 +185,11 @@ def _plain(config: LoraConfig, rank: int) -> LoraConfig:
     """The settings of an adapter whose update is B A, with a scale of 1."""
     unset = {"rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "init_lora_weights": True}
     return replace(config, r=rank, lora_alpha=rank, inference_mode=False, **unset)
+
+
+def _pairs(state: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The matrices A and B of each update."""
+    return [(a, state[_of_b(name)]) for name, a in state.items() if name != _of_b(name)]
 
 
 def _of_b(name: str) -> str:
