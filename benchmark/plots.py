@@ -27,7 +27,8 @@ SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8),
 def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> None:
     """Plot the mean accuracy and its 95 % interval over the trainable parameters, on a logarithmic axis.
 
-    Marks are filled for all tasks together and hollow for each task alone. Zero-shot is a dashed line.
+    Marks are filled for all tasks together and hollow for each task alone. Zero-shot, and other methods that train
+    nothing, are lines.
 
     Args:
         rows (`Sequence[Row]`): the rows of one data set and amount.
@@ -39,8 +40,9 @@ def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> N
     points, halves, names = [], [], []
     for row in rows:
         mean = 100 * statistics.fmean(row.means)
-        if row.experiment.method == "zero_shot":
-            axes.axhline(mean, color="0.4", linestyle="--", label="zero-shot")
+        if not row.mean("trainable_parameters"):
+            style, label = ("--", "zero-shot") if row.experiment.method == "zero_shot" else (":", row.experiment.name)
+            axes.axhline(mean, color="0.4", linestyle=style, label=label)
             continue
         kind = "prompts" if isinstance(row.experiment.peft_config(), PromptConfig) else "other methods"
         alone = row.experiment.tasks == "alone"

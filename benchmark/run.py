@@ -98,8 +98,8 @@ class Run:
     @property
     def title(self) -> str:
         """`place` in words."""
-        name, _, amount = self.place.rpartition("_")
-        return f"{name}, {amount.replace('-percent', ' %').replace('-', ' ')}"
+        shots = "1 shot" if self.shots == 1 else f"{self.shots} shots"
+        return f"{self.data.label}, {f'{100 * self.fraction:g} %' if self.shots is None else shots}"
 
     @property
     def name(self) -> str:

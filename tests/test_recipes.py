@@ -46,6 +46,8 @@ def test_a_method_names_its_source_and_what_is_ours(name):
 # Rate, batch, epochs and prompts, as read in the authors' configs.
 VALUES = {
     "coop_50_epochs": (0.002, 32, 50, 16),
+    "coop_4_prompts_50_epochs": (0.002, 32, 50, 4),
+    "coop_4_prompts_200_epochs": (0.002, 32, 200, 4),
     "coop_100_epochs": (0.002, 32, 100, 16),
     "coop_200_epochs": (0.002, 32, 200, 16),
     "vpt": (0.0025, 4, 5, 8),

@@ -181,3 +181,10 @@ def test_a_plot_of_one_experiment(whole, tmp_path, name):
     rows = [Row(run.experiment, {0: full_result(run)}) for run in filled.runs()[:5] if run.experiment.name == name]
     plot_accuracy(rows, name, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5_000
+
+
+def test_a_plot_names_methods_that_train_nothing(study, tmp_path):
+    run = study({"tip_adapter": {"method": "tip_adapter"}}).runs()[0]
+    row = Row(run.experiment, {0: {**full_result(run), "trainable_parameters": 0}})
+    plot_accuracy([row], "title", tmp_path / "plot.svg")
+    assert "<!-- tip_adapter -->" in (tmp_path / "plot.svg").read_text("utf-8")
