@@ -69,6 +69,24 @@ def test_the_winners_on_the_page(page):
         assert line.split(" | ")[1:] == [*cells[:-1], f"{cells[-1]} |"]
 
 
+def test_the_variants_on_the_page(tmp_path, page):
+    study, results = committed("variants", tmp_path)
+    lines = results.read()
+    means = {}
+    for one in study.experiments:
+        (runs,) = study.validation_runs(one)
+        means[one.name.removeprefix("variant_")] = [100 * lines[run.name]["mean"] for run in runs]
+    rows = [
+        line.strip("| ").split(" | ") for line in page[page.index("| variant |") :].partition("\n\n")[0].split("\n")
+    ]
+    assert rows[2] == ["plain", f"{fmean(means['plain']):.1f}"]
+    for name, mean, difference, better in rows[3:]:
+        gains = [one - plain for one, plain in zip(means[name], means["plain"])]
+        assert [mean, difference] == [f"{fmean(means[name]):.1f}", f"{fmean(gains):+.1f}"]
+        assert better == str(sum(gain > 0 for gain in gains))
+    assert {row[0] for row in rows[2:]} == set(means)
+
+
 COLUMNS = {  # of the table of protocols: study, and the tasks whose mean accuracy is shown; None: the protocol's mean
     "base": ("base_to_new", lambda task: task.endswith("_base")),
     "new": ("base_to_new", lambda task: task.endswith("_new")),
@@ -127,7 +145,7 @@ def test_the_groups_on_the_page(tmp_path, page):
 
 
 def test_the_choices(tmp_path):
-    for name in ("pictograms", "reviewers", "ablations", "first_layer", "cache_dtype"):
+    for name in ("pictograms", "reviewers", "variants", "ablations", "first_layer", "cache_dtype"):
         study, results = committed(name, tmp_path)
         assert set(choose(study, results)) == {one.name for one in study.experiments if one.grid}
         for file in ("choices.json", "choices.md"):
