@@ -90,13 +90,13 @@ def merge_lora(
     checked(density, Density, "density")
     checked(weights, Weights, "weights")
     checked(rank, Rank | None, "rank")
-    parts, base, processor, text_chunk = _take(classifiers)
+    parts, base, processor, text_chunk = _take(classifiers, density, rank)
     scales = [weights] * len(parts) if isinstance(weights, int | float) else list(weights)
     if len(scales) != len(parts):
         raise ValueError(
             f"{len(scales)} weights were given for {len(parts)} classifiers; write one for each, or one for all."
         )
-    rank = _rank(parts, rank)
+    rank = rank or min(_largest_rank(parts[0]), sum(max(len(a) for a, _ in _pairs(part.state)) for part in parts))
     state = _merged_state(base, parts, scales, density, rank)
     tasks, config = [task for part in parts for task in part.tasks], _plain(parts[0].config, rank)
     classifier = MultiTaskClassifier(base, processor, tasks, config, text_chunk=text_chunk)
@@ -109,7 +109,9 @@ def merge_lora(
     return classifier.eval()
 
 
-def _take(classifiers: Iterable[MultiTaskClassifier]) -> tuple[list[_Part], PreTrainedModel, Any, int | None]:
+def _take(
+    classifiers: Iterable[MultiTaskClassifier], density: float, rank: int | None
+) -> tuple[list[_Part], PreTrainedModel, Any, int | None]:
     """The parts of the classifiers; and a copy of the base, the processor and `text_chunk` of the first."""
     if isinstance(classifiers, MultiTaskClassifier | str | Mapping) or not hasattr(classifiers, "__iter__"):
         raise ValueError(
@@ -131,6 +133,8 @@ def _take(classifiers: Iterable[MultiTaskClassifier]) -> tuple[list[_Part], PreT
         state = {name: tensor.clone() for name, tensor in classifier.adapter_state(GLOBAL).items()}
         config: Any = classifier.adapter_set.config_of(GLOBAL)
         parts.append(_Part(list(classifier.tasks.values()), replace(config), state, dict(classifier.record.zero_shot)))
+        if number == 0:  # before a generator trains the next one
+            _check_sizes(parts[0], density, rank)
         if state.keys() != parts[0].state.keys():
             raise ValueError(
                 f"classifiers[{number}] has LoRA of other modules than classifiers[0]; train adapters with the same "
@@ -162,23 +166,20 @@ def _check(classifier: Any, number: int) -> None:
             )
 
 
-def _rank(parts: list[_Part], rank: int | None) -> int:
-    """The rank of the merged adapter."""
-    pairs = [_pairs(part.state) for part in parts]
-    largest = min(min(len(b), a[0].numel()) for a, b in pairs[0])
-    if rank is not None and rank > largest:
-        raise ValueError(f"rank={rank} is larger than the smallest of the merged matrices; write {largest} or less.")
-    return rank or min(largest, sum(max(len(a) for a, _ in each) for each in pairs))
-
-
-def _check_density(parts: list[_Part], density: float) -> None:
-    """Raise a `ValueError` if no element of an update would be kept."""
-    smallest = min(len(b) * a[0].numel() for a, b in _pairs(parts[0].state))
+def _check_sizes(part: _Part, density: float, rank: int | None) -> None:
+    """Raise a `ValueError` if no element of an update would be kept, or a matrix has no such rank."""
+    smallest = min(len(b) * a[0].numel() for a, b in _pairs(part.state))
     if not int(density * smallest):
         raise ValueError(
             f"density={density} keeps none of the {smallest} elements of the smallest update; write "
             f"{2 / smallest:.1g} or more."
         )
+    if rank is not None and rank > (largest := _largest_rank(part)):
+        raise ValueError(f"rank={rank} is larger than the smallest of the merged matrices; write {largest} or less.")
+
+
+def _largest_rank(part: _Part) -> int:
+    return min(min(len(b), a[0].numel()) for a, b in _pairs(part.state))
 
 
 def _plain(config: LoraConfig, rank: int) -> LoraConfig:
@@ -201,7 +202,6 @@ def _merged_state(
     base: PreTrainedModel, parts: list[_Part], scales: list[float], density: float, rank: int
 ) -> dict[str, torch.Tensor]:
     """The tensors of the merged adapter, made by PEFT. The base is as it was afterwards."""
-    _check_density(parts, density)
     names = [GLOBAL, *(f"part_{number}" for number in range(1, len(parts)))]
     modules = parts[0].config.target_modules  # PEFT cannot join a list of names and an expression
     configs = [replace(part.config, target_modules=modules, init_lora_weights=True) for part in parts]

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -144,7 +145,9 @@ def serving(*command):
     """The address of a page that a command serves in a process of its own."""
     words = [str(word) for word in command]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        limit = threading.Timer(120, process.kill)  # a page that is never served ends the lines
         try:
+            limit.start()
             printed = []
             for line in process.stdout:
                 printed.append(line)
@@ -152,8 +155,10 @@ def serving(*command):
                     break
             else:
                 pytest.fail("".join(printed))
+            limit.cancel()
             yield found.group()
         finally:
+            limit.cancel()
             process.terminate()
 
 

@@ -209,6 +209,14 @@ def test_settings_out_of_range(make, fields, sentence):
         merge_lora([make(0), make(1)], **fields)
 
 
+@pytest.mark.parametrize("wrong", [{"density": 1e-4}, {"rank": 33}])
+def test_what_does_not_fit_is_refused_before_the_next_one_is_made(make, wrong):
+    made = []
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        merge_lora((made.append(number) or make(number) for number in (0, 1)), **wrong)
+    assert made == [0]
+
+
 def test_the_density_that_an_error_names_is_enough(make):
     with pytest.raises(ValueError, match="keeps none") as error:
         merge_lora([make(0), make(1)], density=1e-4)
