@@ -26,7 +26,8 @@ def ladder_lines(rows: Mapping[int, Sequence[Row]]) -> list[str]:
             groups = [len(result["groups"]) for result in row.results.values() if result["groups"]]
             cells = [tasks, row.experiment.name, accuracy, f"{row.mean('trainable_parameters'):,.0f}"]
             cells += [", ".join(map(str, groups)), f"{row.mean('seconds', 'train'):.0f}"]
-            cells += [f"{row.mean('seconds', 'step'):.2f}"]
+            step = row.mean("seconds", "step")
+            cells += ["" if step is None else f"{step:.2f}"]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 

@@ -28,11 +28,17 @@ def protocol_mean(protocol: str, accuracy: Mapping[str, Accuracy]) -> dict[str, 
     if protocol == HARMONIC:
         base, new = (_mean([value for name, value in accuracy.items() if name.endswith(half)]) for half in HALVES)
         return {"mean": 2 * base * new / np.maximum(base + new, 1e-12), "base": base, "new": new}
-    if protocol == "forgetting":
-        after = [value for name, value in accuracy.items() if name.endswith(BASE)]
-        adapted = [value for name, value in accuracy.items() if not name.endswith(BASE)]
-        return {"mean": _mean(adapted), "base_after_training": _mean(after)}
-    return {"mean": _mean(list(accuracy.values()))}
+    adapted = trained(protocol, accuracy)
+    after = [value for name, value in accuracy.items() if name not in adapted]
+    return {
+        "mean": _mean(list(adapted.values())),
+        **({"base_after_training": _mean(after)} if protocol == "forgetting" else {}),
+    }
+
+
+def trained(protocol: str, accuracy: Mapping[str, Accuracy]) -> dict[str, Accuracy]:
+    """The accuracies of what was trained: with `"forgetting"`, without those of the plain base."""
+    return {name: value for name, value in accuracy.items() if protocol != "forgetting" or not name.endswith(BASE)}
 
 
 def words(protocol: str) -> str:

@@ -29,8 +29,8 @@ from mmap_peft.multitask.files import write_json
 from mmap_peft.multitask.loading import WEIGHTS_FILE
 from mmap_peft.multitask.task_trainer import TaskTrainer
 
+from . import means
 from .machine import origin, peak_memory, reset_peak_memory, total_peak_memory
-from .means import protocol_mean
 from .planted_runs import PLANTED_RUNS
 from .predictions import accuracy_by_task, correct, predict
 from .protocols import AT_ONCE, Training, evaluated, read_targets, trainings, without_duplicates
@@ -189,8 +189,8 @@ def _summarise(run: Run, results: list[ClassifierResult], total_seconds: float) 
     return {
         "accuracy": accuracy,
         "correct": {task: bits for result in results for task, bits in result.correct.items()},
-        **protocol_mean(run.protocol, accuracy),
-        "worst": min(accuracy.values()),
+        **means.protocol_mean(run.protocol, accuracy),
+        "worst": min(means.trained(run.protocol, accuracy).values()),
         "groups": results[-1].groups,
         "trainable_parameters": parameters,
         "share_of_base": parameters / results[-1].base_size,
@@ -211,10 +211,10 @@ def _summarise(run: Run, results: list[ClassifierResult], total_seconds: float) 
 def _evaluate(trainer: TaskTrainer, run: Run, training: Training) -> dict[str, Any]:
     """The accuracy of each task, which of its test images were right, and all predictions."""
     classifier = trainer.model
-    if training.evaluate is not None:
-        table = pa.concat_tables(training.evaluate(classifier).values())
-        return {"accuracy": accuracy_by_task(table), "correct": correct(table), "predictions": table}
     with classifier.zero_shot() if run.experiment.method == "zero_shot" else nullcontext():
+        if training.evaluate is not None:
+            table = pa.concat_tables(training.evaluate(classifier).values())
+            return {"accuracy": accuracy_by_task(table), "correct": correct(table), "predictions": table}
         metrics, table = predict(trainer)
     tasks = [task.adapter for task in classifier.tasks.values()]
     accuracy = {task: metrics[f"eval_{task}_accuracy"] for task in tasks}

@@ -27,8 +27,7 @@ SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8),
 def plot_accuracy(rows: Sequence[Row], title: str, path: str | os.PathLike) -> None:
     """Plot the mean accuracy and its 95 % interval over the trainable parameters, on a logarithmic axis.
 
-    Marks are filled for all tasks together and hollow for each task alone. Zero-shot, and other methods that train
-    nothing, are lines.
+    Marks are filled for all tasks together and hollow for each task alone. What trains nothing is a line.
 
     Args:
         rows (`Sequence[Row]`): the rows of one data set and amount.

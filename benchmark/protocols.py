@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +40,7 @@ class Training:
     Args:
         tasks: the tasks that it is trained on.
         evaluate (*optional*): makes tables of predictions, as `predictions.predict`, by the name of what is evaluated.
-            `None`: its tasks are.
+            Zero-shot calls it inside `zero_shot()`. `None`: its tasks are evaluated.
     """
 
     tasks: list[Task]
@@ -108,7 +107,7 @@ def trainings(run: Run, tasks: list[Task], targets: Sequence[Target] | None = No
             _check_classes(run, tasks[0].trained_classes, tasks[:1])
         parts = [[task] for task in tasks] if run.experiment.tasks == "alone" else [tasks]
         return [
-            Training(part, (lambda classifier, part=part: _base_to_new(run, classifier, part)) if halves else None)
+            Training(part, (lambda classifier, part=part: _base_to_new(classifier, part)) if halves else None)
             for part in parts
         ]
     if run.protocol == "leave_one_domain_out":
@@ -118,7 +117,7 @@ def trainings(run: Run, tasks: list[Task], targets: Sequence[Target] | None = No
         return [
             Training(
                 [other for other in tasks if other is not task],
-                lambda classifier, task=task: {task.adapter: _unseen(run, classifier, task, task.adapter)},
+                lambda classifier, task=task: {task.adapter: _unseen(classifier, task, task.adapter)},
             )
             for task in tasks
         ]
@@ -175,44 +174,42 @@ def _base(task: Task) -> Task:
     return replace(task, classes_for_training=task.class_names[:half])
 
 
-def _base_to_new(run: Run, classifier: MultiTaskClassifier, tasks: list[Task]) -> Tables:
+def _base_to_new(classifier: MultiTaskClassifier, tasks: list[Task]) -> Tables:
     found = {}
     for task in tasks:
         new = [name for name in task.class_names if name not in task.trained_classes]
         for half, names in zip(HALVES, (task.trained_classes, new)):
             name = f"{task.adapter}{half}"
             found[name] = _table(
-                run, classifier, task, name, names,
+                task, name, names,
                 lambda images, task=task, names=names: classifier.predict(images, task.name, class_names=names),
             )  # fmt: skip
     return found
 
 
 def _targets(run: Run, classifier: MultiTaskClassifier, targets: dict[str, Task]) -> Tables:
-    found = {name: _unseen(run, classifier, task, name) for name, task in targets.items()}
+    found = {name: _unseen(classifier, task, name) for name, task in targets.items()}
     if run.protocol == "forgetting":
         for name, task in targets.items():
             with classifier.zero_shot():
-                found[f"{name}{BASE}"] = _of_first_task(run, classifier, task, f"{name}{BASE}")
+                found[f"{name}{BASE}"] = _of_first_task(classifier, task, f"{name}{BASE}")
     return found
 
 
-def _unseen(run: Run, classifier: MultiTaskClassifier, task: Task, name: str) -> pa.Table:
+def _unseen(classifier: MultiTaskClassifier, task: Task, name: str) -> pa.Table:
     """Predictions for a task that the classifier does not have."""
-    if run.experiment.method == "zero_shot" or len(set(classifier.routes.values())) == 1:
-        return _of_first_task(run, classifier, task, name)
+    if len(set(classifier.current_routes.values())) == 1:
+        return _of_first_task(classifier, task, name)
     if classifier.prototypes is None:
         classifier.compute_prototypes()
     texts = _texts(classifier, task)
-    return _table(run, classifier, task, name, task.class_names, lambda images: classifier.predict(images, **texts))
+    return _table(task, name, task.class_names, lambda images: classifier.predict(images, **texts))
 
 
-def _of_first_task(run: Run, classifier: MultiTaskClassifier, task: Task, name: str) -> pa.Table:
+def _of_first_task(classifier: MultiTaskClassifier, task: Task, name: str) -> pa.Table:
     """The same with the adapters of the classifier's first task, which are those of all tasks, or none."""
     first, texts = next(iter(classifier.tasks)), _texts(classifier, task)
-    return _table(
-        run, classifier, task, name, task.class_names, lambda images: classifier.predict(images, first, **texts)
-    )
+    return _table(task, name, task.class_names, lambda images: classifier.predict(images, first, **texts))
 
 
 def _texts(classifier: MultiTaskClassifier, task: Task) -> dict[str, Any]:
@@ -224,24 +221,21 @@ def _texts(classifier: MultiTaskClassifier, task: Task) -> dict[str, Any]:
     return {"class_names": task.class_names, "templates": None if same or replaced or unused else task.template}
 
 
-def _table(
-    run: Run, classifier: MultiTaskClassifier, task: Task, name: str, class_names: list[str], answer: Answer
-) -> pa.Table:
+def _table(task: Task, name: str, class_names: list[str], answer: Answer) -> pa.Table:
     """Predictions of the test images of these classes."""
     place = {each: number for number, each in enumerate(class_names)}
     labels = [task.class_names[number] for number in task.labels("eval")]
     rows = [row for row, label in enumerate(labels) if label in place]
     columns: dict[str, list[Any]] = {column: [] for column in SCHEMA.names}
-    files, plain = image_names(task), run.experiment.method == "zero_shot"
-    with classifier.zero_shot() if plain else nullcontext():
-        for start in range(0, len(rows), AT_ONCE):
-            some = rows[start : start + AT_ONCE]
-            found = answer(task.eval[some]["image"])
-            true, probabilities = [labels[row] for row in some], found.probabilities.numpy()
-            columns["task"] += [name] * len(some)
-            columns["image"] += [files[row] for row in some]
-            columns["true"] += true
-            columns["predicted"] += found.labels
-            columns["probability_true"] += probabilities[np.arange(len(some)), [place[each] for each in true]].tolist()
-            columns["probability_predicted"] += probabilities.max(axis=1).tolist()
+    files = image_names(task)
+    for start in range(0, len(rows), AT_ONCE):
+        some = rows[start : start + AT_ONCE]
+        found = answer(task.eval[some]["image"])
+        true, probabilities = [labels[row] for row in some], found.probabilities.numpy()
+        columns["task"] += [name] * len(some)
+        columns["image"] += [files[row] for row in some]
+        columns["true"] += true
+        columns["predicted"] += found.labels
+        columns["probability_true"] += probabilities[np.arange(len(some)), [place[each] for each in true]].tolist()
+        columns["probability_predicted"] += probabilities.max(axis=1).tolist()
     return pa.table(columns, SCHEMA)

@@ -33,6 +33,8 @@ def make_trainer(
     config = run.experiment.peft_config() or LinearProbeConfig()
     base = AutoModel.from_pretrained(name)
     classifier = MultiTaskClassifier(base, load_processor(name), tasks, config, seed=run.seed)
+    if run.experiment.tasks != "together" and getattr(config, "probe", False):
+        classifier.separate_adapters(run.seed)  # a probe belongs to an adapter of a task's own
     if run.experiment.steps_per_shot and "max_steps" not in run.experiment.training:
         args = copy.copy(args)
         args.max_steps = run.experiment.steps_per_shot * images_per_class(tasks)

@@ -40,7 +40,7 @@ def main() -> None:
         "train_minidomainnet.py", [MiniDomainNet, MultiTaskTrainingArguments], __doc__
     ).parse(sys.argv[1:])
     ours.choose_learning_rate(args, given)
-    images = ours.use_demo() if ours.demo else read_mini_domainnet(ours.data)
+    images = ours.use_demo(given) if ours.demo else read_mini_domainnet(ours.data)
     split = ours.split(images, fraction=0.3 if ours.demo else 0.1, seed=args.seed)
     train_and_compare(make_named_tasks(images, split, args.template, ours.data), split, ours, args)
 

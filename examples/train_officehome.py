@@ -31,7 +31,7 @@ def main() -> None:
     parser = CommandParser("train_officehome.py", [OfficeHome, MultiTaskTrainingArguments], __doc__)
     chosen, args, given = parser.parse(sys.argv[1:])
     chosen.choose_learning_rate(args, given)
-    domains = chosen.use_demo() if chosen.demo else read_data(chosen.data)
+    domains = chosen.use_demo(given) if chosen.demo else read_data(chosen.data)
     split = chosen.split(domains, fraction=0.3 if chosen.demo else 0.1, seed=args.seed)
     tasks = make_named_tasks(domains, split, args.template, chosen.data)
     train_and_compare(tasks, split, chosen, args)

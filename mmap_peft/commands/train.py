@@ -11,6 +11,7 @@ Folders called train and test say which images train; else 70 % of each class do
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -26,6 +27,7 @@ from ..multitask.arguments import MultiTaskTrainingArguments
 from ..multitask.record import changed_settings
 from ..multitask.saving import TASKS_FILE
 from ..multitask.task import Task
+from ..prompts.base import PromptConfig
 from .parsing import CommandParser
 from .reading import DATA_HELP, read_data
 from .training import TrainingData, make_named_tasks, train_and_compare
@@ -80,13 +82,13 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(
             f"{args.output_dir} holds a trained model; write another --output_dir, or --overwrite to replace it."
         )
-    domains = own.use_demo() if own.demo else read_data(data)
+    domains = own.use_demo({*given, *(["data"] if place.data else [])}) if own.demo else read_data(data)
     split = own.split(domains, 0.3 if own.demo else FRACTION, args.seed)
     tasks = make_named_tasks(domains, split, args.template, data)
     _check_evaluation(tasks)
-    _adapt(tasks, args, given)
+    _adapt(tasks, own, args, given)
     _say(tasks, split, args)
-    train_and_compare(tasks, split, own, args, license=own.license, command=command_line(data, own, args))
+    train_and_compare(tasks, split, own, args, license=own.license, command=command_line(data, own, args, given))
     if args.process_index == 0:
         print(f"\nNext: mmap-peft predict {shlex.quote(args.output_dir)} image.jpg")
 
@@ -100,9 +102,12 @@ def _check_evaluation(tasks: Sequence[Task]) -> None:
         )
 
 
-def _adapt(tasks: Sequence[Task], args: MultiTaskTrainingArguments, given: Collection[str]) -> None:
+def _adapt(
+    tasks: Sequence[Task], own: TrainArguments, args: MultiTaskTrainingArguments, given: Collection[str]
+) -> None:
     """Set what the data decide, of the arguments that were not given."""
-    if len(tasks) == 1 and not {"sharing", "grouping"} & set(given):
+    has_groups = isinstance(own.method_config(), PromptConfig)
+    if has_groups and len(tasks) == 1 and not {"sharing", "grouping"} & set(given):
         args.sharing = "none"  # there is nothing to group
     if "logging_steps" not in given:
         args.logging_steps = 0.05  # of all steps, for the curves of `mmap-peft report`
@@ -122,15 +127,17 @@ def _say(tasks: Sequence[Task], split: Split, args: MultiTaskTrainingArguments) 
     print(f"How the images were split: {how}.", file=sys.stderr)
 
 
-def command_line(data: str, own: TrainArguments, args: MultiTaskTrainingArguments) -> str:
-    """The command that trains the same again; folders are shown by their last name."""
+def command_line(data: str, own: TrainArguments, args: MultiTaskTrainingArguments, given: Collection[str] = ()) -> str:
+    """The command that trains the same again; folders are shown by their last name. Of the `given` arguments it has
+    those with default values, too, since the data or the method may decide what is not given."""
     names = [each.name for each in fields(own) if getattr(own, each.name) != each.default]
     values = {name: getattr(own, name) for name in names if name != "overwrite" and not (own.demo and name == "model")}
-    values |= {name: getattr(args, name) for name in changed_settings(args) if name != "processes"}
+    values |= {name: getattr(args, name) for name in changed_settings(args, given) if name != "processes"}
     words = ["mmap-peft", "train", *([] if own.demo else [_without_path(data)])]
     for name, value in values.items():
         texts = value if isinstance(value, list) else [_without_path(value) if name in PATHS else value]
-        words += [f"--{name}", *(str(getattr(text, "value", text)) for text in texts)]
+        texts = [json.dumps(text) if isinstance(text, dict) else getattr(text, "value", text) for text in texts]
+        words += [f"--{name}", *map(str, texts)]
     return shlex.join(words)
 
 

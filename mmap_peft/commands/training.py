@@ -45,8 +45,14 @@ class TrainingData:
     num_prompts: Optional[int] = field(default=None, metadata={"help": "prompts of an adapter in each layer"})
     demo: bool = field(default=False, metadata={"help": "train on pictograms and a small CLIP of this package"})
 
-    def use_demo(self) -> dict[str, Dataset]:
-        """Take the small CLIP, and return the images of Pictograms; `data` is its name then."""
+    def use_demo(self, given: Collection[str]) -> dict[str, Dataset]:
+        """Take the small CLIP, and return the images of Pictograms; `data` is its name then. Raises a `ValueError` if
+        other data or another model are among the `given` arguments."""
+        if replaced := sorted({"data", "model"} & set(given)):
+            raise ValueError(
+                f"--demo trains on Pictograms with the small CLIP of this package, so {' and '.join(replaced)} would "
+                "not be used; leave out --demo, or what it replaces."
+            )
         self.model, self.data = str(small_clip()), "Pictograms"
         return pictogram_domains()
 

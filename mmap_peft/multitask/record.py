@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
@@ -67,13 +68,14 @@ def versions() -> dict[str, str]:
     return {"mmap_peft": __version__, "python": python, **{name: version(name) for name in packages}}
 
 
-def changed_settings(args: TrainingArguments) -> dict[str, Any]:
-    """The seed, and the arguments of the method that differ from their defaults."""
+def changed_settings(args: TrainingArguments, given: Collection[str] = ()) -> dict[str, Any]:
+    """The seed, and the arguments of the method that differ from their defaults or are among those `given`."""
     values, settings = args.to_dict(), {"seed": args.seed}
     for argument in fields(args):
         default = argument.default if argument.default_factory is MISSING else argument.default_factory()
         default = getattr(default, "value", default)  # to_dict has the values of enumerations
-        if not _NOT_OF_THE_METHOD.fullmatch(argument.name) and values[argument.name] != default:
+        is_given = argument.name in given and values[argument.name] is not None
+        if not _NOT_OF_THE_METHOD.fullmatch(argument.name) and (is_given or values[argument.name] != default):
             settings[argument.name] = values[argument.name]
     if args.world_size > 1:
         settings["processes"] = args.world_size

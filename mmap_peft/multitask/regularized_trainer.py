@@ -14,7 +14,7 @@ from .averaging import AdapterAverage
 from .consistency import Consistency
 from .output import task_losses
 from .probe_stages import ProbeStages
-from .regularization_arguments import Regularization
+from .regularization_arguments import Regularization, RegularizationArguments
 from .templates import TEMPLATES
 
 
@@ -36,7 +36,7 @@ class RegularizedTrainer(ProbeStages):
     def __init__(self, **kwargs: Any) -> None:
         model, args = kwargs["model"], kwargs["args"]
         self._regularization = regularization = args.regularization(model.adapter_config)
-        _check(regularization, model.adapter_config, args.probe_after)
+        _check(regularization, model.adapter_config, args)
         self._consistency: Consistency | None = None
         self.average = AdapterAverage(model, 0.0, 1.0)
         super().__init__(**kwargs)
@@ -110,9 +110,17 @@ class RegularizedTrainer(ProbeStages):
         self.average.values = {}  # the adapters hold the average that was evaluated best
 
 
-def _check(regularization: Regularization, config: Any, probe_after: float | None) -> None:
+def _check(regularization: Regularization, config: Any, args: Any) -> None:
     """Raise a `ValueError` if a setting would have no effect on adapters with this config, or a wrong one."""
     name, towers = type(config).__name__, getattr(config, "towers", None)
+    text, image, logit = regularization[:3]
+    for setting, of, used in (
+        ("frozen_texts", "text_consistency and logit_consistency are", text or logit),
+        ("feature_distance", "text_consistency and image_consistency are", text or image),
+        ("average_std", "average_mean is", regularization.average_mean),
+    ):
+        if getattr(args, setting) != getattr(RegularizationArguments, setting) and not used:
+            raise ValueError(f"{setting}={getattr(args, setting)!r} would change nothing, since {of} 0; leave it out.")
     if any(regularization[:3]) and towers is None:
         raise ValueError(
             "The losses text_consistency, image_consistency and logit_consistency compare prompts with the CLIP "
@@ -123,9 +131,9 @@ def _check(regularization: Regularization, config: Any, probe_after: float | Non
             raise ValueError(
                 f"{loss} compares features of the {tower} tower, which {name} does not change; leave it out."
             )
-    if regularization.average_mean and probe_after is not None:
+    if regularization.average_mean and args.probe_after is not None:
         raise ValueError(
-            f"probe_after={probe_after} trains probes for the prompts of the last step before, but with "
+            f"probe_after={args.probe_after} trains probes for the prompts of the last step before, but with "
             f"average_mean={regularization.average_mean} training results in other prompts; write average_mean=0.0, "
             "or leave probe_after out."
         )

@@ -144,6 +144,15 @@ def test_the_same_run_gives_the_same_accuracies_and_alone_is_a_classifier_of_one
     assert set(alone["accuracy"]) == {"print", "photo"}
 
 
+@pytest.mark.parametrize("training", [{}, {"probe_after": 0.5, "max_steps": 2}])
+def test_a_task_alone_has_a_probe_on_top_of_its_prompts(run, training):
+    config = {"probe": True, "num_prompts": 4, "source_shape": [2, 4]}
+    experiment = Experiment("alone", "mmap", config, {**SHORT, **training}, tasks="alone")
+    alone = measure(replace(run, experiment=experiment))
+    without = measure(replace(run, experiment=replace(experiment, config={**config, "probe": False}, training=SHORT)))
+    assert alone["trainable_parameters"] > without["trainable_parameters"]
+
+
 def test_zero_shot_is_what_a_probe_starts_as(run):
     still = measure(replace(run, experiment=Experiment("z", "linear_probe", training={**SHORT, "learning_rate": 0.0})))
     zero = measure(replace(run, experiment=Experiment("z", "zero_shot")))

@@ -172,11 +172,12 @@ def test_rows_without_routing_have_no_table():
 
 
 def test_the_table_and_the_picture_of_a_ladder(tmp_path):
-    def rung(name, mean):
-        fields = {"groups": [["a"], ["b"]], "trainable_parameters": 900, "seconds": {"train": 3.0, "step": 0.25}}
+    def rung(name, mean, step=0.25):
+        fields = {"groups": [["a"], ["b"]], "trainable_parameters": 900, "seconds": {"train": 3.0, "step": step}}
         return Row(Experiment(name, "mmap"), {0: {"mean": mean, **fields}, 1: {"mean": mean, **fields}})
 
     rows = {4: [rung("one", 0.5), rung("groups", 0.6)], 8: [rung("one", 0.55), rung("groups", 0.7)]}
     assert ladder_lines(rows)[-1] == "| 8 | groups | 70.0 | 900 | 2, 2 | 3 | 0.25 |"
+    assert ladder_lines({4: [rung("zero_shot", 0.5, None)]})[-1] == "| 4 | zero_shot | 50.0 | 900 | 2, 2 | 3 |  |"
     plot_ladder(rows, tmp_path / "ladder.png")
     assert (tmp_path / "ladder.png").stat().st_size > 5000

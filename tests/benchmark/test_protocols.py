@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import set_seed
 
+from benchmark import means
 from benchmark.data import DataSet
 from benchmark.experiment import Experiment
 from benchmark.measure import measure
@@ -94,6 +95,7 @@ def test_other_data_sets(protocol, method):
         assert result["correct"][of_base] == plain["correct"][name]
     assert result["base_after_training"] == plain["mean"]
     assert result["mean"] == pytest.approx(np.mean([result["accuracy"][name] for name in names]))
+    assert result["worst"] == min(result["accuracy"][name] for name in names)
 
 
 def test_leave_one_domain_out(clip, processor):
@@ -242,6 +244,28 @@ def test_tasks_with_several_templates_are_no_reason_to_leave_out_that_of_a_targe
     images = target.data.make_tasks(target.split, target.domains, "{}")[3].eval["image"]
     expected = classifier.predict(images, class_names=CLASS_NAMES[5:8], templates="a photo of a {}.")
     np.testing.assert_allclose(table["probability_predicted"], expected.probabilities.amax(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["cross_dataset", "forgetting"])
+def test_zero_shot_uses_the_templates_of_a_target(protocol, monkeypatch):
+    targets = read_targets(run_of(protocol, "zero_shot"))
+    suite = [replace(each, data=Templated(each.data, "{} texture.")) for each in targets]
+    monkeypatch.setattr("benchmark.measure.read_targets", lambda run: suite)
+    seen = []
+    predict = MultiTaskClassifier.predict
+    monkeypatch.setattr(
+        MultiTaskClassifier, "predict", lambda *args, **of: seen.append(of["templates"]) or predict(*args, **of)
+    )
+    result = measure(run_of(protocol, "zero_shot"))
+    assert set(seen) == {"{} texture."}
+    if protocol == "forgetting":  # nothing is lost
+        assert result["mean"] == result["base_after_training"]
+
+
+def test_the_worst_task_is_one_of_what_was_trained():
+    accuracy = {"a": 0.6, "b": 0.5, "a_base": 0.4, "b_base": 0.3}
+    assert means.trained("forgetting", accuracy) == {"a": 0.6, "b": 0.5}
+    assert means.trained("base_to_new", accuracy) == accuracy
 
 
 class Templated:

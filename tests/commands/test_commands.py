@@ -19,6 +19,7 @@ from PIL import Image
 from mmap_peft import MmAPConfig, MultiTaskClassifier, MultiTaskTrainingArguments, starting_learning_rate
 from mmap_peft.commands import reading
 from mmap_peft.commands.parsing import CommandParser
+from mmap_peft.commands.train import TrainArguments, command_line
 from mmap_peft.commands.training import TrainingData
 from mmap_peft.data.domains import read_folder
 from mmap_peft.methods.by_name import METHODS
@@ -187,6 +188,46 @@ def test_every_method_trains_and_predicts(method, call, pictures, clip_folder, t
     assert (f"--method {method}" in classifier.record.command) == (method != "mmap")
     assert ("--config " in classifier.record.command) == (method in settings)
     assert call("predict", tmp_path / "out", Path(pictures, "print"))[0] == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_on_one_task(method, call, clip_folder, tmp_path):
+    draw_folder(tmp_path / "birds", ("photo",), ("sun", "cloud", "star"), 2)
+    config = {"promptsrc": '{"depth": 2}', "mmrl_tokens": '{"first_layer": 1}'}.get(method, "{}")
+    words = ["--model", clip_folder, "--method", method, "--output_dir", tmp_path / "out", "--max_steps", 1]
+    code, _, told = call("train", tmp_path / "birds", *words, "--config", config, *QUIET)
+    assert code == 0, told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--method", "maple", "--learning_rate", "0.03"],  # the default of mmap
+        ["--grouping", "gradient"],
+        ["--sharing", "groups", "--augment_scale", "0.5", "1.0"],
+        ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-06}'],
+    ],
+)
+def test_the_command_of_the_card_gives_the_same_arguments(words):
+    parser = CommandParser("train", [TrainArguments, MultiTaskTrainingArguments], "", {"data": ""})
+
+    def read(words):
+        own, args, place, given = parser.parse(words)
+        own.choose_learning_rate(args, given)
+        return args, given, command_line(place.data, own, args, given)
+
+    args, given, command = read(["birds", *words])
+    again, given_again, same = read(shlex.split(command)[2:])
+    assert command == same and given <= given_again
+    for name in given - {"method"}:
+        assert getattr(args, name) == getattr(again, name)
+
+
+@pytest.mark.parametrize("words", [["pictures"], ["--model", "openai/clip-vit-base-patch32"]])
+def test_a_demo_replaces_nothing_that_was_given(words, call):
+    code, _, told = call("train", *words, "--demo")
+    assert code == 2
+    assert "--demo trains on Pictograms with the small CLIP" in told
 
 
 def test_thirty_pictures_of_one_task_need_no_option(call, clip_folder, tmp_path, monkeypatch):

@@ -294,6 +294,23 @@ def test_a_loss_of_a_tower_without_prompts_is_refused(config, loss, tower, clip,
     MultiTaskTrainer(classifier, arguments(logit_consistency=1.0))
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "without", "with_it"),
+    [
+        ("frozen_texts", "task", {"image_consistency": 1.0}, {"logit_consistency": 1.0}),
+        ("feature_distance", "cosine", {"logit_consistency": 1.0}, {"image_consistency": 1.0}),
+        ("average_std", 0.1, {}, {"average_mean": 0.5}),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(
+    setting, value, without, with_it, clip, processor, tasks, arguments
+):
+    classifier = MultiTaskClassifier(clip, processor, tasks, MmAPConfig(num_prompts=4, source_shape=(2, 4)))
+    with pytest.raises(ValueError, match=f"{setting}={value!r} would change nothing"):
+        MultiTaskTrainer(classifier, arguments(**{setting: value}, **without))
+    MultiTaskTrainer(classifier, arguments(**{setting: value}, **with_it))
+
+
 def test_a_class_name_that_is_too_long_for_the_templates_stops_before_training(make, arguments):
     long = Task("long", ["sun", "a sun over a wall of snow"], template="{}", train=[])
     classifier = make(groups=False, own_tasks=[long])
