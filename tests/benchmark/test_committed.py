@@ -37,7 +37,9 @@ def page():
 PROTOCOLS = ("base_to_new", "cross_dataset", "leave_one_domain_out", "forgetting")
 
 
-@pytest.mark.parametrize("name", ["pictograms", "reviewers", "planted", "stability", "ladder", "few_shot", *PROTOCOLS])
+@pytest.mark.parametrize(
+    "name", ["pictograms", "reviewers", "five_seeds", "planted", "stability", "ladder", "few_shot", *PROTOCOLS]
+)
 def test_the_report(name, tmp_path, no_pictures):
     study, results = committed(name, tmp_path)
     study, untuned = apply_choices(study, results)
@@ -46,7 +48,7 @@ def test_the_report(name, tmp_path, no_pictures):
     assert "Incomplete" not in text
 
 
-@pytest.mark.parametrize("name", ["pictograms", "reviewers", "few_shot"])
+@pytest.mark.parametrize("name", ["pictograms", "reviewers", "five_seeds", "few_shot"])
 def test_the_methods_on_the_page(name, page):
     text = (BENCHMARK / "results" / name / "report.md").read_text()
     assert text[text.index("| experiment | parameters") :].partition("\n\n")[0] in page
@@ -145,7 +147,7 @@ def test_the_groups_on_the_page(tmp_path, page):
 
 
 def test_the_choices(tmp_path):
-    for name in ("pictograms", "reviewers", "variants", "ablations", "first_layer", "cache_dtype"):
+    for name in ("pictograms", "reviewers", "five_seeds", "variants", "ablations", "first_layer", "cache_dtype"):
         study, results = committed(name, tmp_path)
         assert set(choose(study, results)) == {one.name for one in study.experiments if one.grid}
         for file in ("choices.json", "choices.md"):
